@@ -1,0 +1,1 @@
+"""What SVDQuant is, in torch; works from a script without ComfyUI."""

@@ -1,0 +1,236 @@
+"""One quantized Linear: its tensors, and the single block of bytes that holds them.
+
+A host Linear is made of one or more rectangular parts: FLUX `linear1` is two parts stacked on rows, `linear2` two stacked
+on columns, every other layer one part. A part carries the tensors of kernels/format.py.
+
+The host moves, pages and counts one ordinary `weight` for each Linear, so all tensors of a layer are aligned slices of one
+flat uint8 tensor, the blob. `BlobLayout` says where each lies; it is plain data and travels as JSON.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..kernels.format import BLOB_ALIGNMENT, GROUP_SIZE_AWQ, GROUP_SIZE_INT4, GROUP_SIZE_NVFP4
+from .errors import CheckpointError
+
+HALF = (torch.bfloat16, torch.float16)
+FLOAT = (*HALF, torch.float32)
+E4M3 = (torch.float8_e4m3fn,)
+
+# scheme -> tensor name -> (shape in symbols, dtypes, required). K2 = K//2, G = K//group_size of the scheme.
+_LOW_RANK = {
+    "smooth_factor": (("K",), FLOAT, True),
+    "proj_down": (("K", "R"), FLOAT, True),
+    "proj_up": (("N", "R"), FLOAT, True),
+}
+# What no arithmetic here uses, kept so that a file can be written back byte for byte.
+_KEPT = {"smooth_factor_orig": (("K",), FLOAT, False), "stored_bias": (("N",), FLOAT, False)}
+SCHEME_TENSORS = {
+    "int4": {
+        "qweight": (("N", "K2"), (torch.int8,), True),
+        "wscales": (("G", "N"), FLOAT, True),
+        **_LOW_RANK,
+        "bias": (("N",), FLOAT, False),  # of a part stacked on columns; otherwise the bias belongs to the layer
+        **_KEPT,
+    },
+    "nvfp4": {
+        "qweight": (("N", "K2"), (torch.int8,), True),
+        "wscales": (("G", "N"), E4M3, True),
+        "wtscale": ((1,), FLOAT, False),
+        "wcscales": (("N",), FLOAT, False),
+        **_LOW_RANK,
+        "bias": (("N",), FLOAT, False),
+        **_KEPT,
+    },
+    "awq": {
+        "qweight": (("N", "K2"), (torch.int8,), True),
+        "wscales": (("G", "N"), FLOAT, True),
+        "wzeros": (("G", "N"), FLOAT, True),
+        **_KEPT,
+    },
+}
+GROUP_SIZE = {"int4": GROUP_SIZE_INT4, "nvfp4": GROUP_SIZE_NVFP4, "awq": GROUP_SIZE_AWQ}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A rectangle of a Linear's weight, quantized with one scheme.
+
+    Args:
+        scheme: "int4", "nvfp4" or "awq": a key of SCHEME_TENSORS.
+        rows: (start, stop) within the layer's out_features.
+        columns: (start, stop) within the layer's in_features.
+        act_unsigned: the layer sits behind a GELU and its int4 activations are shifted and unsigned.
+        tensors: name -> tensor, shapes and dtypes as SCHEME_TENSORS.
+    """
+
+    scheme: str
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    act_unsigned: bool = False
+    tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def get(self, name: str) -> Tensor | None:
+        return self.tensors.get(name)
+
+    @property
+    def out_features(self) -> int:
+        return self.rows[1] - self.rows[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.columns[1] - self.columns[0]
+
+    @property
+    def rank(self) -> int:
+        return self["proj_up"].shape[1] if "proj_up" in self.tensors else 0
+
+    def check(self, where: str) -> None:
+        """Raise CheckpointError unless every tensor is there with the right shape, dtype and finite scales.
+
+        Args:
+            where: file and layer, for the message.
+        """
+        table = SCHEME_TENSORS[self.scheme]
+        for name in self.tensors.keys() - table.keys():
+            raise CheckpointError(f"{where}: unexpected tensor {name} in a {self.scheme} layer.")
+        sizes = {
+            "N": self.out_features,
+            "K": self.in_features,
+            "K2": self.in_features // 2,
+            "G": self.in_features // GROUP_SIZE[self.scheme],
+            "R": self.rank,
+        }
+        for name, (symbols, dtypes, required) in table.items():
+            tensor = self.get(name)
+            if tensor is None:
+                if required:
+                    raise CheckpointError(f"{where}: {name} is missing. The file is incomplete; download it again.")
+                continue
+            expected = tuple(sizes.get(s, s) for s in symbols)
+            if tuple(tensor.shape) != expected:
+                raise CheckpointError(
+                    f"{where}: {name} has shape {tuple(tensor.shape)}, expected {expected} for a layer of "
+                    f"{self.in_features} inputs and {self.out_features} outputs. The file is damaged or of another model."
+                )
+            if tensor.dtype not in dtypes:
+                names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+                raise CheckpointError(
+                    f"{where}: {name} is {str(tensor.dtype).removeprefix('torch.')}, expected {names}."
+                )
+            if tensor.dtype != torch.int8 and not _is_finite(tensor):
+                raise CheckpointError(
+                    f"{where}: {name} holds NaN or infinite values. The file is damaged; download or quantize it again."
+                )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.dtype == torch.float8_e4m3fn:
+        return not bool(((tensor.view(torch.uint8) & 0x7F) == 0x7F).any())  # e4m3fn has NaN only
+    return bool(torch.isfinite(tensor).all())
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """All parts of one host Linear, and its bias.
+
+    Args:
+        in_features, out_features: of the host Linear.
+        parts: rectangles that tile the weight.
+        bias: (out_features,) or None; for act_unsigned parts it holds the shift correction already.
+    """
+
+    in_features: int
+    out_features: int
+    parts: tuple[Part, ...]
+    bias: Tensor | None = None
+
+    def to_blob(self) -> tuple[Tensor, "BlobLayout"]:
+        """Copy every tensor of every part into one flat uint8 tensor."""
+        offset, parts = 0, []
+        for part in self.parts:
+            slices = {}
+            for name, tensor in part.tensors.items():
+                slices[name] = BlobSlice(offset, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+                offset += -(-tensor.nbytes // BLOB_ALIGNMENT) * BLOB_ALIGNMENT
+            parts.append(BlobPart(part.scheme, part.rows, part.columns, part.act_unsigned, slices))
+        layout = BlobLayout(self.in_features, self.out_features, tuple(parts))
+        blob = torch.zeros(offset, dtype=torch.uint8, device=self.parts[0]["qweight"].device)
+        for part, stored in zip(self.parts, parts, strict=True):
+            for name, place in stored.slices.items():
+                place.read(blob).copy_(part[name])
+        return blob, layout
+
+
+@dataclass(frozen=True)
+class BlobSlice:
+    """Where one tensor lies in a blob."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    def read(self, blob: Tensor) -> Tensor:
+        """A view of the blob, no copy."""
+        dtype = getattr(torch, self.dtype)
+        count = dtype.itemsize
+        for size in self.shape:
+            count *= size
+        return blob[self.offset : self.offset + count].view(dtype).view(self.shape)
+
+
+@dataclass(frozen=True)
+class BlobPart:
+    """Where the tensors of one part lie in a blob."""
+
+    scheme: str
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    act_unsigned: bool
+    slices: dict[str, BlobSlice]
+
+
+@dataclass(frozen=True)
+class BlobLayout:
+    """Where everything lies in the blob of one layer."""
+
+    in_features: int
+    out_features: int
+    parts: tuple[BlobPart, ...]
+
+    def read(self, blob: Tensor, bias: Tensor | None = None) -> QuantizedLayer:
+        """Views of the blob as a layer, no copy. Do not keep them: the host replaces the bytes behind a parameter."""
+        parts = tuple(
+            Part(p.scheme, p.rows, p.columns, p.act_unsigned, {n: s.read(blob) for n, s in p.slices.items()})
+            for p in self.parts
+        )
+        return QuantizedLayer(self.in_features, self.out_features, parts, bias)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> "BlobLayout":
+        raw = json.loads(text)
+        parts = tuple(
+            BlobPart(
+                p["scheme"],
+                tuple(p["rows"]),
+                tuple(p["columns"]),
+                p["act_unsigned"],
+                {n: BlobSlice(s["offset"], tuple(s["shape"]), s["dtype"]) for n, s in p["slices"].items()},
+            )
+            for p in raw["parts"]
+        )
+        return BlobLayout(raw["in_features"], raw["out_features"], parts)
+
+
+def with_tensors(part: Part, **tensors: Tensor) -> Part:
+    """A copy of the part with some tensors replaced or added."""
+    return replace(part, tensors={**part.tensors, **tensors})
