@@ -1,0 +1,84 @@
+"""What a quantized layer computes, and the dense layer that it stands for."""
+
+import torch
+from torch import Tensor
+
+from ..kernels.format import GELU_SHIFT
+from ..kernels.linear import awq_linear, dequantize, svdquant_linear
+from .layer import Part, QuantizedLayer
+
+
+def apply_layer(
+    layer: QuantizedLayer,
+    x: Tensor,
+    compute: str,
+    lora_down: Tensor | None = None,
+    lora_up: Tensor | None = None,
+) -> Tensor:
+    """Run a layer on activations.
+
+    Args:
+        x: (..., in_features) float32, bfloat16 or float16.
+        compute: "w4a4", "w4a8" or "w4a16"; see kernels/linear.py.
+        lora_down, lora_up: (in_features, r) and (out_features, r), strength included, or None.
+
+    Returns:
+        (..., out_features) of x.dtype.
+    """
+    tokens = x.reshape(-1, layer.in_features)
+    if len(layer.parts) == 1:
+        out = _apply_part(layer.parts[0], tokens, compute, layer.bias, lora_down, lora_up)
+        return out.view(*x.shape[:-1], layer.out_features)
+    out = tokens.new_zeros(tokens.shape[0], layer.out_features)
+    last = layer.parts[-1]
+    for part in layer.parts:
+        # parts on columns sum up: the bias of the layer enters once, with the last of them
+        with_bias = layer.bias is not None and (part.in_features == layer.in_features or part is last)
+        bias = layer.bias[part.rows[0] : part.rows[1]] if with_bias else None
+        columns = tokens[:, part.columns[0] : part.columns[1]].contiguous()
+        down = None if lora_down is None else lora_down[part.columns[0] : part.columns[1]]
+        up = None if lora_up is None else lora_up[part.rows[0] : part.rows[1]]
+        out[:, part.rows[0] : part.rows[1]] += _apply_part(part, columns, compute, bias, down, up)
+    return out.view(*x.shape[:-1], layer.out_features)
+
+
+def _apply_part(
+    part: Part, x: Tensor, compute: str, bias: Tensor | None, lora_down: Tensor | None, lora_up: Tensor | None
+) -> Tensor:
+    own = part.get("bias")
+    if own is not None:
+        bias = own if bias is None else bias + own
+    if part.scheme == "awq":
+        return awq_linear(x, part.tensors, bias, lora_down, lora_up)
+    return svdquant_linear(x, part.tensors, part.scheme, compute, bias, lora_down, lora_up, part.act_unsigned)
+
+
+def dense_weight(layer: QuantizedLayer) -> Tensor:
+    """The weight that the layer stands for, smoothing undone and low-rank branch included: (N, K) float32."""
+    weight = torch.zeros(layer.out_features, layer.in_features, device=layer.parts[0]["qweight"].device)
+    for part in layer.parts:
+        weight[part.rows[0] : part.rows[1], part.columns[0] : part.columns[1]] = _dense_part(part)
+    return weight
+
+
+def dense_bias(layer: QuantizedLayer) -> Tensor | None:
+    """The bias that goes with dense_weight, GELU shift undone: (N,) float32, or None if the layer has none."""
+    own = [p for p in layer.parts if p.get("bias") is not None or p.act_unsigned]
+    if layer.bias is None and not own:
+        return None
+    device = layer.parts[0]["qweight"].device
+    bias = torch.zeros(layer.out_features, device=device) if layer.bias is None else layer.bias.float().clone()
+    for part in own:
+        if part.get("bias") is not None:
+            bias[part.rows[0] : part.rows[1]] += part["bias"].float()
+        if part.act_unsigned:
+            residual = dequantize(part.tensors, part.scheme) / part["smooth_factor"].float()
+            bias[part.rows[0] : part.rows[1]] += GELU_SHIFT * residual.sum(dim=1)
+    return bias
+
+
+def _dense_part(part: Part) -> Tensor:
+    weight = dequantize(part.tensors, part.scheme)
+    if part.scheme == "awq":
+        return weight
+    return weight / part["smooth_factor"].float() + part["proj_up"].float() @ part["proj_down"].float().T

@@ -1,0 +1,40 @@
+"""A whole quantized model in memory, under the host's names: what readers return and writers take."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .layer import QuantizedLayer
+from .models import Architecture
+
+
+@dataclass
+class QuantizedModel:
+    """Args:
+    architecture: which family it is.
+    layers: host module name -> quantized layer.
+    plain: host tensor name -> unquantized tensor.
+    metadata: key -> text, as a file carries it.
+    """
+
+    architecture: Architecture
+    layers: dict[str, QuantizedLayer] = field(default_factory=dict)
+    plain: dict[str, Tensor] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def precision(self) -> str:
+        """ "int4" or "nvfp4": the scheme of the SVDQuant parts."""
+        schemes = {part.scheme for layer in self.layers.values() for part in layer.parts} - {"awq"}
+        return "nvfp4" if "nvfp4" in schemes else "int4"
+
+    @property
+    def ranks(self) -> list[int]:
+        """The ranks that occur in the SVDQuant parts, ascending."""
+        return sorted({p.rank for layer in self.layers.values() for p in layer.parts if p.scheme != "awq"})
+
+    @property
+    def nbytes(self) -> int:
+        tensors = [t for layer in self.layers.values() for part in layer.parts for t in part.tensors.values()]
+        tensors += [layer.bias for layer in self.layers.values() if layer.bias is not None] + list(self.plain.values())
+        return sum(t.nbytes for t in tensors)

@@ -1,0 +1,83 @@
+"""FLUX.1 (dev, schnell, Krea, Kontext, Fill, Canny, Depth): host modules against nunchaku checkpoint layers.
+
+Source: the names of deepcompressor's converter and of diffusers' FluxTransformer2DModel; ComfyUI's comfy/ldm/flux.
+"""
+
+from .architecture import Architecture, BlockMap, LinearMap
+
+
+def _stream(host: str, suffix: str, modulation: str) -> tuple[LinearMap, ...]:
+    """The layers of the image or of the text stream of a double block."""
+    return (
+        LinearMap(f"{host}_mod.lin", (modulation,), modulation_chunks=6),
+        LinearMap(f"{host}_attn.qkv", (f"qkv_proj{suffix}",)),
+        LinearMap(f"{host}_attn.proj", (f"out_proj{suffix}",)),
+        LinearMap(f"{host}_mlp.0", (f"mlp{suffix}_fc1",)),
+        LinearMap(f"{host}_mlp.2", (f"mlp{suffix}_fc2",), unsigned=(0,)),
+    )
+
+
+DOUBLE_BLOCK = BlockMap(
+    host="double_blocks",
+    source="transformer_blocks",
+    linears=_stream("img", "", "norm1.linear") + _stream("txt", "_context", "norm1_context.linear"),
+    plain={
+        "img_attn.norm.query_norm.weight": ("norm_q.weight",),
+        "img_attn.norm.key_norm.weight": ("norm_k.weight",),
+        "txt_attn.norm.query_norm.weight": ("norm_added_q.weight",),
+        "txt_attn.norm.key_norm.weight": ("norm_added_k.weight",),
+    },
+)
+
+SINGLE_BLOCK = BlockMap(
+    host="single_blocks",
+    source="single_transformer_blocks",
+    linears=(
+        LinearMap("modulation.lin", ("norm.linear",), modulation_chunks=3),
+        LinearMap("linear1", ("qkv_proj", "mlp_fc1")),
+        LinearMap("linear2", ("out_proj", "mlp_fc2"), stack="columns", unsigned=(1,)),
+    ),
+    plain={"norm.query_norm.weight": ("norm_q.weight",), "norm.key_norm.weight": ("norm_k.weight",)},
+)
+
+FLUX = Architecture(
+    name="flux",
+    title="FLUX.1",
+    blocks=(DOUBLE_BLOCK, SINGLE_BLOCK),
+    modules={
+        "img_in": "x_embedder",
+        "txt_in": "context_embedder",
+        "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+        "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+        "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+        "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+        "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+        "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+        "final_layer.adaLN_modulation.1": "norm_out.linear",
+        "final_layer.linear": "proj_out",
+    },
+    optional=frozenset({"guidance_in.in_layer", "guidance_in.out_layer"}),  # schnell has none
+    swapped_halves=frozenset({"final_layer.adaLN_modulation.1"}),
+    newer_names={
+        "transformer_blocks": {
+            "qkv_proj": "attn.to_qkv",
+            "qkv_proj_context": "attn.add_qkv_proj",
+            "out_proj": "attn.to_out.0",
+            "out_proj_context": "attn.to_add_out",
+            "mlp_fc1": "ff.net.0.proj",
+            "mlp_fc2": "ff.net.2",
+            "mlp_context_fc1": "ff_context.net.0.proj",
+            "mlp_context_fc2": "ff_context.net.2",
+            "norm_q.weight": "attn.norm_q.weight",
+            "norm_k.weight": "attn.norm_k.weight",
+            "norm_added_q.weight": "attn.norm_added_q.weight",
+            "norm_added_k.weight": "attn.norm_added_k.weight",
+        },
+        "single_transformer_blocks": {
+            "qkv_proj": "attn.to_qkv",
+            "out_proj": "attn.to_out",
+            "norm_q.weight": "attn.norm_q.weight",
+            "norm_k.weight": "attn.norm_k.weight",
+        },
+    },
+)

@@ -1,0 +1,52 @@
+"""PixArt-Sigma and PixArt-Alpha: host modules against checkpoint layers.
+
+No tool has published a packed PixArt file; the names are those that nunchaku's newer models use, on diffusers'
+PixArtTransformer2DModel. The keys and values of the text stay in 16 bits, as in deepcompressor's recipe.
+"""
+
+from .architecture import Architecture, BlockMap, LinearMap
+
+BLOCK = BlockMap(
+    host="blocks",
+    source="transformer_blocks",
+    linears=(
+        LinearMap("attn.qkv", ("attn1.to_qkv",)),
+        LinearMap("attn.proj", ("attn1.to_out.0",)),
+        LinearMap("cross_attn.q_linear", ("attn2.to_q",)),
+        LinearMap("cross_attn.proj", ("attn2.to_out.0",)),
+        LinearMap("mlp.fc1", ("ff.net.0.proj",)),
+        LinearMap("mlp.fc2", ("ff.net.2",), unsigned=(0,)),
+    ),
+    plain={
+        "cross_attn.kv_linear.weight": ("attn2.to_k.weight", "attn2.to_v.weight"),
+        "cross_attn.kv_linear.bias": ("attn2.to_k.bias", "attn2.to_v.bias"),
+        "scale_shift_table": ("scale_shift_table",),
+    },
+)
+
+PIXART = Architecture(
+    name="pixart",
+    title="PixArt-Sigma",
+    blocks=(BLOCK,),
+    modules={
+        "x_embedder.proj": "pos_embed.proj",
+        "t_block.1": "adaln_single.linear",
+        "t_embedder.mlp.0": "adaln_single.emb.timestep_embedder.linear_1",
+        "t_embedder.mlp.2": "adaln_single.emb.timestep_embedder.linear_2",
+        "csize_embedder.mlp.0": "adaln_single.emb.resolution_embedder.linear_1",
+        "csize_embedder.mlp.2": "adaln_single.emb.resolution_embedder.linear_2",
+        "ar_embedder.mlp.0": "adaln_single.emb.aspect_ratio_embedder.linear_1",
+        "ar_embedder.mlp.2": "adaln_single.emb.aspect_ratio_embedder.linear_2",
+        "y_embedder.y_proj.fc1": "caption_projection.linear_1",
+        "y_embedder.y_proj.fc2": "caption_projection.linear_2",
+        "final_layer.linear": "proj_out",
+    },
+    tensors={
+        "final_layer.scale_shift_table": "scale_shift_table",
+        "y_embedder.y_embedding": "caption_projection.y_embedding",
+        "pos_embed": "pos_embed.pos_embed",
+    },
+    optional=frozenset(
+        {"csize_embedder", "ar_embedder", "y_embedder.y_embedding", "pos_embed"}  # Alpha has the first two
+    ),
+)
