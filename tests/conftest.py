@@ -26,6 +26,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     # `python -m pytest` puts the checkout on the path, where `import nodes` would find the pack instead of the host
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != pack.ROOT]
+    config.pluginmanager.register(_CheckoutIsNoPackage())
     host = find_host()
     if host:
         config.stash[_base] = Path(tempfile.mkdtemp(prefix="svdquant-host-"))
@@ -35,6 +36,17 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
     if _base in config.stash:
         shutil.rmtree(config.stash[_base], ignore_errors=True)
+
+
+class _CheckoutIsNoPackage:
+    """Keeps pytest from importing the root __init__.py, which would load the pack a second time, under another name.
+
+    A plugin, because a conftest is not asked about the folders above it.
+    """
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path, parent):
+        return pytest.Dir.from_parent(parent, path=path) if path == pack.ROOT else None
 
 
 class _NeedsHost(pytest.Module):
