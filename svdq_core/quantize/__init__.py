@@ -1,0 +1,16 @@
+"""From 16-bit weights to SVDQuant: one step of the paper per file."""
+
+from .layer import PartReport, quantize_layer, quantize_part
+from .plan import LayerPlan, PartPlan
+from .spec import QuantSpec
+from .statistics import InputStatistics
+
+__all__ = [
+    "InputStatistics",
+    "LayerPlan",
+    "PartPlan",
+    "PartReport",
+    "QuantSpec",
+    "quantize_layer",
+    "quantize_part",
+]

@@ -1,0 +1,57 @@
+"""Step 2: the low-rank branch, a truncated singular value decomposition.
+
+Randomized range finder: Halko, Martinsson, Tropp, arXiv:0909.4061.
+"""
+
+import torch
+from torch import Tensor
+
+OVERSAMPLE = 16
+POWER_STEPS = 4  # 2 suffice to rank smoothing candidates; 4 leave 0.1 % more residual than the exact decomposition
+
+
+def draw_test_matrix(in_features: int, rank: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Standard-normal (K, rank + OVERSAMPLE) float32, drawn on the CPU so that every device gets the same numbers."""
+    columns = min(rank + OVERSAMPLE, in_features)
+    return torch.randn(in_features, columns, generator=generator).to(device)
+
+
+def truncated_svd(
+    matrix: Tensor, rank: int, test_matrix: Tensor, power_steps: int = POWER_STEPS
+) -> tuple[Tensor, Tensor]:
+    """The best low-rank approximation, nearly: (N, K) float32 -> up (N, R), down (R, K) float32.
+
+    `down` has orthonormal rows, `up` carries the singular values. R is min(rank, N, K).
+
+    Args:
+        test_matrix: from draw_test_matrix.
+        power_steps: passes over the matrix; each sharpens the decay of the spectrum.
+    """
+    rank = min(rank, *matrix.shape)
+    if rank == 0:
+        return matrix.new_zeros(matrix.shape[0], 0), matrix.new_zeros(0, matrix.shape[1])
+    basis = _orthonormalize(matrix @ test_matrix)
+    for _ in range(power_steps):
+        basis = _orthonormalize(matrix @ _orthonormalize(matrix.T @ basis))
+    projected = basis.T @ matrix  # (Q, K)
+    # The eigenvectors of the small Gram matrix are the left singular vectors; float64 keeps their order safe.
+    _, vectors = torch.linalg.eigh(projected.double() @ projected.double().T)
+    vectors = vectors.flip(-1)[:, :rank].float()
+    down, triangle = torch.linalg.qr((vectors.T @ projected).T)
+    return basis @ (vectors @ triangle.T), down.T
+
+
+def exact_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """As truncated_svd, from the float64 eigenvectors of the smaller Gram matrix."""
+    rank = min(rank, *matrix.shape)
+    wide = matrix.double()
+    if matrix.shape[0] < matrix.shape[1]:
+        vectors = torch.linalg.eigh(wide @ wide.T)[1].flip(-1)[:, :rank]
+        down, triangle = torch.linalg.qr((vectors.T @ wide).T)
+        return (vectors @ triangle.T).float(), down.T.float()
+    vectors = torch.linalg.eigh(wide.T @ wide)[1].flip(-1)[:, :rank]
+    return (wide @ vectors).float(), vectors.T.float()
+
+
+def _orthonormalize(matrix: Tensor) -> Tensor:
+    return torch.linalg.qr(matrix)[0]
