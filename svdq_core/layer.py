@@ -49,6 +49,8 @@ SCHEME_TENSORS = {
         "qweight": (("N", "K2"), (torch.int8,), True),
         "wscales": (("G", "N"), FLOAT, True),
         "wzeros": (("G", "N"), FLOAT, True),
+        "proj_down": (("K", "R"), FLOAT, False),  # a LoRA that was baked into the file
+        "proj_up": (("N", "R"), FLOAT, False),
         **_KEPT,
     },
 }

@@ -49,8 +49,15 @@ def _apply_part(
     if own is not None:
         bias = own if bias is None else bias + own
     if part.scheme == "awq":
-        return awq_linear(x, part.tensors, bias, lora_down, lora_up)
+        down, up = (_join(part.get("proj_down"), lora_down), _join(part.get("proj_up"), lora_up))
+        return awq_linear(x, part.tensors, bias, down, up)
     return svdquant_linear(x, part.tensors, part.scheme, compute, bias, lora_down, lora_up, part.act_unsigned)
+
+
+def _join(own: Tensor | None, added: Tensor | None) -> Tensor | None:
+    if own is None or added is None:
+        return added if own is None else own
+    return torch.cat((own.to(added.dtype), added), dim=1)
 
 
 def dense_weight(layer: QuantizedLayer) -> Tensor:
@@ -79,6 +86,8 @@ def dense_bias(layer: QuantizedLayer) -> Tensor | None:
 
 def _dense_part(part: Part) -> Tensor:
     weight = dequantize(part.tensors, part.scheme)
-    if part.scheme == "awq":
-        return weight
-    return weight / part["smooth_factor"].float() + part["proj_up"].float() @ part["proj_down"].float().T
+    if part.scheme != "awq":
+        weight = weight / part["smooth_factor"].float()
+    if part.rank:
+        weight = weight + part["proj_up"].float() @ part["proj_down"].float().T
+    return weight

@@ -4,7 +4,7 @@ Names on the left are the host's (ComfyUI's own model classes), names on the rig
 block is repeated for every index of that block.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 
@@ -18,6 +18,7 @@ class LinearMap:
         stack: "rows" (they share the input) or "columns" (their outputs are summed).
         unsigned: indices of the sources that sit behind a GELU.
         modulation_chunks: 0, or the number of chunks (shift, scale, gate, ...) of a modulation layer, kept as AWQ W4A16.
+        split: (out_features, in_features) -> sizes of the sources along the stack; needed only with several sources.
     """
 
     host: str
@@ -25,6 +26,7 @@ class LinearMap:
     stack: str = "rows"
     unsigned: tuple[int, ...] = ()
     modulation_chunks: int = 0
+    split: Callable[[int, int], tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)

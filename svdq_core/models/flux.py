@@ -34,8 +34,8 @@ SINGLE_BLOCK = BlockMap(
     source="single_transformer_blocks",
     linears=(
         LinearMap("modulation.lin", ("norm.linear",), modulation_chunks=3),
-        LinearMap("linear1", ("qkv_proj", "mlp_fc1")),
-        LinearMap("linear2", ("out_proj", "mlp_fc2"), stack="columns", unsigned=(1,)),
+        LinearMap("linear1", ("qkv_proj", "mlp_fc1"), split=lambda n, k: (3 * k, n - 3 * k)),
+        LinearMap("linear2", ("out_proj", "mlp_fc2"), "columns", unsigned=(1,), split=lambda n, k: (n, k - n)),
     ),
     plain={"norm.query_norm.weight": ("norm_q.weight",), "norm.key_norm.weight": ("norm_k.weight",)},
 )

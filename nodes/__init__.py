@@ -1,0 +1,20 @@
+"""The nodes, as ComfyUI's V3 extension."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .apply_lora import SVDQuantLoraLoader
+from .export_model import SVDQuantExportModel
+from .load_model import SVDQuantModelLoader
+from .quantize_model import SVDQuantQuantizeModel
+
+
+class SVDQuantExtension(ComfyExtension):
+    """All nodes of this pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [SVDQuantModelLoader, SVDQuantLoraLoader, SVDQuantQuantizeModel, SVDQuantExportModel]
+
+
+async def comfy_entrypoint() -> ComfyExtension:
+    """What ComfyUI calls when it loads the pack."""
+    return SVDQuantExtension()

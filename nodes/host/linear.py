@@ -1,0 +1,145 @@
+"""The Linear that the host builds its models from: quantized where the file says so, the host's ordinary one elsewhere.
+
+All tensors of a quantized layer are one flat uint8 parameter called `weight`, so the host moves, pages, pins and counts it
+like any other weight, and its LoRA key map finds it. In a state dict `svdq_layout` stands beside it: the blob's layout as
+JSON bytes.
+"""
+
+from functools import cache
+
+import comfy.memory_management
+import comfy.ops
+import torch
+from torch import Tensor
+
+from ...svdq_core.errors import ArchitectureError
+from ...svdq_core.layer import BlobLayout, QuantizedLayer
+from ...svdq_core.linear import apply_layer
+from .lora import Factors, bake_factors
+
+LAYOUT_KEY = "svdq_layout"
+
+
+def layout_to_tensor(layout: BlobLayout) -> Tensor:
+    """The layout as a 1-D uint8 tensor, the form in which it travels in a state dict."""
+    return torch.frombuffer(bytearray(layout.to_json().encode()), dtype=torch.uint8)
+
+
+def layout_from_tensor(tensor: Tensor) -> BlobLayout:
+    return BlobLayout.from_json(bytes(tensor.tolist()).decode())
+
+
+class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
+    """A host Linear that takes either an SVDQuant blob or an ordinary weight from the state dict.
+
+    Nothing is allocated before the state dict arrives: a model of twelve billion parameters would not fit twice.
+    """
+
+    comfy_cast_weights = True
+    compute = "w4a4"  # set by operations()
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+        self.layout: BlobLayout | None = None
+        self.lora: Factors | None = None
+        self.bake_lora = False  # while the host saves: write LoRAs into the low-rank branch
+        # the host casts a weight to these when it pages it in; a blob must stay bytes
+        self.weight_comfy_model_dtype: torch.dtype | None = dtype
+        self.bias_comfy_model_dtype: torch.dtype | None = dtype
+
+    @property
+    def quantized(self) -> bool:
+        return self.layout is not None
+
+    def reset_parameters(self) -> None:
+        """The host calls this on Linears; there is nothing to initialise."""
+
+    def extra_repr(self) -> str:
+        parts = "" if self.layout is None else ", " + "+".join(p.scheme for p in self.layout.parts)
+        return f"in_features={self.in_features}, out_features={self.out_features}{parts}"
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
+        weight, bias = state_dict.get(prefix + "weight"), state_dict.get(prefix + "bias")
+        layout = state_dict.get(prefix + LAYOUT_KEY)
+        if weight is None:
+            missing_keys.append(prefix + "weight")
+            return
+        if layout is not None:
+            self.layout = layout_from_tensor(layout)
+            self.weight_comfy_model_dtype = self.bias_comfy_model_dtype = None
+            found, expected = (self.layout.out_features, self.layout.in_features), (self.out_features, self.in_features)
+        else:
+            found, expected = tuple(weight.shape), (self.out_features, self.in_features)
+            if not comfy.memory_management.aimdo_enabled:  # with it the host pages file bytes and casts them itself
+                weight = weight.to(self.weight_comfy_model_dtype)
+                bias = None if bias is None else bias.to(self.bias_comfy_model_dtype)
+        if found != expected:
+            raise ArchitectureError(
+                f"{prefix.removesuffix('.')}: the file has {found[1]} inputs and {found[0]} outputs, the model of this "
+                f"architecture {expected[1]} and {expected[0]}. The file belongs to another model."
+            )
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        if self.layout is None or not self.bake_lora:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            return
+        blob, layout = bake_factors(self.layer(), self.lora).to_blob()
+        destination[prefix + "weight"], destination[prefix + LAYOUT_KEY] = blob, layout_to_tensor(layout)
+        if self.bias is not None:
+            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+
+    def layer(self) -> QuantizedLayer:
+        """Views of the tensors where they are now; do not keep them."""
+        return self.layout.read(self.weight.data, self.bias)
+
+    def layer_on(self, device: torch.device) -> QuantizedLayer:
+        """The tensors on a device: a copy unless they are there already."""
+        return self.layout.read(self.weight.data.to(device), None if self.bias is None else self.bias.to(device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        comfy.ops.run_every_op()
+        if self.layout is None:
+            weight, bias, stream = comfy.ops.cast_bias_weight(self, x, offloadable=True)
+            out = torch.nn.functional.linear(x, weight, bias)
+            comfy.ops.uncast_bias_weight(self, weight, bias, stream)
+            return out
+        # the dtypes asked for are those it has: the host then moves bytes and converts nothing
+        weight, bias, stream = comfy.ops.cast_bias_weight(
+            self,
+            None,
+            dtype=self.weight.dtype,
+            device=x.device,
+            bias_dtype=None if self.bias is None else self.bias.dtype,
+            offloadable=True,
+        )
+        try:  # an exception must not leave a paged weight pinned
+            layer = self.layout.read(weight, bias)
+            lora_down, lora_up = (None, None) if self.lora is None else (self.lora_down, self.lora_up)
+            return apply_layer(layer, x, self.compute, lora_down, lora_up)
+        finally:
+            comfy.ops.uncast_bias_weight(self, weight, bias, stream)
+
+    def install_lora(self, factors: Factors | None) -> None:
+        """Replace the LoRA factors; as buffers they move with the module and are counted by the host."""
+        for name in ("lora_down", "lora_up"):
+            self._buffers.pop(name, None)
+            self._non_persistent_buffers_set.discard(name)
+        self.lora = factors
+        if factors is not None:
+            device = self.weight.device
+            self.register_buffer("lora_down", factors.down.to(device), persistent=False)
+            self.register_buffer("lora_up", factors.up.to(device), persistent=False)
+
+
+@cache
+def operations(compute: str) -> type:
+    """The namespace of layer classes that the host builds a model from, for one compute mode."""
+    linear = type("SVDQuantLinear", (SVDQuantLinear,), {"compute": compute})
+    return type("SVDQuantOperations", (comfy.ops.manual_cast,), {"Linear": linear})
