@@ -1,0 +1,237 @@
+"""Int8 GEMM with the low-rank branch and the bias in the epilogue.
+
+    out = (qx @ qweight_int8.T) * ascales * channel_scales + x_down @ proj_up.T + bias
+
+Two kernels: one for every GPU with int8 matrix instructions, and a persistent one that feeds Hopper's asynchronous tensor
+cores from the bulk copy engine. Reference: reference.gemm_w4a8. Layouts: format.py.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .tiles import gemm_tile
+
+try:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError:  # Triton 3.3 and older have no descriptors made on the host
+    TensorDescriptor = None
+
+
+@triton.jit
+def tile_position(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SWIZZLE_M: tl.constexpr):
+    """Row and column of a tile; SWIZZLE_M tiles of a column are neighbours, so that they share weights in the cache."""
+    tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    band = tile // (SWIZZLE_M * tiles_n)
+    first_m = band * SWIZZLE_M
+    height = tl.minimum(tiles_m - first_m, SWIZZLE_M)
+    within = tile % (SWIZZLE_M * tiles_n)
+    return first_m + within % height, within // height
+
+
+@triton.jit
+def add_low_rank(
+    out,
+    x_down_ptr,
+    proj_up_ptr,
+    offs_m,
+    offs_n,
+    M,
+    N,
+    R,
+    BLOCK_R: tl.constexpr,
+):
+    """out + x_down @ proj_up.T for one tile; x_down (M, R), proj_up (N, R), R a multiple of 16."""
+    for start in range(0, R, BLOCK_R):
+        offs_r = start + tl.arange(0, BLOCK_R)
+        x_down = tl.load(
+            x_down_ptr + offs_m.to(tl.int64)[:, None] * R + offs_r[None, :],
+            mask=(offs_m < M)[:, None] & (offs_r < R)[None, :],
+            other=0.0,
+        )
+        proj_up = tl.load(
+            proj_up_ptr + offs_n[None, :] * R + offs_r[:, None],
+            mask=(offs_n < N)[None, :] & (offs_r < R)[:, None],
+            other=0.0,
+        )
+        out = tl.dot(x_down, proj_up.to(x_down.dtype), out)
+    return out
+
+
+@triton.jit(do_not_specialize=["M"])
+def _gemm_w4a8_kernel(
+    qx_ptr,  # (M, K) int8
+    qweight_ptr,  # (N, K) int8
+    ascales_ptr,  # (M,) float32
+    channel_scales_ptr,  # (N,) float32
+    x_down_ptr,  # (M, R)
+    proj_up_ptr,  # (N, R)
+    bias_ptr,  # (N,) or None
+    out_ptr,  # (M, N)
+    M,
+    N,
+    K,
+    R,
+    HAS_BIAS: tl.constexpr,
+    HAS_RANK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    SWIZZLE_M: tl.constexpr,
+):
+    pid_m, pid_n = tile_position(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, SWIZZLE_M)
+    offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.arange(0, BLOCK_K)
+    # Rows beyond the end repeat the first ones: their results are never stored, and unmasked loads stay asynchronous.
+    qx_ptrs = qx_ptr + (offs_m % M).to(tl.int64)[:, None] * K + offs_k[None, :]
+    qweight_ptrs = qweight_ptr + (offs_n % N).to(tl.int64)[None, :] * K + offs_k[:, None]
+
+    accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
+    for _ in range(0, K, BLOCK_K):
+        accumulator = tl.dot(tl.load(qx_ptrs), tl.load(qweight_ptrs), accumulator, out_dtype=tl.int32)
+        qx_ptrs += BLOCK_K
+        qweight_ptrs += BLOCK_K
+
+    ascales = tl.load(ascales_ptr + offs_m, mask=offs_m < M, other=0.0)
+    channel_scales = tl.load(channel_scales_ptr + offs_n, mask=offs_n < N, other=0.0)
+    out = accumulator.to(tl.float32) * ascales[:, None] * channel_scales[None, :]
+    if HAS_RANK:
+        out = add_low_rank(out, x_down_ptr, proj_up_ptr, offs_m, offs_n, M, N, R, BLOCK_R)
+    if HAS_BIAS:
+        out += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
+    out_ptrs = out_ptr + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
+    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=(offs_m < M)[:, None] & (offs_n < N)[None, :])
+
+
+@triton.jit(do_not_specialize=["M"])
+def _gemm_w4a8_persistent_kernel(
+    qx_desc,  # (M, K) int8, blocks (BLOCK_M, BLOCK_K)
+    qweight_desc,  # (N, K) int8, blocks (BLOCK_N, BLOCK_K)
+    out_desc,  # (M, N), blocks (BLOCK_M, BLOCK_N // EPILOGUE_PARTS)
+    x_down_desc,  # (M, R), blocks (BLOCK_M, BLOCK_R), or None
+    proj_up_desc,  # (N, R), blocks (BLOCK_N, BLOCK_R), or None
+    ascales_ptr,  # (M,) float32
+    channel_scales_ptr,  # (N,) float32
+    bias_ptr,  # (N,) or None
+    M,
+    N,
+    K,
+    R,
+    HAS_BIAS: tl.constexpr,
+    HAS_RANK: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    SWIZZLE_M: tl.constexpr,
+    EPILOGUE_PARTS: tl.constexpr,
+    WARP_SPECIALIZE: tl.constexpr,
+    FLATTEN: tl.constexpr,
+):
+    tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+    for tile in tl.range(
+        tl.program_id(0), tiles, PROGRAMS, flatten=FLATTEN, warp_specialize=WARP_SPECIALIZE
+    ):
+        pid_m, pid_n = tile_position(tile, M, N, BLOCK_M, BLOCK_N, SWIZZLE_M)
+        start_m, start_n = pid_m * BLOCK_M, pid_n * BLOCK_N
+        accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
+        for start_k in range(0, K, BLOCK_K):
+            qx = qx_desc.load([start_m, start_k])
+            qweight = qweight_desc.load([start_n, start_k])
+            accumulator = tl.dot(qx, qweight.T, accumulator, out_dtype=tl.int32)
+
+        offs_m = start_m + tl.arange(0, BLOCK_M)
+        offs_n = start_n + tl.arange(0, BLOCK_N)
+        ascales = tl.load(ascales_ptr + offs_m, mask=offs_m < M, other=0.0)
+        channel_scales = tl.load(channel_scales_ptr + offs_n, mask=offs_n < N, other=0.0)
+        out = accumulator.to(tl.float32) * ascales[:, None] * channel_scales[None, :]
+        if HAS_RANK:
+            for start_r in range(0, R, BLOCK_R):
+                x_down = x_down_desc.load([start_m, start_r])
+                out = tl.dot(x_down, proj_up_desc.load([start_n, start_r]).T, out)
+        if HAS_BIAS:
+            out += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
+
+        out_ptrs = out_desc + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
+        tl.store(out_ptrs, out.to(out_desc.dtype.element_ty), mask=(offs_m < M)[:, None] & (offs_n < N)[None, :])
+
+
+def _launch_portable(qx, ascales, qweight_int8, channel_scales, x_down, proj_up, bias, out, tile):
+    (M, K), N, R = qx.shape, qweight_int8.shape[0], x_down.shape[1]
+    grid = (triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(N, tile["BLOCK_N"]),)
+    _gemm_w4a8_kernel[grid](
+        qx,
+        qweight_int8,
+        ascales,
+        channel_scales,
+        x_down,
+        proj_up,
+        bias,
+        out,
+        M,
+        N,
+        K,
+        R,
+        HAS_BIAS=bias is not None,
+        HAS_RANK=R > 0,
+        **tile,
+    )
+
+
+def _launch_persistent(qx, ascales, qweight_int8, channel_scales, x_down, proj_up, bias, out, tile):
+    (M, K), N, R = qx.shape, qweight_int8.shape[0], x_down.shape[1]
+    block_m, block_n, block_k, block_r = (tile[f"BLOCK_{axis}"] for axis in "MNKR")
+    tiles = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
+    programs = torch.cuda.get_device_properties(qx.device).multi_processor_count
+    _gemm_w4a8_persistent_kernel[(min(programs, tiles),)](
+        TensorDescriptor.from_tensor(qx, [block_m, block_k]),
+        TensorDescriptor.from_tensor(qweight_int8, [block_n, block_k]),
+        TensorDescriptor.from_tensor(out, [block_m, block_n // tile["EPILOGUE_PARTS"]]),
+        TensorDescriptor.from_tensor(x_down, [block_m, block_r]) if R else None,
+        TensorDescriptor.from_tensor(proj_up, [block_n, block_r]) if R else None,
+        ascales,
+        channel_scales,
+        bias,
+        M,
+        N,
+        K,
+        R,
+        HAS_BIAS=bias is not None,
+        HAS_RANK=R > 0,
+        PROGRAMS=programs,
+        **tile,
+    )
+
+
+def gemm_w4a8(
+    qx: Tensor,
+    ascales: Tensor,
+    qweight_int8: Tensor,
+    channel_scales: Tensor,
+    x_down: Tensor,
+    proj_up: Tensor,
+    bias: Tensor | None = None,
+    tile: dict[str, int] | None = None,
+) -> Tensor:
+    """Int8 GEMM, low-rank up projection and bias in one kernel.
+
+    Args:
+        qx: (M, K) int8, ascales: (M,) float32, x_down: (M, R) bfloat16 or float16: from quantize_act_int8.
+        qweight_int8: (N, K) int8, channel_scales: (N,) float32: from requantize_weight. K a multiple of 64, N of 8.
+        proj_up: (N, R), R = 0 for no branch. bias: (N,) or None.
+        tile: a row of GEMM_W4A8_TILES in tiles.py, to measure others.
+
+    Returns:
+        (M, N) of x_down.dtype.
+    """
+    M, N = qx.shape[0], qweight_int8.shape[0]
+    out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device)
+    tile = tile or gemm_tile("gemm_w4a8", M, N, qx.shape[1], qx.device)
+    proj_up = proj_up.to(x_down.dtype)
+    launch = _launch_persistent if "EPILOGUE_PARTS" in tile and TensorDescriptor else _launch_portable
+    launch(qx, ascales, qweight_int8, channel_scales, x_down, proj_up, bias, out, tile)
+    return out

@@ -1,0 +1,143 @@
+"""4-bit weights times a few rows of 16-bit activations: modulation layers, and any layer at a handful of tokens.
+
+    out = x_hat @ dequant(qweight).T + x_down @ proj_up.T + bias        x_hat = (x + shift) / smooth_factor where given
+
+Bound by reading the weights once, so every product is an ordinary float32 one: the weights are never rounded.
+Reference: reference.gemm_awq, reference.gemm_w4a16. Layouts: format.py.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .format import GELU_SHIFT
+from .numerics import smooth
+from .tiles import unpack_tile
+from .unpack_weight import GROUP_SIZE, channel_factors, load_weight, scale_bits
+
+MAX_ROWS = 4  # beyond, dequantizing the weight once and a matrix product is faster
+
+
+@triton.jit(do_not_specialize=["M"])
+def _gemv_w4a16_kernel(
+    x_ptr,  # (M, K), rows stride_xm apart
+    smooth_ptr,  # (K,) or None
+    qweight_ptr,  # (N, K // 2) int8
+    wscales_ptr,  # (K // GROUP_SIZE, N)
+    wzeros_ptr,  # (K // GROUP_SIZE, N), awq only
+    factors_ptr,  # (N,) float32, nvfp4 only
+    x_down_ptr,  # (M, R) or None
+    proj_up_ptr,  # (N, R) or None
+    bias_ptr,  # (N,) or None
+    out_ptr,  # (M, N)
+    M,
+    N,
+    K,
+    R,
+    stride_xm,
+    SCHEME: tl.constexpr,
+    GROUP_SIZE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    HAS_SMOOTH: tl.constexpr,
+    HAS_RANK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    offs_m = tl.arange(0, BLOCK_M)
+    mask_m = (offs_m < M)[:, None]
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = (offs_n < N)[:, None]
+    rows = offs_n.to(tl.int64)[:, None]
+    factors = offs_n
+    if SCHEME == "nvfp4":
+        factors = tl.load(factors_ptr + offs_n, mask=offs_n < N, other=0.0)
+
+    products = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.float32)
+    for start in range(0, K, BLOCK_K):
+        weight = load_weight(
+            qweight_ptr, wscales_ptr, wzeros_ptr, factors, rows, start, mask_n, N, K, SCHEME, GROUP_SIZE, BLOCK_N, BLOCK_K
+        )
+        offs_k = start + tl.arange(0, BLOCK_K)
+        x = tl.load(x_ptr + offs_m[:, None] * stride_xm + offs_k[None, :], mask=mask_m, other=0.0)
+        if HAS_SMOOTH:
+            x = smooth(x, tl.load(smooth_ptr + offs_k), SHIFT)
+        products += x.to(tl.float32)[:, None, :] * weight[None, :, :]
+    out = tl.sum(products, axis=2)
+
+    if HAS_RANK:
+        for start in range(0, R, BLOCK_R):
+            offs_r = (start + tl.arange(0, BLOCK_R))[None, :]
+            x_down = tl.load(x_down_ptr + offs_m[:, None] * R + offs_r, mask=mask_m & (offs_r < R), other=0.0)
+            proj_up = tl.load(proj_up_ptr + rows * R + offs_r, mask=mask_n & (offs_r < R), other=0.0)
+            out += tl.sum(x_down.to(tl.float32)[:, None, :] * proj_up.to(tl.float32)[None, :, :], axis=2)
+    if HAS_BIAS:
+        out += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
+    out_ptrs = out_ptr + offs_m[:, None] * N + offs_n[None, :]
+    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=mask_m & (offs_n < N)[None, :])
+
+
+def gemv_w4a16(
+    x: Tensor,
+    qweight: Tensor,
+    wscales: Tensor,
+    scheme: str,
+    bias: Tensor | None = None,
+    wzeros: Tensor | None = None,
+    smooth_factor: Tensor | None = None,
+    act_unsigned: bool = False,
+    x_down: Tensor | None = None,
+    proj_up: Tensor | None = None,
+    wtscale: Tensor | None = None,
+    wcscales: Tensor | None = None,
+) -> Tensor:
+    """4-bit weights times up to MAX_ROWS rows.
+
+    Args:
+        x: (M, K), M <= MAX_ROWS, unit stride along K.
+        qweight: (N, K//2) int8; wscales, wzeros, wtscale, wcscales: as in format.py.
+        scheme: "awq", "int4" or "nvfp4".
+        bias: (N,) or None.
+        smooth_factor: (K,) or None; act_unsigned adds the GELU shift before it.
+        x_down: (M, R), proj_up: (N, R), or None.
+
+    Returns:
+        (M, N) of x.dtype.
+    """
+    (M, K), N = x.shape, qweight.shape[0]
+    if M > MAX_ROWS:
+        raise ValueError(f"gemv_w4a16: {M} rows, at most {MAX_ROWS}. Dequantize the weight for more.")
+    R = 0 if x_down is None else x_down.shape[1]
+    out = torch.empty((M, N), dtype=x.dtype, device=x.device)
+    factors = channel_factors(N, wtscale, wcscales, x.device) if scheme == "nvfp4" else None
+    tile = unpack_tile("gemv", N, K)
+    _gemv_w4a16_kernel[(triton.cdiv(N, tile["BLOCK_N"]),)](
+        x,
+        smooth_factor,
+        qweight,
+        scale_bits(wscales),
+        wzeros,
+        factors,
+        x_down,
+        proj_up,
+        bias,
+        out,
+        M,
+        N,
+        K,
+        R,
+        x.stride(0),
+        SCHEME=scheme,
+        GROUP_SIZE=GROUP_SIZE[scheme],
+        SHIFT=GELU_SHIFT if act_unsigned and scheme == "int4" else 0.0,
+        HAS_SMOOTH=smooth_factor is not None,
+        HAS_RANK=R > 0,
+        HAS_BIAS=bias is not None,
+        BLOCK_M=triton.next_power_of_2(M),
+        BLOCK_R=16,
+        **tile,
+    )
+    return out

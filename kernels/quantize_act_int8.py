@@ -1,0 +1,161 @@
+"""Quantize activations to int8 with one scale for each token, fused with the low-rank down projection.
+
+    x_down          = gelu(x) @ proj_down
+    codes, ascales  = quantize((gelu(x) + shift) / smooth_factor)        gelu and shift where asked
+
+A program reads its rows twice: first for the maximum and the projection, then, backwards, for the codes. Backwards because
+the end of a row is what the cache still holds.
+Reference: reference.quantize_act_int8. Layouts: format.py.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .format import GELU_SHIFT, INT8_MAX
+from .numerics import gelu_tanh, reciprocal_or_zero, round_to_bits, smooth
+from .tiles import quantizer_tile
+
+INVERSE_INT8_MAX = tl.constexpr(1.0 / INT8_MAX)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _quantize_tokens_kernel(
+    x_ptr,  # (M, K), rows stride_xm apart
+    smooth_ptr,  # (K,)
+    proj_down_ptr,  # (K, R)
+    codes_ptr,  # (M, K) int8
+    ascales_ptr,  # (M,) float32
+    x_down_ptr,  # (M, R)
+    M,
+    K,
+    R,
+    stride_xm,
+    GELU: tl.constexpr,
+    SHIFT: tl.constexpr,
+    HAS_RANK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask_m = (offs_m < M)[:, None]
+    rows = offs_m.to(tl.int64)[:, None]
+    offs_r = tl.arange(0, BLOCK_R)[None, :]
+    x_down = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
+    largest = tl.zeros((BLOCK_M, BLOCK_K), dtype=tl.float32)
+
+    for start in range(0, K, BLOCK_K):
+        offs_k = start + tl.arange(0, BLOCK_K)
+        x = tl.load(x_ptr + rows * stride_xm + offs_k[None, :], mask=mask_m, other=0.0)
+        if GELU:
+            x = gelu_tanh(x.to(tl.float32)).to(x.dtype)
+        if HAS_RANK:
+            proj_down = tl.load(proj_down_ptr + offs_k[:, None] * R + offs_r, mask=offs_r < R, other=0.0)
+            x_down = tl.dot(x, proj_down.to(x.dtype), x_down)
+        x_hat = smooth(x, tl.load(smooth_ptr + offs_k), SHIFT)
+        largest = tl.maximum(largest, tl.abs(x_hat.to(tl.float32)))
+
+    scales = tl.max(largest, axis=1) * INVERSE_INT8_MAX
+    reciprocals = reciprocal_or_zero(scales)[:, None]
+    tl.store(ascales_ptr + offs_m, scales, mask=offs_m < M)
+    if HAS_RANK:
+        tl.store(x_down_ptr + rows * R + offs_r, x_down.to(x_down_ptr.dtype.element_ty), mask=mask_m & (offs_r < R))
+
+    for step in range(0, K, BLOCK_K):
+        offs_k = (K - BLOCK_K - step) + tl.arange(0, BLOCK_K)
+        x = tl.load(x_ptr + rows * stride_xm + offs_k[None, :], mask=mask_m, other=0.0)
+        if GELU:
+            x = gelu_tanh(x.to(tl.float32)).to(x.dtype)
+        x_hat = smooth(x, tl.load(smooth_ptr + offs_k), SHIFT).to(tl.float32)
+        codes = round_to_bits(x_hat * reciprocals).to(tl.int8)
+        tl.store(codes_ptr + rows * K + offs_k[None, :], codes, mask=mask_m)
+
+
+@triton.jit
+def _quantize_row_kernel(
+    x_ptr,  # (M, K), rows stride_xm apart
+    smooth_ptr,  # (K,)
+    codes_ptr,  # (M, K) int8
+    ascales_ptr,  # (M,) float32
+    K,
+    stride_xm,
+    GELU: tl.constexpr,
+    SHIFT: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    offs_k = tl.arange(0, BLOCK_K)
+    mask_k = offs_k < K
+    x = tl.load(x_ptr + row * stride_xm + offs_k, mask=mask_k, other=0.0)[None, :]
+    if GELU:
+        x = gelu_tanh(x.to(tl.float32)).to(x.dtype)
+    x_hat = smooth(x, tl.load(smooth_ptr + offs_k, mask=mask_k, other=1.0), SHIFT).to(tl.float32)
+
+    scales = tl.max(tl.where(mask_k[None, :], tl.abs(x_hat), 0.0), axis=1) * INVERSE_INT8_MAX
+    codes = round_to_bits(x_hat * reciprocal_or_zero(scales)[:, None]).to(tl.int8)
+    tl.store(ascales_ptr + row + tl.arange(0, 1), scales)
+    tl.store(codes_ptr + row * K + offs_k[None, :], codes, mask=mask_k[None, :])
+
+
+def quantize_act_int8(
+    x: Tensor,
+    smooth_factor: Tensor,
+    proj_down: Tensor,
+    act_unsigned: bool = False,
+    gelu: bool = False,
+    tile: dict[str, int] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize activations for gemm_w4a8.
+
+    Args:
+        x: (M, K) bfloat16 or float16, unit stride along K; K a multiple of 16.
+        smooth_factor: (K,). proj_down: (K, R), R from 0 to MAX_FUSED_RANK of tiles.py.
+        act_unsigned: add the GELU shift that the stored bias expects.
+        gelu: apply GELU (tanh) to x first.
+        tile: a row of the quantizer's table in tiles.py, to measure others.
+
+    Returns:
+        codes (M, K) int8 in -127...127, ascales (M,) float32, x_down (M, R) of x.dtype.
+    """
+    (M, K), R = x.shape, proj_down.shape[1]
+    codes = torch.empty((M, K), dtype=torch.int8, device=x.device)
+    ascales = torch.empty((M,), dtype=torch.float32, device=x.device)
+    x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)
+    shift = GELU_SHIFT if act_unsigned else 0.0
+    tile = tile or quantizer_tile(M, K, R, x.device)
+    if tile["BLOCK_M"] == 1:
+        if R:
+            torch.mm(x, proj_down.to(x.dtype), out=x_down)
+        block = triton.next_power_of_2(K)
+        _quantize_row_kernel[(M,)](
+            x,
+            smooth_factor,
+            codes,
+            ascales,
+            K,
+            x.stride(0),
+            GELU=gelu,
+            SHIFT=shift,
+            BLOCK_K=block,
+            num_warps=tile["num_warps"],
+        )
+        return codes, ascales, x_down
+    _quantize_tokens_kernel[(triton.cdiv(M, tile["BLOCK_M"]),)](
+        x,
+        smooth_factor,
+        proj_down,
+        codes,
+        ascales,
+        x_down,
+        M,
+        K,
+        R,
+        x.stride(0),
+        GELU=gelu,
+        SHIFT=shift,
+        HAS_RANK=R > 0,
+        **tile,
+    )
+    return codes, ascales, x_down

@@ -1,0 +1,252 @@
+"""Bring 4-bit weights into a form that tensor cores read, in scratch memory that lives for one layer.
+
+    requantize_weight   int8 codes with one scale for each output channel, for gemm_w4a8
+    expand_codes        int8 codes as stored, one a byte, for gemm_w4a4
+    dequantize_weight   16-bit values followed by proj_up in the same row: with x_down behind the activations, one matrix
+                        product computes the layer and its low-rank branch
+
+Reference: reference.requantize_int8 of reference.dequantize_int4 or dequantize_nvfp4. Layouts: format.py.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .format import GROUP_SIZE_AWQ, GROUP_SIZE_INT4, GROUP_SIZE_NVFP4, INT8_MAX
+from .numerics import decode_e2m1, decode_e4m3, reciprocal_or_zero, round_to_bits, unpack_nibbles
+from .tiles import unpack_tile
+
+INVERSE_INT8_MAX = tl.constexpr(1.0 / INT8_MAX)
+GROUP_SIZE = {"int4": GROUP_SIZE_INT4, "nvfp4": GROUP_SIZE_NVFP4, "awq": GROUP_SIZE_AWQ}
+
+
+@triton.jit
+def load_weight(
+    qweight_ptr,
+    wscales_ptr,
+    wzeros_ptr,
+    factors,
+    rows,
+    start,
+    mask_n,
+    N,
+    K,
+    SCHEME: tl.constexpr,
+    GROUP_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """(BLOCK_N, BLOCK_K) float32 weights from k = start on; factors (BLOCK_N,) multiply nvfp4 weights."""
+    GROUPS: tl.constexpr = BLOCK_K // GROUP_SIZE
+    offs_byte = start // 2 + tl.arange(0, BLOCK_K // 2)[None, :]
+    packed = tl.load(qweight_ptr + rows * (K // 2) + offs_byte, mask=mask_n, other=0)
+    offs_g = (start // GROUP_SIZE + tl.arange(0, GROUPS)).to(tl.int64)[None, :]
+    scales = tl.load(wscales_ptr + offs_g * N + rows, mask=mask_n, other=0)
+    if SCHEME == "nvfp4":
+        values = decode_e2m1(unpack_nibbles(packed, False)).reshape(BLOCK_N, GROUPS, GROUP_SIZE)
+        weight = values * decode_e4m3(scales)[:, :, None] * factors[:, None, None]
+    else:
+        values = unpack_nibbles(packed, SCHEME == "int4").to(tl.float32).reshape(BLOCK_N, GROUPS, GROUP_SIZE)
+        weight = values * scales.to(tl.float32)[:, :, None]
+    if SCHEME == "awq":
+        zeros = tl.load(wzeros_ptr + offs_g * N + rows, mask=mask_n, other=0)
+        weight = weight + zeros.to(tl.float32)[:, :, None]
+    return weight.reshape(BLOCK_N, BLOCK_K)
+
+
+@triton.jit
+def _requantize_kernel(
+    qweight_ptr,  # (N, K // 2) int8
+    wscales_ptr,  # (K // GROUP_SIZE, N)
+    factors_ptr,  # (N,) float32, nvfp4 only
+    codes_ptr,  # (N, K) int8
+    channel_scales_ptr,  # (N,) float32
+    N,
+    K,
+    SCHEME: tl.constexpr,
+    GROUP_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = (offs_n < N)[:, None]
+    rows = offs_n.to(tl.int64)[:, None]
+    factors = offs_n
+    if SCHEME == "nvfp4":
+        factors = tl.load(factors_ptr + offs_n, mask=offs_n < N, other=0.0)
+
+    largest = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
+    for start in range(0, K, BLOCK_K):
+        weight = load_weight(
+            qweight_ptr, wscales_ptr, None, factors, rows, start, mask_n, N, K, SCHEME, GROUP_SIZE, BLOCK_N, BLOCK_K
+        )
+        largest = tl.maximum(largest, tl.abs(weight))
+    channel_scales = tl.max(largest, axis=1) * INVERSE_INT8_MAX
+    tl.store(channel_scales_ptr + offs_n, channel_scales, mask=offs_n < N)
+
+    reciprocals = reciprocal_or_zero(channel_scales)[:, None]
+    for start in range(0, K, BLOCK_K):
+        weight = load_weight(
+            qweight_ptr, wscales_ptr, None, factors, rows, start, mask_n, N, K, SCHEME, GROUP_SIZE, BLOCK_N, BLOCK_K
+        )
+        offs_k = start + tl.arange(0, BLOCK_K)[None, :]
+        tl.store(codes_ptr + rows * K + offs_k, round_to_bits(weight * reciprocals).to(tl.int8), mask=mask_n)
+
+
+@triton.jit
+def _dequantize_kernel(
+    qweight_ptr,  # (N, K // 2) int8
+    wscales_ptr,  # (K // GROUP_SIZE, N)
+    wzeros_ptr,  # (K // GROUP_SIZE, N), awq only
+    factors_ptr,  # (N,) float32, nvfp4 only
+    proj_up_ptr,  # (N, R)
+    out_ptr,  # (N, K + R)
+    N,
+    K,
+    R,
+    SCHEME: tl.constexpr,
+    GROUP_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = (offs_n < N)[:, None]
+    rows = offs_n.to(tl.int64)[:, None]
+    start = tl.program_id(1) * BLOCK_K
+    if start < K:
+        factors = offs_n
+        if SCHEME == "nvfp4":
+            factors = tl.load(factors_ptr + offs_n, mask=offs_n < N, other=0.0)
+        weight = load_weight(
+            qweight_ptr, wscales_ptr, wzeros_ptr, factors, rows, start, mask_n, N, K, SCHEME, GROUP_SIZE, BLOCK_N, BLOCK_K
+        )
+        offs_k = start + tl.arange(0, BLOCK_K)[None, :]
+        tl.store(out_ptr + rows * (K + R) + offs_k, weight.to(out_ptr.dtype.element_ty), mask=mask_n)
+    else:
+        offs_r = start - K + tl.arange(0, BLOCK_K)[None, :]
+        mask = mask_n & (offs_r < R)
+        tile = tl.load(proj_up_ptr + rows * R + offs_r, mask=mask, other=0.0)
+        tl.store(out_ptr + rows * (K + R) + K + offs_r, tile.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _expand_kernel(
+    qweight_ptr,  # (N, K // 2) int8
+    codes_ptr,  # (N, K) int8
+    N,
+    K,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    rows = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)[:, None]
+    mask_n = rows < N
+    start = tl.program_id(1) * BLOCK_K
+    offs_byte = start // 2 + tl.arange(0, BLOCK_K // 2)[None, :]
+    packed = tl.load(qweight_ptr + rows * (K // 2) + offs_byte, mask=mask_n, other=0)
+    offs_k = start + tl.arange(0, BLOCK_K)[None, :]
+    tl.store(codes_ptr + rows * K + offs_k, unpack_nibbles(packed, True).to(tl.int8), mask=mask_n)
+
+
+def channel_factors(N: int, wtscale: Tensor | None, wcscales: Tensor | None, device: torch.device) -> Tensor:
+    """What multiplies each output channel of an nvfp4 weight: (N,) float32."""
+    factors = torch.ones(N, dtype=torch.float32, device=device) if wcscales is None else wcscales.float()
+    return factors if wtscale is None else factors * wtscale.float()
+
+
+def scale_bits(wscales: Tensor) -> Tensor:
+    """Scales as kernels load them: e4m3 as its bytes, since not every GPU has the type."""
+    return wscales.view(torch.uint8) if wscales.dtype == torch.float8_e4m3fn else wscales
+
+
+def requantize_weight(
+    qweight: Tensor,
+    wscales: Tensor,
+    scheme: str,
+    wtscale: Tensor | None = None,
+    wcscales: Tensor | None = None,
+    tile: dict[str, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Bring a 4-bit weight to int8 with one scale for each output channel.
+
+    Args:
+        qweight: (N, K//2) int8. wscales: (K//group, N). wtscale, wcscales: nvfp4, as in format.py.
+        scheme: "int4" or "nvfp4".
+        tile: a row of UNPACK_TILES in tiles.py, to measure others.
+
+    Returns:
+        (N, K) int8 in -127...127 and (N,) float32.
+    """
+    N, K = qweight.shape[0], qweight.shape[1] * 2
+    codes = torch.empty((N, K), dtype=torch.int8, device=qweight.device)
+    channel_scales = torch.empty((N,), dtype=torch.float32, device=qweight.device)
+    factors = channel_factors(N, wtscale, wcscales, qweight.device) if scheme == "nvfp4" else None
+    tile = tile or unpack_tile("requantize", N, K)
+    _requantize_kernel[(triton.cdiv(N, tile["BLOCK_N"]),)](
+        qweight,
+        scale_bits(wscales),
+        factors,
+        codes,
+        channel_scales,
+        N,
+        K,
+        SCHEME=scheme,
+        GROUP_SIZE=GROUP_SIZE[scheme],
+        **tile,
+    )
+    return codes, channel_scales
+
+
+def expand_codes(qweight: Tensor, tile: dict[str, int] | None = None) -> Tensor:
+    """One code a byte: (N, K//2) int8 -> (N, K) int8 in -8...7."""
+    N, K = qweight.shape[0], qweight.shape[1] * 2
+    codes = torch.empty((N, K), dtype=torch.int8, device=qweight.device)
+    tile = tile or unpack_tile("dequantize", N, K)
+    _expand_kernel[(triton.cdiv(N, tile["BLOCK_N"]), K // tile["BLOCK_K"])](qweight, codes, N, K, **tile)
+    return codes
+
+
+def dequantize_weight(
+    qweight: Tensor,
+    wscales: Tensor,
+    scheme: str,
+    dtype: torch.dtype,
+    proj_up: Tensor | None = None,
+    wtscale: Tensor | None = None,
+    wcscales: Tensor | None = None,
+    wzeros: Tensor | None = None,
+    tile: dict[str, int] | None = None,
+) -> Tensor:
+    """The weight in 16 bits, each value rounded once, with proj_up behind it.
+
+    Args:
+        qweight: (N, K//2) int8. wscales, wtscale, wcscales, wzeros: as in format.py.
+        scheme: "int4", "nvfp4" or "awq".
+        dtype: of the result.
+        proj_up: (N, R) or None.
+        tile: a row of UNPACK_TILES in tiles.py, to measure others.
+
+    Returns:
+        (N, K + R) of dtype.
+    """
+    N, K = qweight.shape[0], qweight.shape[1] * 2
+    R = 0 if proj_up is None else proj_up.shape[1]
+    out = torch.empty((N, K + R), dtype=dtype, device=qweight.device)
+    factors = channel_factors(N, wtscale, wcscales, qweight.device) if scheme == "nvfp4" else None
+    tile = tile or unpack_tile("dequantize", N, K)
+    grid = (triton.cdiv(N, tile["BLOCK_N"]), K // tile["BLOCK_K"] + triton.cdiv(R, tile["BLOCK_K"]))
+    _dequantize_kernel[grid](
+        qweight,
+        scale_bits(wscales),
+        wzeros,
+        factors,
+        out if proj_up is None else proj_up,
+        out,
+        N,
+        K,
+        R,
+        SCHEME=scheme,
+        GROUP_SIZE=GROUP_SIZE[scheme],
+        **tile,
+    )
+    return out
