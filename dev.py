@@ -86,17 +86,17 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
-def remembered(options: argparse.Namespace, file: Path = CHOICES) -> dict[str, str | None]:
+def remembered(options: argparse.Namespace) -> dict[str, str | None]:
     """--torch and --python: as given now, else as given last, else None; written down for the next run."""
     try:
-        choices = json.loads(file.read_text(encoding="utf-8"))
+        choices = json.loads(CHOICES.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         choices = {}
     now = {"torch": options.torch, "python": str(options.python.absolute()) if options.python else None}
     kept = {name: now[name] or choices.get(name) for name in now}
     if any(now.values()):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(kept), encoding="utf-8")
+        CHOICES.parent.mkdir(parents=True, exist_ok=True)
+        CHOICES.write_text(json.dumps(kept), encoding="utf-8")
     return kept
 
 

@@ -21,7 +21,7 @@ LONGEST_FILE = 300  # lines; a longer file splits along a noun that is already i
 
 
 def imports(tree: ast.AST, depth: int):
-    """Yield (kind, name) of all imports in a file `depth` folders below its room; kind: "package", "room", "outside"."""
+    """Yield (kind, name) of each import of a file `depth` folders below its room; kind: package, room or outside."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (("package", alias.name.split(".")[0]) for alias in node.names)

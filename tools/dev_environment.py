@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -70,14 +71,17 @@ def digest(*parts: object) -> str:
 
 
 def check_version(python: Path) -> str:
-    """ "3.11" of an interpreter; raise SetupError if it does not run or is too old."""
-    answer = run(python, "-c", "import sys; print('%d %d' % sys.version_info[:2])", quiet=True)
-    if answer.returncode:
-        raise SetupError(f"{python} is not a Python that runs: {answer.stderr.strip()}")
-    version = tuple(int(part) for part in answer.stdout.split())
-    if version < OLDEST_PYTHON:
-        raise SetupError(f"{python} is Python {version[0]}.{version[1]}; 3.10 or newer is needed (tested: 3.11).")
-    return f"{version[0]}.{version[1]}"
+    """Version of an interpreter, like "3.11"; raise SetupError if it does not run or is too old."""
+    try:
+        answer = run(python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])", quiet=True)
+    except OSError as error:
+        raise SetupError(f"{python} does not start: {error.strerror}. Give a Python interpreter.") from error
+    version = answer.stdout.strip()
+    if answer.returncode or not re.fullmatch(r"\d+\.\d+", version):
+        raise SetupError(f"{python} does not answer like a Python: {answer.stderr.strip() or version}")
+    if tuple(int(part) for part in version.split(".")) < OLDEST_PYTHON:
+        raise SetupError(f"{python} is Python {version}; 3.10 or newer is needed (tested: 3.11).")
+    return version
 
 
 class Environment:
@@ -127,11 +131,11 @@ class Environment:
                 "python3-venv is missing."
             )
         if self.over:
-            self._add_layer_below()
+            self._add_layer_below(self.over)
 
-    def _add_layer_below(self) -> None:
+    def _add_layer_below(self, over: Path) -> None:
         code = "import sysconfig; print(sysconfig.get_path('purelib')); print(sysconfig.get_path('platlib'))"
-        below = dict.fromkeys(run(self.over, "-c", code, quiet=True).stdout.splitlines())
+        below = dict.fromkeys(run(over, "-c", code, quiet=True).stdout.splitlines())
         own = Path(run(self.python, "-c", code, quiet=True).stdout.splitlines()[0])
         # addsitedir rather than the bare path: it follows the .pth files over there, e.g. of editable installs
         line = "import site; " + "; ".join(f"site.addsitedir({path!r})" for path in below)

@@ -1,0 +1,151 @@
+"""dev.py: choices, the host that is used, the commands; nothing is installed and nothing downloaded."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from comfyui_source import HostSourceError
+from dev_environment import SetupError
+from pack import ROOT
+
+
+@pytest.fixture(scope="module")
+def dev():
+    spec = importlib.util.spec_from_file_location("dev", ROOT / "dev.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["dev"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def users_host(tmp_path):
+    """What dev.py takes for a ComfyUI of the user's."""
+    folder = tmp_path / "ComfyUI"
+    (folder / "comfy").mkdir(parents=True)
+    for name in ("main.py", "nodes.py", "folder_paths.py"):
+        (folder / name).write_text("")
+    (folder / "requirements.txt").write_text("torch\nnumpy>=1.25.0\ncomfyui-frontend-package==1\n")
+    return folder
+
+
+@pytest.fixture
+def set_up(dev, monkeypatch, tmp_path):
+    """dev.set_up with a place of its own, that records instead of installing."""
+    done = []
+
+    class Recorder(dev.Environment):
+        def __init__(self, over=None):
+            super().__init__(over, tmp_path / "dev")
+
+        def create(self):
+            done.append(("create", self.over))
+
+        def install(self, requirements):
+            done.append(("install", requirements))
+
+    monkeypatch.setattr(dev, "Environment", Recorder)
+    monkeypatch.setattr(dev, "CHOICES", tmp_path / "dev" / "choices.json")
+    monkeypatch.setattr(dev, "HOST_FOLDER", tmp_path / "dev" / "host")
+    monkeypatch.setattr(dev, "fetch_archive", lambda *_: pytest.fail("must not download"))
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+
+    def call(*argv):
+        done.clear()
+        options, rest = dev.parse(["test", *map(str, argv)])
+        return (*dev.set_up(options), rest, dict(done))
+
+    return call
+
+
+def listing(folder):
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_named_host_is_used_and_not_written_to(set_up, users_host):
+    before = listing(users_host)
+    _, host, rest, done = set_up("--host", users_host, "-k", "lora", "tests/kernels")
+    assert host == users_host
+    assert rest == ["-k", "lora", "tests/kernels"]
+    assert done["install"][:2] == ["torch==2.13.0", "numpy>=1.25.0"], "what that host asks for, not what ours does"
+    assert not any("frontend" in requirement for requirement in done["install"])
+    assert listing(users_host) == before
+
+
+def test_host_from_the_environment(set_up, users_host, monkeypatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(users_host))
+    assert set_up()[1] == users_host
+
+
+def test_a_folder_that_is_no_host_is_refused_before_anything_is_made(set_up, tmp_path):
+    (tmp_path / "other").mkdir()
+    with pytest.raises(HostSourceError, match=r"not a ComfyUI folder: main\.py, .* Give the folder that"):
+        set_up("--host", tmp_path / "other")
+    assert not (tmp_path / "dev").exists()
+
+
+def test_missing_host_is_unpacked_once(set_up, dev, monkeypatch, users_host):
+    fetched = []
+    monkeypatch.setattr(dev, "fetch_archive", lambda python, downloads: fetched.append(downloads))
+    monkeypatch.setattr(dev, "unpack_host", lambda archive, host: users_host.rename(host))
+    dev.HOST_FOLDER.parent.mkdir()
+    assert set_up()[1] == dev.HOST_FOLDER
+    assert set_up()[1] == dev.HOST_FOLDER
+    assert len(fetched) == 1
+
+
+def test_torch_and_python_are_remembered(set_up, users_host):
+    set_up("--host", users_host, "--torch", "torch==2.12.0")
+    assert set_up("--host", users_host)[3]["install"][0] == "torch==2.12.0"
+    python, _, _, done = set_up("--host", users_host, "--python", sys.executable)
+    assert str(done["create"]) == sys.executable
+    assert "venv-over-" in str(python)
+    assert set_up("--host", users_host)[0] == python, "both choices are kept"
+
+
+def test_layered_environment_takes_the_torch_below(set_up, users_host):
+    done = set_up("--host", users_host, "--python", sys.executable)[3]
+    assert done["install"][0] == "torch"
+
+
+@pytest.mark.parametrize("argv", [[], ["nonsense"]])
+def test_unknown_command_names_the_known_ones(dev, argv, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        dev.parse(argv)
+    assert exit_.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
+
+
+def test_help_lists_every_command(dev, capsys):
+    with pytest.raises(SystemExit):
+        dev.parse(["--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown and command.does in shown for name, command in dev.COMMANDS.items())
+
+
+def test_help_after_a_command_is_the_commands(dev):
+    assert dev.parse(["test", "--help"])[1] == ["--help"]
+
+
+def test_commands_point_at_what_exists(dev):
+    for command in dev.COMMANDS.values():
+        script = command.arguments[0]
+        assert script == "-m" or (ROOT / script.removeprefix("{root}/")).is_file(), script
+
+
+def test_command_runs_with_its_places_and_returns_its_exit_code(dev, tmp_path):
+    report = "import os, sys; open(sys.argv[1], 'w').write(os.environ['COMFYUI_PATH']); sys.exit(len(sys.argv))"
+    command = dev.Command("", ("-c", report))
+    code = dev.run_command(command, Path(sys.executable), tmp_path, [str(tmp_path / "report"), "two"])
+    assert code == 3
+    assert (tmp_path / "report").read_text() == str(tmp_path)
+
+
+def test_errors_end_in_one_sentence_and_a_code(dev, monkeypatch, capsys):
+    def fail(options):
+        raise SetupError("no network")
+
+    monkeypatch.setattr(dev, "set_up", fail)
+    assert dev.main(["test"]) == 2
+    assert capsys.readouterr().out == "dev: error: no network\n"
