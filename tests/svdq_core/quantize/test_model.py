@@ -1,0 +1,80 @@
+"""A whole model: what is quantized, what stays, and that a user can stop it."""
+
+import pytest
+import torch
+from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
+from svdquant_pack.svdq_core.errors import SVDQuantError
+from svdquant_pack.svdq_core.linear import dense_bias, dense_weight
+from svdquant_pack.svdq_core.models import FLUX
+from svdquant_pack.svdq_core.quantize import QuantSpec
+from svdquant_pack.svdq_core.quantize.model import count_linears, quantize_model
+from tiny_files import DATA
+
+SPEC = QuantSpec(score_tokens=32, rank=16)
+
+
+@pytest.fixture(scope="module")
+def dense():
+    """The dense weights of the tiny FLUX, under the host's names."""
+    model = read_checkpoint(Checkpoint(DATA / "flux_tiny_int4_r32.safetensors"))
+    weights = {name: t.float() for name, t in model.plain.items()}
+    for name, layer in model.layers.items():
+        weights[f"{name}.weight"], weights[f"{name}.bias"] = dense_weight(layer), dense_bias(layer)
+    return weights
+
+
+@pytest.fixture(scope="module")
+def result(dense):
+    done = []
+    return *quantize_model(FLUX, dense, list(dense), SPEC, torch.device("cpu"), done.append), done
+
+
+def test_every_linear_of_the_blocks_is_quantized(dense, result):
+    model, reports, kept, done = result
+    assert len(model.layers) == count_linears(FLUX, list(dense)) == len(done) == 13
+    assert set(done) == set(model.layers)
+    assert not kept
+    assert len(reports) == 15  # two layers have two parts
+    assert {r.scheme for r in reports} == {"int4", "awq"}
+
+
+def test_everything_else_is_taken_over(dense, result):
+    model = result[0]
+    expected = {n for n in dense if n.rpartition(".")[0] not in model.layers}
+    assert set(model.plain) == expected
+    assert all(torch.equal(model.plain[n], dense[n].to(SPEC.scale_dtype)) for n in expected)
+
+
+def test_composite_layers_keep_their_parts(result):
+    layers = result[0].layers
+    linear1, linear2 = layers["single_blocks.0.linear1"], layers["single_blocks.0.linear2"]
+    assert [p.rows for p in linear1.parts] == [(0, 768), (768, 1792)]
+    assert [p.columns for p in linear2.parts] == [(0, 256), (256, 1280)]
+    assert [p.act_unsigned for p in linear2.parts] == [False, True]
+
+
+def test_weights_come_close(dense, result):
+    for name, layer in result[0].layers.items():
+        weight = dense[f"{name}.weight"]
+        # the paper's 4 bits with a scale for each 64 weights leave about a tenth on Gaussian weights
+        assert (dense_weight(layer) - weight).norm() < 0.13 * weight.norm(), name
+
+
+def test_stopping_ends_the_run_at_once(dense):
+    seen = []
+
+    def stop(name):
+        seen.append(name)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize_model(FLUX, dense, list(dense), SPEC, torch.device("cpu"), stop)
+    assert len(seen) == 1
+
+
+def test_a_broken_weight_is_named(dense):
+    broken = dict(dense)
+    broken["double_blocks.0.img_attn.proj.weight"] = dense["double_blocks.0.img_attn.proj.weight"].clone()
+    broken["double_blocks.0.img_attn.proj.weight"][3, 5] = float("nan")
+    with pytest.raises(SVDQuantError, match=r"double_blocks\.0\.img_attn\.proj: the weight holds NaN"):
+        quantize_model(FLUX, broken, list(broken), SPEC, torch.device("cpu"))

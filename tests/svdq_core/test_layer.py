@@ -1,0 +1,86 @@
+"""A layer and its blob: every tensor comes back bit for bit, and what does not fit is named."""
+
+import json
+
+import pytest
+import torch
+from compare import assert_same
+from svdquant_pack.kernels.format import BLOB_ALIGNMENT
+from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
+from svdquant_pack.svdq_core.errors import CheckpointError
+from svdquant_pack.svdq_core.layer import BlobLayout, Part, with_tensors
+from tiny_files import DATA
+
+
+@pytest.fixture(scope="module", params=["int4", "nvfp4"])
+def model(request):
+    return read_checkpoint(Checkpoint(DATA / f"flux_tiny_{request.param}_r32.safetensors"))
+
+
+def test_blob_holds_every_tensor(model):
+    for layer in model.layers.values():
+        blob, layout = layer.to_blob()
+        back = BlobLayout.from_json(layout.to_json()).read(blob, layer.bias)
+        assert back.in_features == layer.in_features and back.out_features == layer.out_features
+        for part, original in zip(back.parts, layer.parts, strict=True):
+            assert (part.scheme, part.rows, part.columns, part.act_unsigned) == (
+                original.scheme,
+                original.rows,
+                original.columns,
+                original.act_unsigned,
+            )
+            assert part.tensors.keys() == original.tensors.keys()
+            for name, tensor in part.tensors.items():
+                assert_same(tensor, original[name])
+
+
+def test_blob_slices_are_aligned_views(model):
+    blob, layout = next(iter(model.layers.values())).to_blob()
+    for part in layout.parts:
+        for place in part.slices.values():
+            assert place.offset % BLOB_ALIGNMENT == 0
+            assert place.read(blob).untyped_storage().data_ptr() == blob.untyped_storage().data_ptr()
+
+
+def test_layout_is_plain_json(model):
+    layout = next(iter(model.layers.values())).to_blob()[1]
+    assert json.loads(layout.to_json())["in_features"] == layout.in_features
+
+
+def draw_part(**changes) -> Part:
+    tensors = {
+        "qweight": torch.zeros(128, 64, dtype=torch.int8),
+        "wscales": torch.ones(2, 128, dtype=torch.bfloat16),
+        "smooth_factor": torch.ones(128, dtype=torch.bfloat16),
+        "proj_down": torch.zeros(128, 16, dtype=torch.bfloat16),
+        "proj_up": torch.zeros(128, 16, dtype=torch.bfloat16),
+    }
+    return with_tensors(Part("int4", (0, 128), (0, 128), False, tensors), **changes)
+
+
+def test_a_right_part_passes():
+    draw_part().check("file: layer")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"wscales": torch.ones(1, 128, dtype=torch.bfloat16)}, ["wscales", "(1, 128)", "(2, 128)"]),
+        ({"wscales": torch.ones(2, 128).to(torch.float8_e4m3fn)}, ["wscales", "float8_e4m3fn", "bfloat16"]),
+        ({"smooth_factor": torch.full((128,), float("nan"))}, ["smooth_factor", "NaN"]),
+        ({"proj_down": torch.zeros(128, 32, dtype=torch.bfloat16)}, ["proj_down", "(128, 32)", "(128, 16)"]),
+        ({"strange": torch.zeros(1)}, ["strange", "unexpected"]),
+    ],
+)
+def test_what_does_not_fit_is_named(changes, words):
+    with pytest.raises(CheckpointError) as error:
+        draw_part(**changes).check("some file: some layer")
+    assert all(word in str(error.value) for word in ["some file: some layer", *words])
+
+
+def test_nan_in_fp8_scales_is_found():
+    scales = torch.ones(8, 128).to(torch.float8_e4m3fn)
+    scales.view(torch.uint8)[3, 3] = 0x7F
+    part = draw_part(wscales=scales)
+    with pytest.raises(CheckpointError, match="wscales holds NaN"):
+        Part("nvfp4", part.rows, part.columns, False, part.tensors).check("file")

@@ -1,0 +1,83 @@
+"""Layers of several parts, and the dense layer that a quantized one stands for."""
+
+import pytest
+import torch
+from compare import relative_rms_error
+from safetensors.torch import load_file
+from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
+from svdquant_pack.svdq_core.layer import QuantizedLayer
+from svdquant_pack.svdq_core.linear import apply_layer, dense_bias, dense_weight
+from tiny_files import DATA
+
+
+@pytest.fixture(scope="module", params=["int4", "nvfp4"])
+def model(request):
+    return read_checkpoint(Checkpoint(DATA / f"flux_tiny_{request.param}_r32.safetensors"))
+
+
+def draw_tokens(layer: QuantizedLayer, count=24):
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(2, count // 2, layer.in_features, generator=g)
+    for part in layer.parts:
+        if part.act_unsigned:
+            columns = slice(*part.columns)
+            x[..., columns] = torch.nn.functional.gelu(x[..., columns], approximate="tanh")
+    return x
+
+
+def test_every_layer_equals_its_dense_form_without_activation_codes(model):
+    for name, layer in model.layers.items():
+        x, bias = draw_tokens(layer), dense_bias(layer)
+        expected = x @ dense_weight(layer).T + bias
+        out = apply_layer(layer, x, "w4a16")
+        assert out.shape == expected.shape, name
+        assert relative_rms_error(out, expected) < 1e-6, name  # float32 sums in another order
+
+
+def test_activation_codes_cost_what_their_bits_say(model):
+    layer = model.layers["single_blocks.0.linear2"]
+    x, bias = draw_tokens(layer, 64), dense_bias(layer)
+    expected = x @ dense_weight(layer).T + bias
+    w4a4, w4a8 = (relative_rms_error(apply_layer(layer, x, mode), expected) for mode in ("w4a4", "w4a8"))
+    assert 0.02 < w4a4 < 0.25 and w4a8 < w4a4 / 4
+
+
+def test_dense_oracle():
+    model = read_checkpoint(Checkpoint(DATA / "flux_tiny_int4_r32.safetensors"))
+    samples = load_file(DATA / "flux_tiny_int4_host_dense_samples.safetensors")
+    compared = 0
+    for name, layer in model.layers.items():
+        for end, tensor in (("weight", dense_weight(layer)), ("bias", dense_bias(layer))):
+            key = f"{name}.{end}"
+            if key not in samples:  # the text stream has the structure of the image stream and is not in the oracle
+                continue
+            found, wanted = tensor.flatten()[samples[f"{key}.index"].long()], samples[key]
+            if layer.parts[0].scheme == "awq" and end == "bias":
+                # the file rounded bias + 1 to bfloat16: half a step of numbers below 2, or of the bias where it is larger
+                assert (found - wanted).abs().max() <= 2**-8
+            else:
+                torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+            compared += 1
+    assert compared == 16
+
+
+@pytest.mark.parametrize("name", ["single_blocks.0.linear1", "single_blocks.0.linear2", "single_blocks.0.modulation.lin"])
+@pytest.mark.parametrize("compute", ["w4a4", "w4a8", "w4a16"])
+def test_lora_adds_its_own_product(model, name, compute):
+    layer = model.layers[name]
+    g = torch.Generator().manual_seed(9)
+    down, up = torch.randn(layer.in_features, 16, generator=g) / 16, torch.randn(layer.out_features, 16, generator=g)
+    x = draw_tokens(layer)
+    added = apply_layer(layer, x, compute, down, up) - apply_layer(layer, x, compute)
+    assert relative_rms_error(added, (x @ down) @ up.T) < 1e-4  # difference of two float32 outputs
+
+
+def test_a_bias_of_its_own_in_a_column_part_counts():
+    model = read_checkpoint(Checkpoint(DATA / "flux_tiny_int4_r32.safetensors"))
+    layer = model.layers["single_blocks.0.linear2"]
+    x = draw_tokens(layer)
+    before, dense_before = apply_layer(layer, x, "w4a16"), dense_bias(layer)
+    own = torch.linspace(-1, 1, layer.out_features)
+    layer.parts[0].tensors["bias"] = own
+    torch.testing.assert_close(apply_layer(layer, x, "w4a16") - before, own.expand_as(before), rtol=0, atol=1e-5)
+    torch.testing.assert_close(dense_bias(layer), dense_before + own, rtol=1e-6, atol=1e-6)

@@ -1,0 +1,26 @@
+"""Which mode runs a model, and the line that says so."""
+
+import pytest
+import torch
+from svdquant_pack.kernels.linear import COMPUTE_MODES
+from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
+from svdquant_pack.svdq_core.runtime import describe_model, resolve_compute
+from tiny_files import DATA
+
+
+@pytest.mark.parametrize("precision", ["int4", "nvfp4"])
+def test_auto_is_a_real_mode_with_a_reason(precision):
+    mode, reason = resolve_compute("auto", precision, torch.device("cpu"))
+    assert mode in COMPUTE_MODES and reason
+
+
+@pytest.mark.parametrize("choice", COMPUTE_MODES)
+def test_a_users_choice_stands(choice):
+    assert resolve_compute(choice, "int4", torch.device("cpu"))[0] == choice
+
+
+def test_description_names_what_a_user_asks():
+    model = read_checkpoint(Checkpoint(DATA / "flux_tiny_nvfp4_r32.safetensors"))
+    text = describe_model("a file.safetensors", model, "w4a8", "because")
+    for word in ("a file.safetensors", "FLUX.1", "nvfp4", "rank 32", "13 quantized layers", "w4a8", "because"):
+        assert word in text
