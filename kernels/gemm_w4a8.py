@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .devices import processors
 from .tiles import gemm_tile
 
 try:
@@ -110,12 +111,12 @@ def _gemm_w4a8_kernel(
 def _gemm_w4a8_persistent_kernel(
     qx_desc,  # (M, K) int8, blocks (BLOCK_M, BLOCK_K)
     qweight_desc,  # (N, K) int8, blocks (BLOCK_N, BLOCK_K)
-    out_desc,  # (M, N), blocks (BLOCK_M, BLOCK_N // EPILOGUE_PARTS)
-    x_down_desc,  # (M, R), blocks (BLOCK_M, BLOCK_R), or None
-    proj_up_desc,  # (N, R), blocks (BLOCK_N, BLOCK_R), or None
     ascales_ptr,  # (M,) float32
     channel_scales_ptr,  # (N,) float32
+    x_down_ptr,  # (M, R)
+    proj_up_ptr,  # (N, R)
     bias_ptr,  # (N,) or None
+    out_ptr,  # (M, N)
     M,
     N,
     K,
@@ -128,14 +129,11 @@ def _gemm_w4a8_persistent_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
     SWIZZLE_M: tl.constexpr,
-    EPILOGUE_PARTS: tl.constexpr,
     WARP_SPECIALIZE: tl.constexpr,
     FLATTEN: tl.constexpr,
 ):
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
-    for tile in tl.range(
-        tl.program_id(0), tiles, PROGRAMS, flatten=FLATTEN, warp_specialize=WARP_SPECIALIZE
-    ):
+    for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=FLATTEN, warp_specialize=WARP_SPECIALIZE):
         pid_m, pid_n = tile_position(tile, M, N, BLOCK_M, BLOCK_N, SWIZZLE_M)
         start_m, start_n = pid_m * BLOCK_M, pid_n * BLOCK_N
         accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
@@ -150,14 +148,12 @@ def _gemm_w4a8_persistent_kernel(
         channel_scales = tl.load(channel_scales_ptr + offs_n, mask=offs_n < N, other=0.0)
         out = accumulator.to(tl.float32) * ascales[:, None] * channel_scales[None, :]
         if HAS_RANK:
-            for start_r in range(0, R, BLOCK_R):
-                x_down = x_down_desc.load([start_m, start_r])
-                out = tl.dot(x_down, proj_up_desc.load([start_n, start_r]).T, out)
+            out = add_low_rank(out, x_down_ptr, proj_up_ptr, offs_m, offs_n, M, N, R, BLOCK_R)
         if HAS_BIAS:
             out += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
 
-        out_ptrs = out_desc + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
-        tl.store(out_ptrs, out.to(out_desc.dtype.element_ty), mask=(offs_m < M)[:, None] & (offs_n < N)[None, :])
+        out_ptrs = out_ptr + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
+        tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=(offs_m < M)[:, None] & (offs_n < N)[None, :])
 
 
 def _launch_portable(qx, ascales, qweight_int8, channel_scales, x_down, proj_up, bias, out, tile):
@@ -184,18 +180,18 @@ def _launch_portable(qx, ascales, qweight_int8, channel_scales, x_down, proj_up,
 
 def _launch_persistent(qx, ascales, qweight_int8, channel_scales, x_down, proj_up, bias, out, tile):
     (M, K), N, R = qx.shape, qweight_int8.shape[0], x_down.shape[1]
-    block_m, block_n, block_k, block_r = (tile[f"BLOCK_{axis}"] for axis in "MNKR")
-    tiles = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
-    programs = torch.cuda.get_device_properties(qx.device).multi_processor_count
+    tile = dict(tile)
+    programs = tile.pop("PROGRAMS_PER_PROCESSOR") * processors(qx.device.index)
+    tiles = triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(N, tile["BLOCK_N"])
     _gemm_w4a8_persistent_kernel[(min(programs, tiles),)](
-        TensorDescriptor.from_tensor(qx, [block_m, block_k]),
-        TensorDescriptor.from_tensor(qweight_int8, [block_n, block_k]),
-        TensorDescriptor.from_tensor(out, [block_m, block_n // tile["EPILOGUE_PARTS"]]),
-        TensorDescriptor.from_tensor(x_down, [block_m, block_r]) if R else None,
-        TensorDescriptor.from_tensor(proj_up, [block_n, block_r]) if R else None,
+        TensorDescriptor.from_tensor(qx, [tile["BLOCK_M"], tile["BLOCK_K"]]),
+        TensorDescriptor.from_tensor(qweight_int8, [tile["BLOCK_N"], tile["BLOCK_K"]]),
         ascales,
         channel_scales,
+        x_down,
+        proj_up,
         bias,
+        out,
         M,
         N,
         K,
@@ -232,6 +228,6 @@ def gemm_w4a8(
     out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device)
     tile = tile or gemm_tile("gemm_w4a8", M, N, qx.shape[1], qx.device)
     proj_up = proj_up.to(x_down.dtype)
-    launch = _launch_persistent if "EPILOGUE_PARTS" in tile and TensorDescriptor else _launch_portable
+    launch = _launch_persistent if "PROGRAMS_PER_PROCESSOR" in tile and TensorDescriptor else _launch_portable
     launch(qx, ascales, qweight_int8, channel_scales, x_down, proj_up, bias, out, tile)
     return out
