@@ -1,0 +1,220 @@
+"""Int8 GEMM with the low-rank branch and the bias, for Hopper's asynchronous tensor cores.
+
+    out = (qx @ qweight_int8.T) * ascales * channel_scales + x_down @ proj_up.T + bias
+
+One block a processor walks over tiles of 128 x 256. One warp does nothing but start bulk copies into a ring of buffers;
+two groups of four warps compute the upper and the lower half of a tile. While one group finishes a tile, the other still
+multiplies, and the copies for the next tile are under way. The low-rank factors travel through the same ring, as one
+more step of k. Reference: reference.gemm_w4a8. Layouts: format.py.
+"""
+
+import torch
+import triton
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from .devices import processors
+
+BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 128
+HALF_M = gl.constexpr(BLOCK_M // 2)
+BLOCK_R = 64  # 64 16-bit values are as long as 128 bytes of int8: one ring serves both
+STORE_N = gl.constexpr(BLOCK_N // 2)
+STAGES = gl.constexpr(4)
+
+
+@gluon.jit
+def _tile_origin(tile, M, N, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, SWIZZLE_M: gl.constexpr):
+    tiles_m, tiles_n = gl.cdiv(M, BLOCK_M), gl.cdiv(N, BLOCK_N)
+    first_m = (tile // (SWIZZLE_M * tiles_n)) * SWIZZLE_M
+    height = gl.minimum(tiles_m - first_m, SWIZZLE_M)
+    within = tile % (SWIZZLE_M * tiles_n)
+    return (first_m + within % height) * BLOCK_M, (within // height) * BLOCK_N
+
+
+@gluon.jit
+def _copy_step(a_desc, b_desc, start_m, start_n, start, a_ring, b_ring, full, empty, step):
+    """Wait until slot step % STAGES is free, then start the copies into it."""
+    slot, round_parity = step % STAGES, (step // STAGES) & 1
+    mbarrier.wait(empty.index(slot), round_parity ^ 1)
+    mbarrier.expect(full.index(slot), a_desc.block_type.nbytes + b_desc.block_type.nbytes)
+    tma.async_copy_global_to_shared(a_desc, [start_m, start], full.index(slot), a_ring.index(slot))
+    tma.async_copy_global_to_shared(b_desc, [start_n, start], full.index(slot), b_ring.index(slot))
+    return step + 1
+
+
+@gluon.jit
+def _copy_tiles(
+    qx_desc, qweight_desc, x_down_desc, proj_up_desc, a_ring, b_ring, x_down_ring, proj_up_ring, full, empty,
+    M, N, K, R, PROGRAMS, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, BLOCK_R: gl.constexpr,
+    SWIZZLE_M: gl.constexpr,
+):  # fmt: skip
+    step = 0
+    for tile in range(gl.program_id(0), gl.cdiv(M, BLOCK_M) * gl.cdiv(N, BLOCK_N), PROGRAMS):
+        start_m, start_n = _tile_origin(tile, M, N, BLOCK_M, BLOCK_N, SWIZZLE_M)
+        for start in range(0, K, BLOCK_K):
+            step = _copy_step(qx_desc, qweight_desc, start_m, start_n, start, a_ring, b_ring, full, empty, step)
+        for start in range(0, R, BLOCK_R):
+            step = _copy_step(
+                x_down_desc, proj_up_desc, start_m, start_n, start, x_down_ring, proj_up_ring, full, empty, step
+            )
+
+
+@gluon.jit
+def _multiply_tiles(
+    a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging, out_desc, ascales_ptr, channel_scales_ptr, bias_ptr,
+    M, N, K, R, PROGRAMS, HALF: gl.constexpr, HAS_BIAS: gl.constexpr, RANK_STEP: gl.constexpr,
+    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, BLOCK_R: gl.constexpr, SWIZZLE_M: gl.constexpr,
+):  # fmt: skip
+    # 128 columns an instruction: Triton does not know the int8 one of 256.
+    INT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
+    FLOAT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
+    step = 0
+    for tile in range(gl.program_id(0), gl.cdiv(M, BLOCK_M) * gl.cdiv(N, BLOCK_N), PROGRAMS):
+        start_m, start_n = _tile_origin(tile, M, N, BLOCK_M, BLOCK_N, SWIZZLE_M)
+        start_m += HALF * HALF_M
+
+        sums = gl.zeros([HALF_M, BLOCK_N], gl.int32, INT)
+        for start in range(0, K, BLOCK_K):
+            slot = step % STAGES
+            mbarrier.wait(full.index(slot), (step // STAGES) & 1)
+            a = a_ring.index(slot).slice(HALF * HALF_M, HALF_M)
+            b = b_ring.index(slot).permute((1, 0))
+            sums = warpgroup_mma(a, b, sums, use_acc=start > 0, is_async=True)
+            # One product stays in flight; the one before it is done, so its slot is free.
+            sums = warpgroup_mma_wait(1, deps=(sums,))
+            mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), pred=start > 0)
+            step += 1
+        sums = warpgroup_mma_wait(0, deps=(sums,))
+        mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES))
+
+        offs_m = start_m + gl.arange(0, HALF_M, gl.SliceLayout(1, FLOAT))
+        offs_n = start_n + gl.arange(0, BLOCK_N, gl.SliceLayout(0, FLOAT))
+        ascales = gl.load(ascales_ptr + offs_m, mask=offs_m < M, other=0.0)
+        channel_scales = gl.load(channel_scales_ptr + offs_n, mask=offs_n < N, other=0.0)
+        out = gl.convert_layout(sums, FLOAT).to(gl.float32) * ascales[:, None] * channel_scales[None, :]
+        for _ in range(0, R, BLOCK_R):
+            slot = step % STAGES
+            mbarrier.wait(full.index(slot), (step // STAGES) & 1)
+            x_down = x_down_ring.index(slot).slice(HALF * HALF_M, HALF_M).slice(0, RANK_STEP, dim=1)
+            proj_up = proj_up_ring.index(slot).slice(0, RANK_STEP, dim=1).permute((1, 0))
+            out = warpgroup_mma(x_down, proj_up, out, is_async=True)
+            out = warpgroup_mma_wait(0, deps=(out,))
+            mbarrier.arrive(empty.index(slot))
+            step += 1
+        if HAS_BIAS:
+            out += gl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(gl.float32)[None, :]
+
+        left, right = out.reshape([HALF_M, 2, STORE_N]).permute((0, 2, 1)).split()
+        tma.store_wait(0)
+        staging.store(gl.convert_layout(left, FLOAT).to(out_desc.dtype))
+        fence_async_shared()
+        tma.async_copy_shared_to_global(out_desc, [start_m, start_n], staging)
+        tma.store_wait(0)
+        staging.store(gl.convert_layout(right, FLOAT).to(out_desc.dtype))
+        fence_async_shared()
+        tma.async_copy_shared_to_global(out_desc, [start_m, start_n + STORE_N], staging)
+    tma.store_wait(0)
+
+
+@gluon.jit(do_not_specialize=["M"])
+def _gemm_w4a8_hopper_kernel(
+    qx_desc,  # (M, K) int8, blocks (BLOCK_M, BLOCK_K)
+    qweight_desc,  # (N, K) int8, blocks (BLOCK_N, BLOCK_K)
+    x_down_desc,  # (M, R), blocks (BLOCK_M, BLOCK_R)
+    proj_up_desc,  # (N, R), blocks (BLOCK_N, BLOCK_R)
+    out_desc,  # (M, N), blocks (HALF_M, STORE_N)
+    ascales_ptr,  # (M,) float32
+    channel_scales_ptr,  # (N,) float32
+    bias_ptr,  # (N,) or None
+    M, N, K, R, PROGRAMS,
+    HAS_BIAS: gl.constexpr, RANK_STEP: gl.constexpr,
+    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, BLOCK_R: gl.constexpr, SWIZZLE_M: gl.constexpr,
+):  # fmt: skip
+    a_ring = gl.allocate_shared_memory(gl.int8, [STAGES, BLOCK_M, BLOCK_K], qx_desc.layout)
+    b_ring = gl.allocate_shared_memory(gl.int8, [STAGES, BLOCK_N, BLOCK_K], qweight_desc.layout)
+    x_down_ring = a_ring._reinterpret(out_desc.dtype, [STAGES, BLOCK_M, BLOCK_R], x_down_desc.layout)
+    proj_up_ring = b_ring._reinterpret(out_desc.dtype, [STAGES, BLOCK_N, BLOCK_R], proj_up_desc.layout)
+    staging = gl.allocate_shared_memory(out_desc.dtype, [2, HALF_M, STORE_N], out_desc.layout)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(STAGES):
+        mbarrier.init(full.index(slot), count=1)
+        mbarrier.init(empty.index(slot), count=2)
+    fence_async_shared()
+
+    gl.warp_specialize(
+        [
+            (_multiply_tiles, (
+                a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging.index(0), out_desc,
+                ascales_ptr, channel_scales_ptr, bias_ptr, M, N, K, R, PROGRAMS, 0, HAS_BIAS, RANK_STEP,
+                BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
+            )),
+            (_multiply_tiles, (
+                a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging.index(1), out_desc,
+                ascales_ptr, channel_scales_ptr, bias_ptr, M, N, K, R, PROGRAMS, 1, HAS_BIAS, RANK_STEP,
+                BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
+            )),
+            (_copy_tiles, (
+                qx_desc, qweight_desc, x_down_desc, proj_up_desc, a_ring, b_ring, x_down_ring, proj_up_ring,
+                full, empty, M, N, K, R, PROGRAMS, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
+            )),
+        ],
+        [4, 1],
+        [232, 40],
+    )  # fmt: skip
+
+
+def _descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:
+    name = {torch.int8: gl.int8, torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[tensor.dtype]
+    return TensorDescriptor.from_tensor(tensor, block, gl.NVMMASharedLayout.get_default_for(block, name))
+
+
+def gemm_w4a8_hopper(
+    qx: Tensor,
+    ascales: Tensor,
+    qweight_int8: Tensor,
+    channel_scales: Tensor,
+    x_down: Tensor,
+    proj_up: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    swizzle_m: int = 8,
+) -> None:
+    """Arguments as gemm_w4a8.gemm_w4a8; writes out (M, N). K a multiple of 16, N of 8."""
+    (M, K), N, R = qx.shape, qweight_int8.shape[0], x_down.shape[1]
+    tiles = triton.cdiv(M, BLOCK_M) * triton.cdiv(N, BLOCK_N)
+    programs = min(processors(qx.device.index), tiles)
+    if not R:  # a descriptor cannot be empty; with R = 0 the kernel never reads these
+        x_down, proj_up = out, out
+    _gemm_w4a8_hopper_kernel[(programs,)](
+        _descriptor(qx, [BLOCK_M, BLOCK_K]),
+        _descriptor(qweight_int8, [BLOCK_N, BLOCK_K]),
+        _descriptor(x_down, [BLOCK_M, BLOCK_R]),
+        _descriptor(proj_up, [BLOCK_N, BLOCK_R]),
+        _descriptor(out, [BLOCK_M // 2, BLOCK_N // 2]),
+        ascales,
+        channel_scales,
+        bias,
+        M,
+        N,
+        K,
+        R,
+        programs,
+        HAS_BIAS=bias is not None,
+        RANK_STEP=32 if R <= 32 else 64,
+        BLOCK_M=BLOCK_M,
+        BLOCK_N=BLOCK_N,
+        BLOCK_K=BLOCK_K,
+        BLOCK_R=BLOCK_R,
+        SWIZZLE_M=swizzle_m,
+        num_warps=4,
+    )
