@@ -19,7 +19,7 @@ class SVDQuantLoraLoader(io.ComfyNode):
             "matches nothing is an error.",
             search_aliases=["Nunchaku FLUX LoRA Loader", "lora", "svdq lora"],
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="An SVDQuant model, or any other that takes the LoRA."),
                 io.Combo.Input("lora_name", options=files.list_loras(), tooltip="A file in models/loras."),
                 io.Float.Input(
                     "strength",

@@ -35,5 +35,7 @@ def draw_errors(reports: list[PartReport], title: str) -> Tensor:
         y = bottom - report.relative_error / largest * (bottom - top)
         draw.rectangle((x, y, x + max(step * 0.8, 1), bottom), fill=WORST if report in worst else BAR)
     names = ", ".join(f"{r.layer} {100 * r.relative_error:.1f} %" for r in worst)
-    draw.text((left, bottom + 12), f"{len(reports)} parts in the order of the model; worst: {names}", fill=INK, font=small)
+    draw.text(
+        (left, bottom + 12), f"{len(reports)} parts in the order of the model; worst: {names}", fill=INK, font=small
+    )
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)[None]

@@ -26,7 +26,7 @@ class SVDQuantExportModel(io.ComfyNode):
             search_aliases=["save", "nunchaku", "convert", "merge lora"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="A model from Load or Quantize; LoRAs on it are kept."),
                 io.Combo.Input(
                     "format",
                     options=list(FORMATS),

@@ -22,7 +22,9 @@ def resolve_compute(choice: str, precision: str, device: torch.device) -> tuple[
 def describe_model(name: str, model: QuantizedModel, compute: str, reason: str) -> str:
     """One line about a loaded file: what it is, its size, and what runs it."""
     ranks = model.ranks
-    rank = "no low-rank branch" if not any(ranks) else "rank " + " to ".join(str(r) for r in sorted({ranks[0], ranks[-1]}))
+    rank = (
+        "no low-rank branch" if not any(ranks) else "rank " + " to ".join(str(r) for r in sorted({ranks[0], ranks[-1]}))
+    )
     return (
         f"{name}: {model.architecture.title}, {model.precision}, {rank}, {len(model.layers)} quantized layers, "
         f"{model.nbytes / 2**30:.2f} GiB; compute {compute} ({reason})"

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tiny_files import DATA
+
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.linear import dense_bias, dense_weight
-from tiny_files import DATA
 
 
 def put_tiny(folder: Path, precision: str = "int4") -> str:

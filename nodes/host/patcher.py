@@ -135,4 +135,3 @@ def adopt(patcher: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.Mode
     """Make the host's patcher ours, in place: a second object for the same model would unload it when the first dies."""
     patcher.__class__ = SVDQuantPatcherDynamic if patcher.is_dynamic() else SVDQuantPatcher
     return patcher
-

@@ -2,6 +2,7 @@
 
 import torch
 from compare import assert_same
+
 from svdquant_pack.kernels.packing import pack_nibbles, unpack_int4, unpack_uint4
 
 

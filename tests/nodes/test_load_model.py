@@ -9,8 +9,9 @@ import torch
 from host_models import put_dense, put_tiny
 from safetensors.torch import load_file, save_file
 from sampling import relative_error, sample_flux
-from svdquant_pack.svdq_core.errors import CheckpointError
 from tiny_files import DATA
+
+from svdquant_pack.svdq_core.errors import CheckpointError
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,10 @@ WRONG_FILES = {
     "missing tensor": (_changed(lambda t: t.pop(f"{QKV}.smooth")), "smooth_factor is missing"),
     "missing layer": (_changed(lambda t: [t.pop(n) for n in list(t) if n.startswith(QKV + ".")]), f"missing.*{QKV}"),
     "extra tensor": (_changed(lambda t: t.update({"strange.weight": torch.zeros(1)})), r"unexpected.*strange\.weight"),
-    "wrong shape": (_changed(lambda t: t.update({f"{QKV}.wscales": torch.ones(4, 768).bfloat16()[:3].clone()})), "wscales"),
+    "wrong shape": (
+        _changed(lambda t: t.update({f"{QKV}.wscales": torch.ones(4, 768).bfloat16()[:3].clone()})),
+        "wscales",
+    ),
     "wrong dtype": (_changed(lambda t: t.update({f"{QKV}.smooth": t[f"{QKV}.smooth"].to(torch.int32)})), "int32"),
     "NaN scale": (_changed(_nan_scale), f"{QKV}.*wscales holds NaN"),
 }

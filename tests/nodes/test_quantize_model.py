@@ -9,6 +9,7 @@ import torch
 from host_models import put_dense, put_lora, put_pixart, put_tiny
 from safetensors.torch import load_file
 from sampling import relative_error, sample_flux, sample_pixart
+
 from svdquant_pack.svdq_core.errors import ArchitectureError, SVDQuantError
 
 SETTINGS = {

@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 from compare import assert_same
+from tiny_files import DATA
+
 from svdquant_pack.kernels.format import BLOB_ALIGNMENT
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.errors import CheckpointError
 from svdquant_pack.svdq_core.layer import BlobLayout, Part, with_tensors
-from tiny_files import DATA
 
 
 @pytest.fixture(scope="module", params=["int4", "nvfp4"])

@@ -4,10 +4,11 @@ import pytest
 import torch
 from compare import relative_rms_error
 from safetensors.torch import load_file
+from tiny_files import DATA
+
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.layer import QuantizedLayer
 from svdquant_pack.svdq_core.linear import apply_layer, dense_bias, dense_weight
-from tiny_files import DATA
 
 
 @pytest.fixture(scope="module", params=["int4", "nvfp4"])
@@ -61,7 +62,9 @@ def test_dense_oracle():
     assert compared == 16
 
 
-@pytest.mark.parametrize("name", ["single_blocks.0.linear1", "single_blocks.0.linear2", "single_blocks.0.modulation.lin"])
+@pytest.mark.parametrize(
+    "name", ["single_blocks.0.linear1", "single_blocks.0.linear2", "single_blocks.0.modulation.lin"]
+)
 @pytest.mark.parametrize("compute", ["w4a4", "w4a8", "w4a16"])
 def test_lora_adds_its_own_product(model, name, compute):
     layer = model.layers[name]

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from tiny_files import DATA
+
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.errors import SVDQuantError
 from svdquant_pack.svdq_core.linear import dense_bias, dense_weight
 from svdquant_pack.svdq_core.models import FLUX
 from svdquant_pack.svdq_core.quantize import QuantSpec
 from svdquant_pack.svdq_core.quantize.model import count_linears, quantize_model
-from tiny_files import DATA
 
 SPEC = QuantSpec(score_tokens=32, rank=16)
 
