@@ -7,8 +7,8 @@ A layer computes, with x of shape (M, K):
     out     = dequant(quant(x_hat)) @ dequant(qweight).T + x_down @ proj_up.T + bias
 
 `act_unsigned` layers sit behind a GELU; with `gelu=True` the quantizer applies that GELU (tanh form) itself.
-Rounding to the dtype of x happens exactly where a kernel holds a 16-bit value: after the GELU, after the shift, after the
-smoothing, at the activation scales and at x_down. Sums are float32. Layouts: format.py.
+Rounding to the dtype of x happens exactly where a kernel holds a 16-bit value: after the GELU, after the shift, after
+the smoothing, at the activation scales and at x_down. Sums are float32. Layouts: format.py.
 
 Sources: SVDQuant, arXiv:2411.05007; the arithmetic of nunchaku's kernels, except that nunchaku also rounds the
 accumulator to 16 bits after each group.

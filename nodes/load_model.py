@@ -20,8 +20,8 @@ class SVDQuantModelLoader(io.ComfyNode):
             node_id="SVDQuantModelLoader",
             display_name="Load SVDQuant Model",
             category="SVDQuant",
-            description="Loads a 4-bit SVDQuant model (svdq-*.safetensors) of FLUX.1 or PixArt. The MODEL works with the "
-            "ordinary nodes: LoRA, ControlNet, samplers.",
+            description="Loads a 4-bit SVDQuant model (svdq-*.safetensors) of FLUX.1 or PixArt. The MODEL works with "
+            "the ordinary nodes: LoRA, ControlNet, samplers.",
             search_aliases=["nunchaku", "Nunchaku FLUX DiT Loader", "svdq", "int4", "nvfp4", "4-bit"],
             inputs=[
                 io.Combo.Input(
@@ -34,7 +34,8 @@ class SVDQuantModelLoader(io.ComfyNode):
                     options=list(COMPUTE_CHOICES),
                     default="auto",
                     tooltip="auto: the fastest mode that is at least as accurate as w4a4 on this GPU. w4a4: 4-bit "
-                    "activations, as the paper. w4a8: 8-bit activations, a better picture. w4a16: activations untouched.",
+                    "activations, as the paper. w4a8: 8-bit activations, a better picture. w4a16: activations "
+                    "untouched.",
                 ),
             ],
             outputs=[

@@ -30,8 +30,8 @@ class SVDQuantQuantizeModel(io.ComfyNode):
             node_id="SVDQuantQuantizeModel",
             display_name="Quantize Model (SVDQuant)",
             category="SVDQuant",
-            description="Makes a 4-bit SVDQuant file of a full-precision FLUX.1 or PixArt model, LoRAs on it baked in, and "
-            "returns the quantized model. No calibration data is needed.",
+            description="Makes a 4-bit SVDQuant file of a full-precision FLUX.1 or PixArt model, LoRAs on it baked in, "
+            "and returns the quantized model. No calibration data is needed.",
             search_aliases=["svdq", "deepcompressor", "int4", "nvfp4", "compress", "4-bit"],
             is_output_node=True,
             inputs=[
@@ -46,8 +46,8 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                     "activations",
                     options=["w4a8", "w4a4"],
                     default="w4a8",
-                    tooltip="The mode that the result is tuned for and that the returned model uses. Files run in every "
-                    "mode.",
+                    tooltip="The mode that the result is tuned for and that the returned model uses. Files run in "
+                    "every mode.",
                 ),
                 io.Int.Input(
                     "rank",

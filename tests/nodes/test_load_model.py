@@ -1,4 +1,4 @@
-"""Load SVDQuant Model: the host's own model classes, the right pictures, and one clear sentence for every wrong file."""
+"""Load SVDQuant Model: the host's own classes, the right pictures, and one clear sentence for every wrong file."""
 
 import json
 import shutil
@@ -71,6 +71,9 @@ def test_the_list_shows_files_and_folders(host, folder):
     shutil.rmtree(folder / "svdq-old")
 
 
+QKV = "transformer_blocks.0.qkv_proj"
+
+
 def _truncated(path):
     data = (DATA / "flux_tiny_int4_r32.safetensors").read_bytes()
     path.write_bytes(data[: len(data) // 2])
@@ -90,7 +93,13 @@ def _changed(change):
 
 
 def _nan_scale(tensors):
-    tensors["transformer_blocks.0.qkv_proj.wscales"][0, 5] = float("nan")
+    tensors[f"{QKV}.wscales"][0, 5] = float("nan")
+
+
+def _without_qkv(tensors):
+    for name in list(tensors):
+        if name.startswith(f"{QKV}."):
+            del tensors[name]
 
 
 def _t5(tensors):
@@ -98,7 +107,7 @@ def _t5(tensors):
     tensors["encoder.block.0.layer.0.SelfAttention.q.qweight"] = torch.zeros(4, 4, dtype=torch.int16)
 
 
-QKV = "transformer_blocks.0.qkv_proj"
+FIRST_BLOCK_SCALES = torch.ones(3, 768, dtype=torch.bfloat16)  # the layer has 4 groups
 WRONG_FILES = {
     "empty": (lambda path: path.write_bytes(b""), "empty"),
     "truncated": (_truncated, "cut off|incomplete"),
@@ -110,13 +119,10 @@ WRONG_FILES = {
     "fp8": (lambda path: save_file({"a.weight": torch.zeros(2, 2).to(torch.float8_e4m3fn)}, path), "fp8 model"),
     "4-bit T5": (_changed(_t5), "text encoder"),
     "missing tensor": (_changed(lambda t: t.pop(f"{QKV}.smooth")), "smooth_factor is missing"),
-    "missing layer": (_changed(lambda t: [t.pop(n) for n in list(t) if n.startswith(QKV + ".")]), f"missing.*{QKV}"),
-    "extra tensor": (_changed(lambda t: t.update({"strange.weight": torch.zeros(1)})), r"unexpected.*strange\.weight"),
-    "wrong shape": (
-        _changed(lambda t: t.update({f"{QKV}.wscales": torch.ones(4, 768).bfloat16()[:3].clone()})),
-        "wscales",
-    ),
-    "wrong dtype": (_changed(lambda t: t.update({f"{QKV}.smooth": t[f"{QKV}.smooth"].to(torch.int32)})), "int32"),
+    "missing layer": (_changed(_without_qkv), f"missing.*{QKV}"),
+    "extra tensor": (_changed(lambda t: t.update({"odd.weight": torch.zeros(1)})), r"unexpected.*odd\.weight"),
+    "wrong shape": (_changed(lambda t: t.update({f"{QKV}.wscales": FIRST_BLOCK_SCALES})), "wscales"),
+    "wrong dtype": (_changed(lambda t: t.update({f"{QKV}.smooth": t[f"{QKV}.smooth"].int()})), "int32"),
     "NaN scale": (_changed(_nan_scale), f"{QKV}.*wscales holds NaN"),
 }
 

@@ -54,7 +54,7 @@ def test_dense_oracle():
                 continue
             found, wanted = tensor.flatten()[samples[f"{key}.index"].long()], samples[key]
             if layer.parts[0].scheme == "awq" and end == "bias":
-                # the file rounded bias + 1 to bfloat16: half a step of numbers below 2, or of the bias where it is larger
+                # the file rounded bias + 1 to bfloat16: half a step of numbers below 2
                 assert (found - wanted).abs().max() <= 2**-8
             else:
                 torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
