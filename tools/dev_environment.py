@@ -120,10 +120,16 @@ class Environment:
             return
         if self.folder.exists():
             say(f"{self.folder} is incomplete (an interrupted set-up?); making it anew")
-            shutil.rmtree(self.folder)
+            discarded = self.folder.with_name(self.folder.name + ".discarded")
+            shutil.rmtree(discarded, ignore_errors=True)
+            self.folder.rename(
+                discarded
+            )  # first out of the way, so that half a removal is not taken for an environment
+            shutil.rmtree(discarded)
         base = self.over or Path(sys.executable)
         say(f"making a virtual environment in {self.folder} (Python {check_version(base)})")
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True)
+        self.unfinished.touch()
         if run(base, "-m", "venv", self.folder).returncode:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise SetupError(
@@ -132,6 +138,7 @@ class Environment:
             )
         if self.over:
             self._add_layer_below(self.over)
+        self.unfinished.unlink()
 
     def _add_layer_below(self, over: Path) -> None:
         code = "import sysconfig; print(sysconfig.get_path('purelib')); print(sysconfig.get_path('platlib'))"

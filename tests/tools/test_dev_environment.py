@@ -93,7 +93,26 @@ def test_interrupted_install_is_made_anew(environment, monkeypatch, pip):
     assert not environment.works()
     (environment.folder / "half a package").touch()
     environment.create()
-    assert not environment.folder.exists(), "pip is replaced here, so nothing is made after the removal"
+    assert not list(environment.folder.iterdir()), "a new one (which stays empty here, where no command runs)"
+
+
+def test_environment_that_was_half_made_is_made_anew(tmp_path, monkeypatch, pip):
+    environment = Environment(parent=tmp_path)
+    whole_run = dev_environment.run
+
+    def interrupted(*command, quiet=False):
+        if "venv" in command:
+            environment.python.parent.mkdir(parents=True)
+            environment.python.touch()
+            raise KeyboardInterrupt
+        return whole_run(*command, quiet=quiet)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dev_environment, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            environment.create()
+    assert environment.python.exists()
+    assert not environment.works()
 
 
 def test_broken_stamp_counts_as_none(environment, pip):
