@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import comfy.model_patcher
 
 from ...svdq_core.errors import SVDQuantError
-from ...svdq_core.linear import dense_weight
+from ...svdq_core.linear import dense_bias, dense_weight
 from .linear import SVDQuantLinear
 from .lora import check_shapes, make_factors, refuse_unsupported, signature_of
 
@@ -94,9 +94,12 @@ class _SVDQuantPatching:
         """For merging from this model into a dense one: each of our weights comes with a function that unpacks it."""
         patches = super().get_key_patches(filter_prefix)
         for key, module in self.svdquant_layers().items():
+            # the host hands over the bytes cast to float; the module still has them as they are
             if key in patches:
-                # the host hands over the bytes cast to float; the module still has them as they are
                 patches[key][0] = (patches[key][0][0], lambda w, m=module, **_: dense_weight(m.layer_on(w.device)))
+            bias = key.removesuffix("weight") + "bias"
+            if bias in patches:  # of a layer behind a GELU it holds the correction for the shifted codes
+                patches[bias][0] = (patches[bias][0][0], lambda b, m=module, **_: dense_bias(m.layer_on(b.device)))
         return patches
 
     def model_state_dict_for_saving(self, model=None, prefix=""):
