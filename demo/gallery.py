@@ -1,0 +1,159 @@
+"""The pictures: captions that anyone can check, in BF16 and through SVDQuant, with and without a LoRA."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .check import Check
+from .client import Client, Outcome
+from .metrics import is_identical, psnr, relative_error
+
+STEPS = 20
+OTHER_SEED = 1000  # added to a caption's seed: how much two BF16 pictures of one caption differ
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A caption that training never saw, and the seed of its noise."""
+
+    caption: str
+    seed: int
+
+    def values(self) -> dict[str, Any]:
+        """What a FLUX workflow needs to draw it."""
+        return {"caption.caption": self.caption, "sampler.seed": self.seed, "sampler.steps": STEPS}
+
+
+SUBJECTS = (
+    Subject("a large orange circle at the bottom right on a dotted green background", 1),
+    Subject("a small red heart above a large yellow star on a striped white background", 1),
+    Subject("a small yellow ring, a small purple circle and a large green star in a row on a plain blue background", 2),
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One way to run the model: which file, and which arithmetic."""
+
+    name: str
+    file: str  # "bf16", or the precision of the quantized file
+    compute: str = ""
+
+    @property
+    def is_reference(self) -> bool:
+        return self.file == "bf16"
+
+
+COLUMNS = (
+    Column("BF16", "bf16"),
+    Column("W4A8", "int4", "w4a8"),
+    Column("W4A4", "int4", "w4a4"),
+    Column("NVFP4", "nvfp4", "w4a4"),
+)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of the gallery, measured against the BF16 picture of the same caption, seed and LoRA."""
+
+    subject: Subject
+    column: Column
+    has_lora: bool
+    outcome: Outcome
+    psnr: float
+    error: float
+
+
+Tiles = dict[tuple[Subject, Column, bool], Tile]  # by caption, way to run, and whether the LoRA is on
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """All tiles, what they prove, and how far apart two BF16 pictures are.
+
+    Args:
+        floor: for each subject, BF16 with another seed, measured against its BF16 tile without LoRA.
+    """
+
+    tiles: Tiles
+    floor: list[Tile]
+    checks: list[Check]
+
+
+def draw(client: Client, files: Mapping[str, str], say: Callable[[str], None]) -> Gallery:
+    """Draw every subject in every column, with and without the LoRA.
+
+    Args:
+        files: precision -> name of its quantized file among the host's diffusion models.
+    """
+    outcomes = {}
+    for column in COLUMNS:
+        for has_lora in (False, True):
+            seconds = 0.0
+            for subject in SUBJECTS:
+                outcome = client.run(_workflow(column, has_lora), subject.values() | _model(column, files))
+                outcomes[subject, column, has_lora] = outcome
+                seconds += outcome.seconds
+            lora = "with" if has_lora else "without"
+            say(f"{column.name} {lora} LoRA: {len(SUBJECTS)} pictures in {seconds:.1f} s")
+    references = {(s, lora): o for (s, c, lora), o in outcomes.items() if c.is_reference}
+    tiles = {(s, c, lora): _tile(s, c, lora, o, references[s, lora]) for (s, c, lora), o in outcomes.items()}
+
+    floor = []
+    for subject in SUBJECTS:
+        other = client.run("flux_bf16", subject.values() | {"sampler.seed": subject.seed + OTHER_SEED})
+        floor.append(_tile(subject, COLUMNS[0], False, other, references[subject, False]))
+    say(f"BF16 with another seed: latent error {min(tile.error for tile in floor):.1%} and more")
+
+    checks = [_nearer_than_other_seed(tiles, floor), _lora_has_its_effect(tiles)]
+    for column in (COLUMNS[2], COLUMNS[3]):
+        stock = client.run("flux_svdquant_stock_lora", SUBJECTS[0].values() | _model(column, files))
+        checks.append(_same_lora_picture(tiles[SUBJECTS[0], column, True], stock))
+        say(f"{column.name} with the stock LoRA loader: {'identical' if checks[-1].passed else 'NOT identical'}")
+    return Gallery(tiles, floor, checks)
+
+
+def _workflow(column: Column, has_lora: bool) -> str:
+    return ("flux_bf16" if column.is_reference else "flux_svdquant") + ("_lora" if has_lora else "")
+
+
+def _model(column: Column, files: Mapping[str, str]) -> dict[str, Any]:
+    return {} if column.is_reference else {"model.model_name": files[column.file], "model.compute": column.compute}
+
+
+def _tile(subject: Subject, column: Column, has_lora: bool, outcome: Outcome, reference: Outcome) -> Tile:
+    error = relative_error(outcome.latent, reference.latent)
+    return Tile(subject, column, has_lora, outcome, psnr(outcome.image, reference.image), error)
+
+
+def _nearer_than_other_seed(tiles: Tiles, floor: list[Tile]) -> Check:
+    """4 bits must move a picture less than another seed does, or they do not draw the same picture."""
+    worst, least = max(tile.error for tile in tiles.values()), min(tile.error for tile in floor)
+    return Check(
+        "Every quantized picture is nearer to its BF16 picture than BF16 with another seed",
+        worst < least,
+        f"largest latent error {worst:.1%}, other seed at least {least:.1%}",
+    )
+
+
+def _lora_has_its_effect(tiles: Tiles) -> Check:
+    """With the LoRA, a quantized picture must be nearer to BF16 with the LoRA than to BF16 without it."""
+    ratios = []
+    for (subject, column, has_lora), tile in tiles.items():
+        if has_lora and not column.is_reference:
+            plain = tiles[subject, COLUMNS[0], False]
+            ratios.append(tile.error / relative_error(tile.outcome.latent, plain.outcome.latent))
+    return Check(
+        "The LoRA does to the quantized model what it does to BF16",
+        max(ratios) < 0.5,
+        f"distance to BF16 with the LoRA is at most {max(ratios):.2f} of the distance to BF16 without it",
+    )
+
+
+def _same_lora_picture(tile: Tile, stock: Outcome) -> Check:
+    ours = tile.outcome
+    return Check(
+        f"{tile.column.name}: LoraLoaderModelOnly and SVDQuantLoraLoader give the same picture",
+        is_identical(stock.latent, stock.image, ours.latent, ours.image),
+        f"latent difference {relative_error(stock.latent, ours.latent):.1e}",
+    )

@@ -1,0 +1,24 @@
+"""Runs the demo in a real ComfyUI: python demo/run.py --host COMFYUI --base FOLDER --output FOLDER.
+
+`python dev.py demo` prepares a Python environment and a ComfyUI, and calls this with them.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> int:
+    """Run the stages; return 0 when every check passed."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    pack = ModuleType("svdquant_pack")  # the folder's own name has a dash and names no package
+    pack.__path__ = [str(ROOT)]
+    sys.modules["svdquant_pack"] = pack
+    return importlib.import_module("svdquant_pack.demo.stages").main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
