@@ -34,9 +34,10 @@ def imports(tree: ast.AST, depth: int):
 
 
 def holds_kernel(tree: ast.AST) -> bool:
-    """Whether a function in the file is decorated with triton.jit."""
+    """Whether a function in the file is a kernel or a device function: decorated with triton.jit or gluon.jit."""
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    return any("triton.jit" in ast.unparse(decorator) for node in functions for decorator in node.decorator_list)
+    decorators = [ast.unparse(decorator) for node in functions for decorator in node.decorator_list]
+    return any(name in text for text in decorators for name in ("triton.jit", "gluon.jit"))
 
 
 def violations(file: str, source: str) -> list[str]:
@@ -91,6 +92,7 @@ def test_a_violation_is_found(file, source, name):
     ("file", "source"),
     [
         ("kernels/a.py", "import triton\n@triton.jit\ndef _kernel(x_ptr): ..."),
+        ("kernels/a.py", "from triton.experimental import gluon\n@gluon.jit\ndef _kernel(x_ptr): ..."),
         ("kernels/a.py", "from .format import INT4_MAX"),
         ("svdq_core/quantize/a.py", "from ..layer import Part\nfrom ...kernels import packing"),
         ("nodes/a.py", "from comfy_api.latest import io\nfrom ..svdq_core.errors import LoraError"),
