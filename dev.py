@@ -32,6 +32,7 @@ from dev_environment import (  # noqa: E402
     say,
 )
 
+DEFAULT = "default"  # the value of --torch and --python that takes a kept choice back
 CHOICES = DEV_FOLDER / "choices.json"  # --torch and --python, as last given
 
 
@@ -77,27 +78,23 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--host", type=Path, metavar="DIR", help="an installed ComfyUI to use (or COMFYUI_PATH); never written to"
     )
-    parser.add_argument(
-        "--torch", metavar="SPEC", help=f"torch requirement, kept for later runs (default: {DEFAULT_TORCH})"
-    )
-    parser.add_argument(
-        "--python", type=Path, metavar="EXE", help="use this environment's packages, kept for later runs"
-    )
+    kept = f'kept for later runs until "{DEFAULT}" is given'
+    parser.add_argument("--torch", metavar="SPEC", help=f"torch requirement instead of {DEFAULT_TORCH}; {kept}")
+    parser.add_argument("--python", metavar="EXE", help=f"build on the packages of this Python; {kept}")
     return parser.parse_known_args(argv)
 
 
-def remembered(options: argparse.Namespace) -> dict[str, str | None]:
-    """--torch and --python: as given now, else as given last, else None; written down for the next run."""
+def read_choices(options: argparse.Namespace) -> dict[str, str | None]:
+    """--torch and --python: as given now, else as given last; None is the default."""
     try:
         choices = json.loads(CHOICES.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         choices = {}
-    now = {"torch": options.torch, "python": str(options.python.absolute()) if options.python else None}
+    now = {"torch": options.torch, "python": options.python}
+    if options.python not in (None, DEFAULT):
+        now["python"] = str(Path(options.python).absolute())  # not resolved: a link makes the environment
     kept = {name: now[name] or choices.get(name) for name in now}
-    if any(now.values()):
-        CHOICES.parent.mkdir(parents=True, exist_ok=True)
-        CHOICES.write_text(json.dumps(kept), encoding="utf-8")
-    return kept
+    return {name: None if value == DEFAULT else value for name, value in kept.items()}
 
 
 def chosen_host(options: argparse.Namespace) -> Path | None:
@@ -108,7 +105,7 @@ def chosen_host(options: argparse.Namespace) -> Path | None:
 
 def set_up(options: argparse.Namespace) -> tuple[Path, Path]:
     """Provide environment and host, doing only what is missing; return (python, host)."""
-    host, choices = chosen_host(options), remembered(options)
+    host, choices = chosen_host(options), read_choices(options)
     over = Path(choices["python"]) if choices["python"] else None
     environment = Environment(over)
     environment.create()
@@ -120,6 +117,8 @@ def set_up(options: argparse.Namespace) -> tuple[Path, Path]:
     torch = choices["torch"] or (DEFAULT_TORCH if over is None else "torch")
     environment.install([torch, *host_requirements(host), *TEST_REQUIREMENTS])
     environment.note_missing()
+    CHOICES.parent.mkdir(parents=True, exist_ok=True)
+    CHOICES.write_text(json.dumps(choices), encoding="utf-8")  # only now: what failed is not kept
     return environment.python, host
 
 

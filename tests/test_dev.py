@@ -104,6 +104,24 @@ def test_torch_and_python_are_remembered(set_up, users_host):
     assert set_up("--host", users_host)[0] == python, "both choices are kept"
 
 
+def test_kept_choice_is_taken_back(set_up, users_host):
+    set_up("--host", users_host, "--python", sys.executable, "--torch", "torch==2.12.0")
+    done = set_up("--host", users_host, "--python", "default", "--torch", "default")[3]
+    assert done["create"] is None
+    assert set_up("--host", users_host)[3]["install"][0] == "torch==2.13.0"
+
+
+def test_choice_that_failed_is_not_kept(set_up, dev, users_host, monkeypatch):
+    def fail(self, requirements):
+        raise SetupError("no such torch")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dev.Environment, "install", fail)
+        with pytest.raises(SetupError):
+            set_up("--host", users_host, "--torch", "torch==0.0")
+    assert set_up("--host", users_host)[3]["install"][0] == "torch==2.13.0"
+
+
 def test_layered_environment_takes_the_torch_below(set_up, users_host):
     done = set_up("--host", users_host, "--python", sys.executable)[3]
     assert done["install"][0] == "torch"
