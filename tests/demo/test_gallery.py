@@ -1,0 +1,57 @@
+"""The checks on the pictures can fail, each for its own reason."""
+
+import numpy as np
+import pytest
+
+from svdquant_pack.demo import gallery
+from svdquant_pack.demo.client import Client
+from svdquant_pack.demo.scenes import read_caption
+
+FILES = {"int4": "a.safetensors", "nvfp4": "b.safetensors"}
+
+
+@pytest.fixture
+def stand_in(fake_server):
+    made = fake_server()
+    made.precisions = {"a.safetensors": "int4", "b.safetensors": "nvfp4"}
+    return made
+
+
+def checks_of(stand_in):
+    drawn = gallery.draw(Client(stand_in), FILES, lambda line: None)
+    return {check.statement: check.passed for check in drawn.checks}
+
+
+def test_good_pictures_pass(stand_in):
+    assert all(checks_of(stand_in).values())
+
+
+def test_figures_are_against_bf16_with_the_same_lora(stand_in):
+    drawn = gallery.draw(Client(stand_in), FILES, lambda line: None)
+    for (subject, column, has_lora), tile in drawn.tiles.items():
+        reference = drawn.tiles[subject, gallery.COLUMNS[0], has_lora].outcome
+        assert (tile.error == 0) == column.is_reference
+        expected = (tile.outcome.latent - reference.latent).norm() / reference.latent.norm()
+        assert tile.error == pytest.approx(float(expected), rel=1e-5)
+        assert np.isinf(tile.psnr) == column.is_reference
+
+
+def test_a_quantized_model_that_draws_something_else_fails(stand_in, monkeypatch):
+    good = stand_in._latent
+    monkeypatch.setattr(stand_in, "_latent", lambda node, how, kinds: good(node, how, kinds) + (3 if how else 0))
+    failed = {statement for statement, passed in checks_of(stand_in).items() if not passed}
+    assert any("nearer to its BF16 picture" in statement for statement in failed)
+
+
+def test_a_lora_that_does_nothing_fails(stand_in, monkeypatch):
+    good = stand_in._latent
+
+    def ignores_lora(node, how, kinds):
+        return good({k: v for k, v in node.items() if k != "lora"} if how else node, how, kinds)
+
+    monkeypatch.setattr(stand_in, "_latent", ignores_lora)
+    assert not checks_of(stand_in)["The LoRA does to the quantized model what it does to BF16"]
+
+
+def test_subjects_show_one_two_and_three_objects():
+    assert [len(read_caption(subject.caption).objects) for subject in gallery.SUBJECTS] == [1, 2, 3]
