@@ -1,10 +1,12 @@
 """The report: sizes as they are on disk, shares, failures in the first line."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
 from svdquant_pack.demo import gallery, pixart, report, round_trip
 from svdquant_pack.demo.check import Check
 from svdquant_pack.demo.client import Client, Outcome
@@ -48,7 +50,7 @@ def test_figures(finished, tmp_path):
 
 def test_every_table_row_has_as_many_cells_as_its_head(finished, tmp_path):
     lines = report.markdown(finished(True), tmp_path).splitlines()
-    for above, line in zip(lines, lines[1:], strict=False):
+    for above, line in pairwise(lines):
         if above.startswith("|") and line.startswith("|"):
             assert above.count("|") == line.count("|")
 

@@ -1,6 +1,7 @@
 """Each way of a model through a file is compared by itself."""
 
 import pytest
+
 from svdquant_pack.demo import round_trip
 from svdquant_pack.demo.client import Client
 
