@@ -185,12 +185,13 @@ def gemm_w4a8_hopper(
     channel_scales: Tensor,
     x_down: Tensor,
     proj_up: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
-    swizzle_m: int = 8,
-) -> None:
-    """Arguments as gemm_w4a8.gemm_w4a8; writes out (M, N). K a multiple of 16, N of 8."""
+    bias: Tensor | None = None,
+    swizzle_m: int = 4,
+) -> Tensor:
+    """Arguments and result as gemm_w4a8.gemm_w4a8; K a multiple of 16, N and R of 8."""
     (M, K), N, R = qx.shape, qweight_int8.shape[0], x_down.shape[1]
+    out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device)
+    proj_up = proj_up.to(x_down.dtype)
     tiles = triton.cdiv(M, BLOCK_M) * triton.cdiv(N, BLOCK_N)
     programs = min(processors(qx.device.index), tiles)
     if not R:  # a descriptor cannot be empty; with R = 0 the kernel never reads these
@@ -218,3 +219,4 @@ def gemm_w4a8_hopper(
         SWIZZLE_M=swizzle_m,
         num_warps=4,
     )
+    return out

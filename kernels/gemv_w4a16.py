@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .devices import takes_ptx
 from .format import GELU_SHIFT
-from .numerics import smooth
+from .numerics import rounded, rounded_quotient
 from .tiles import unpack_tile
 from .unpack_weight import GROUP_SIZE, channel_factors, load_weight, scale_bits
 
@@ -23,7 +24,7 @@ MAX_ROWS = 4  # beyond, dequantizing the weight once and a matrix product is fas
 def _gemv_w4a16_kernel(
     x_ptr,  # (M, K), rows stride_xm apart
     smooth_ptr,  # (K,) or None
-    qweight_ptr,  # (N, K // 2) int8
+    qweight_ptr,  # (N, K // 8) int32
     wscales_ptr,  # (K // GROUP_SIZE, N)
     wzeros_ptr,  # (K // GROUP_SIZE, N), awq only
     factors_ptr,  # (N,) float32, nvfp4 only
@@ -36,6 +37,7 @@ def _gemv_w4a16_kernel(
     K,
     R,
     stride_xm,
+    PTX: tl.constexpr,
     SCHEME: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
     SHIFT: tl.constexpr,
@@ -47,6 +49,7 @@ def _gemv_w4a16_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     offs_m = tl.arange(0, BLOCK_M)
     mask_m = (offs_m < M)[:, None]
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -62,10 +65,12 @@ def _gemv_w4a16_kernel(
             qweight_ptr, wscales_ptr, wzeros_ptr, factors, rows, start, mask_n, N, K, SCHEME, GROUP_SIZE, BLOCK_N, BLOCK_K
         )
         offs_k = start + tl.arange(0, BLOCK_K)
-        x = tl.load(x_ptr + offs_m[:, None] * stride_xm + offs_k[None, :], mask=mask_m, other=0.0)
+        x_hat = tl.load(x_ptr + offs_m[:, None] * stride_xm + offs_k[None, :], mask=mask_m, other=0.0).to(tl.float32)
+        if SHIFT != 0.0:
+            x_hat = rounded(x_hat + SHIFT, DTYPE, True)
         if HAS_SMOOTH:
-            x = smooth(x, tl.load(smooth_ptr + offs_k), SHIFT)
-        products += x.to(tl.float32)[:, None, :] * weight[None, :, :]
+            x_hat = rounded_quotient(x_hat, tl.load(smooth_ptr + offs_k), DTYPE, PTX)
+        products += x_hat[:, None, :] * weight[None, :, :]
     out = tl.sum(products, axis=2)
 
     if HAS_RANK:
@@ -117,7 +122,7 @@ def gemv_w4a16(
     _gemv_w4a16_kernel[(triton.cdiv(N, tile["BLOCK_N"]),)](
         x,
         smooth_factor,
-        qweight,
+        qweight.view(torch.int32),
         scale_bits(wscales),
         wzeros,
         factors,
@@ -130,6 +135,7 @@ def gemv_w4a16(
         K,
         R,
         x.stride(0),
+        PTX=takes_ptx(x.device),
         SCHEME=scheme,
         GROUP_SIZE=GROUP_SIZE[scheme],
         SHIFT=GELU_SHIFT if act_unsigned and scheme == "int4" else 0.0,

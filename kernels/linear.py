@@ -2,6 +2,9 @@
 
 Compute modes: w4a4 is the paper, code for code (NVFP4 files: FP4 codes on both sides); w4a8 quantizes activations to int8
 per token and brings the 4-bit weights to one scale for each output channel; w4a16 leaves activations alone.
+
+A layer runs on the first step of a ladder that works: Triton kernels, torch on the GPU, the reference on the CPU. To
+torch.compile each layer is one opaque operation, svdquant::linear or svdquant::awq_linear.
 """
 
 from collections.abc import Mapping
@@ -9,14 +12,137 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from . import reference
+from . import reference, torch_path
+from .devices import FP4_GENERATIONS, INT4_GENERATIONS, generation, why_no_triton
+from .ladder import climb, say_once
 
 COMPUTE_MODES = ("w4a4", "w4a8", "w4a16")
 
 
 def choose_compute(scheme: str, device: torch.device) -> tuple[str, str]:
-    """The mode that `auto` means for a layer scheme on a device, and the reason in words for the user."""
-    return "w4a4", f"{device.type} runs the {scheme} codes exactly, in plain torch"
+    """The mode that `auto` means for a layer scheme on a device, and the reason in words for the user.
+
+    It is the fastest mode that is at least as accurate as w4a4 on that device.
+    """
+    if device.type == "cpu":
+        return "w4a4", f"the CPU runs the {scheme} codes exactly, in plain torch"
+    problem = why_no_triton(device)
+    if problem:
+        return "w4a16", f"{problem}, so weights are dequantized and multiplied in plain torch"
+    gpu = generation(device)
+    if scheme == "int4" and gpu in INT4_GENERATIONS:
+        return "w4a4", f"{gpu} has INT4 tensor cores for both sides"
+    if scheme == "nvfp4" and gpu in FP4_GENERATIONS:
+        return "w4a4", f"{gpu} has FP4 tensor cores for both sides"
+    return "w4a8", f"{gpu} has no {scheme.upper()} tensor cores; int8 activations are as fast and more accurate than w4a4"
+
+
+def _linear(
+    x: Tensor,
+    qweight: Tensor,
+    wscales: Tensor,
+    smooth_factor: Tensor,
+    proj_down: Tensor,
+    proj_up: Tensor,
+    wtscale: Tensor | None,
+    wcscales: Tensor | None,
+    channel_scales: Tensor | None,
+    bias: Tensor | None,
+    scheme: str,
+    compute: str,
+    act_unsigned: bool,
+    gelu: bool,
+) -> Tensor:
+    named = {
+        "qweight": qweight,
+        "wscales": wscales,
+        "smooth_factor": smooth_factor,
+        "proj_down": proj_down,
+        "proj_up": proj_up,
+        "wtscale": wtscale,
+        "wcscales": wcscales,
+        "channel_scales": channel_scales,
+    }
+    tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
+    if x.shape[0] == 0:
+        return x.new_empty((0, qweight.shape[0]))
+    if x.device.type == "cpu":
+        return _reference_linear(x, tensors, scheme, compute, bias, act_unsigned, gelu)
+    steps = []
+    problem = why_no_triton(x.device)
+    if problem is None and x.dtype == torch.float32:
+        problem = "float32 activations have no kernel"
+    if problem:
+        say_once("%s runs in plain torch: %s.", compute, problem)
+    else:
+        from . import triton_path
+
+        make_steps = {
+            "w4a4": triton_path.steps_w4a4,
+            "w4a8": triton_path.steps_w4a8,
+            "w4a16": triton_path.steps_w4a16,
+        }[compute]
+        steps = make_steps(x, tensors, scheme, bias, act_unsigned, gelu)
+    steps.append(
+        (f"{compute} in plain torch", lambda: _torch_linear(x, tensors, scheme, compute, bias, act_unsigned, gelu))
+    )
+    return climb(x.device, steps)
+
+
+def _torch_linear(x, tensors, scheme, compute, bias, act_unsigned, gelu) -> Tensor:
+    weight = dequantize(tensors, scheme)
+    operands = tensors["smooth_factor"], tensors["proj_down"], tensors["proj_up"], bias, act_unsigned, gelu
+    if compute == "w4a4":
+        return torch_path.linear_w4a4(x, weight, scheme, *operands)
+    run = torch_path.linear_w4a8 if compute == "w4a8" else torch_path.linear_w4a16
+    return run(x, weight, *operands)
+
+
+def _reference_linear(x, tensors, scheme, compute, bias, act_unsigned, gelu) -> Tensor:
+    smooth_factor, proj_down, proj_up = tensors["smooth_factor"], tensors["proj_down"], tensors["proj_up"]
+    if scheme == "nvfp4" and compute == "w4a4":
+        qx, ascales, x_down = reference.quantize_act_nvfp4(x, smooth_factor, proj_down, gelu)
+        scales = tensors["wscales"], x_down, proj_up, bias, tensors.get("wtscale"), tensors.get("wcscales")
+        return reference.gemm_nvfp4(qx, ascales, tensors["qweight"], *scales)
+    if compute == "w4a4":
+        qx, ascales, x_down = reference.quantize_act_int4(x, smooth_factor, proj_down, act_unsigned, gelu)
+        weight = tensors["qweight"], tensors["wscales"]
+        return reference.gemm_w4a4(qx, ascales, *weight, x_down, proj_up, bias, act_unsigned)
+    weight = dequantize(tensors, scheme)
+    if compute == "w4a8":
+        qx, ascales, x_down = reference.quantize_act_int8(x, smooth_factor, proj_down, act_unsigned, gelu)
+        return reference.gemm_w4a8(qx, ascales, *reference.requantize_int8(weight), x_down, proj_up, bias)
+    return reference.gemm_w4a16(x, smooth_factor, weight, proj_down, proj_up, bias, act_unsigned, gelu)
+
+
+def _awq_linear(x: Tensor, qweight: Tensor, wscales: Tensor, wzeros: Tensor, bias: Tensor | None) -> Tensor:
+    if x.device.type == "cpu":
+        return reference.gemm_awq(x, qweight, wscales, wzeros, bias)
+    tensors = {"qweight": qweight, "wscales": wscales, "wzeros": wzeros}
+    steps = []
+    problem = why_no_triton(x.device)
+    if problem is None and x.dtype != torch.float32:
+        from . import triton_path
+
+        steps = triton_path.steps_awq(x, tensors, bias)
+    steps.append(("awq in plain torch", lambda: torch_path.linear_awq(x, dequantize(tensors, "awq"), bias)))
+    return climb(x.device, steps)
+
+
+# custom_op and not triton_op: Inductor then sees no kernel to compile a second time in its own harness, and descriptors,
+# Gluon kernels and the ladder work under torch.compile as they do without it.
+_linear_op = torch.library.custom_op("svdquant::linear", _linear, mutates_args=())
+_awq_linear_op = torch.library.custom_op("svdquant::awq_linear", _awq_linear, mutates_args=())
+
+
+@_linear_op.register_fake
+def _(x, qweight, *_others):
+    return x.new_empty((x.shape[0], qweight.shape[0]))
+
+
+@_awq_linear_op.register_fake
+def _(x, qweight, *_others):
+    return x.new_empty((x.shape[0], qweight.shape[0]))
 
 
 def svdquant_linear(
@@ -33,8 +159,9 @@ def svdquant_linear(
     """An int4 or nvfp4 SVDQuant part applied to activations.
 
     Args:
-        x: (M, K) float32, bfloat16 or float16.
+        x: (M, K) float32, bfloat16 or float16, unit stride along K; rows may be apart.
         tensors: the tensors of format.py: qweight, wscales, smooth_factor, proj_down, proj_up and, for nvfp4, wtscale, wcscales.
+            Optional for w4a8: channel_scales from find_channel_scales, which saves a pass over the weight in every call.
         scheme: "int4" or "nvfp4".
         compute: one of COMPUTE_MODES.
         bias: (N,) or None.
@@ -44,28 +171,34 @@ def svdquant_linear(
 
     Returns:
         (M, N) of x.dtype.
+
+    Raises:
+        ValueError: compute is none of COMPUTE_MODES.
     """
+    if compute not in COMPUTE_MODES:
+        raise ValueError(f"compute mode {compute!r}: expected one of {', '.join(COMPUTE_MODES)}.")
     proj_down, proj_up = tensors["proj_down"], tensors["proj_up"]
     if lora_down is not None and lora_up is not None:
         proj_down = torch.cat((proj_down.to(lora_down.dtype), lora_down), dim=1)
         proj_up = torch.cat((proj_up.to(lora_up.dtype), lora_up), dim=1)
-    smooth_factor = tensors["smooth_factor"]
-    if scheme == "nvfp4" and compute == "w4a4":
-        quantized = reference.quantize_act_nvfp4(x, smooth_factor, proj_down, gelu)
-        qx, ascales, x_down = quantized
-        scales = tensors["wscales"], x_down, proj_up, bias, tensors.get("wtscale"), tensors.get("wcscales")
-        return reference.gemm_nvfp4(qx, ascales, tensors["qweight"], *scales)
-    if compute == "w4a4":
-        qx, ascales, x_down = reference.quantize_act_int4(x, smooth_factor, proj_down, act_unsigned, gelu)
-        weight = tensors["qweight"], tensors["wscales"]
-        return reference.gemm_w4a4(qx, ascales, *weight, x_down, proj_up, bias, act_unsigned)
-    weight = dequantize(tensors, scheme)
-    if compute == "w4a8":
-        qx, ascales, x_down = reference.quantize_act_int8(x, smooth_factor, proj_down, act_unsigned, gelu)
-        return reference.gemm_w4a8(qx, ascales, *reference.requantize_int8(weight), x_down, proj_up, bias)
-    if compute == "w4a16":
-        return reference.gemm_w4a16(x, smooth_factor, weight, proj_down, proj_up, bias, act_unsigned, gelu)
-    raise ValueError(f"compute mode {compute!r}: expected one of {', '.join(COMPUTE_MODES)}.")
+    # Outside of torch.compile the dispatcher would only add time.
+    run = _linear_op if torch.compiler.is_compiling() else _linear
+    return run(
+        x if x.stride(1) == 1 else x.contiguous(),
+        tensors["qweight"],
+        tensors["wscales"],
+        tensors["smooth_factor"],
+        proj_down,
+        proj_up,
+        tensors.get("wtscale"),
+        tensors.get("wcscales"),
+        tensors.get("channel_scales"),
+        bias,
+        scheme,
+        compute,
+        act_unsigned,
+        gelu,
+    )
 
 
 def awq_linear(
@@ -81,7 +214,9 @@ def awq_linear(
         tensors: qweight, wscales, wzeros as in format.py.
         bias: (N,) or None. lora_down, lora_up: (K, r) and (N, r) or None.
     """
-    out = reference.gemm_awq(x, tensors["qweight"], tensors["wscales"], tensors["wzeros"], bias)
+    run = _awq_linear_op if torch.compiler.is_compiling() else _awq_linear
+    x = x if x.stride(1) == 1 else x.contiguous()
+    out = run(x, tensors["qweight"], tensors["wscales"], tensors["wzeros"], bias)
     if lora_down is not None and lora_up is not None:
         out = out + ((x.float() @ lora_down.float()) @ lora_up.float().T).to(out.dtype)
     return out
@@ -95,3 +230,8 @@ def dequantize(tensors: Mapping[str, Tensor], scheme: str) -> Tensor:
         extra = tensors.get("wtscale"), tensors.get("wcscales")
         return reference.dequantize_nvfp4(tensors["qweight"], tensors["wscales"], *extra)
     return reference.dequantize_awq(tensors["qweight"], tensors["wscales"], tensors["wzeros"])
+
+
+def find_channel_scales(tensors: Mapping[str, Tensor], scheme: str) -> Tensor:
+    """The int8 scale of each output channel that w4a8 needs, (N,) float32; may be kept with the layer's tensors."""
+    return reference.requantize_int8(dequantize(tensors, scheme))[1]

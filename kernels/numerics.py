@@ -1,7 +1,7 @@
 """Device functions that several kernels share: rounding, GELU, and the small float formats.
 
 Every function here equals reference.py bit for bit on finite input, except gelu_tanh, whose exponential differs from
-torch's in the last bits.
+torch's in the last bits. That needs products and sums rounded one by one: launch with enable_fp_fusion=False.
 """
 
 import triton
@@ -27,36 +27,113 @@ def reciprocal_or_zero(scales):
 
 
 @triton.jit
-def gelu_tanh(x):
-    """The tanh form of GELU, float32; 0.5 * (1 + tanh(u)) is the logistic function of 2u."""
-    u2 = 1.5957691216057308 * (x + 0.044715 * x * x * x)
-    return x / (1.0 + tl.exp(-u2))
+def reciprocal(x, PTX: tl.constexpr):
+    """1 / x within 2^-22 for normal float32; with PTX, NVIDIA's one instruction instead of a guarded division."""
+    if PTX:
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    else:
+        return 1.0 / x
 
 
 @triton.jit
-def smooth(x, smooth_factor, SHIFT: tl.constexpr):
-    """(x + SHIFT) / smooth_factor, rounded to the dtype of x after each step; x (M, K), smooth_factor (K,)."""
-    if SHIFT != 0.0:
-        x = (x.to(tl.float32) + SHIFT).to(x.dtype)
-    factor = smooth_factor.to(tl.float32)
-    if x.dtype == tl.bfloat16 and smooth_factor.dtype == tl.bfloat16:
-        # A quotient of two 8-bit mantissas never lies within 2^-16 of a rounding boundary of bfloat16, so multiplying by
-        # the rounded reciprocal gives the same bfloat16 as dividing.
-        quotient = x.to(tl.float32) * tl.math.div_rn(1.0, factor)[None, :]
-    else:
-        quotient = tl.math.div_rn(x.to(tl.float32), tl.broadcast_to(factor[None, :], x.shape))
-    return quotient.to(x.dtype)
+def rounded(values, DTYPE: tl.constexpr, TIES: tl.constexpr):
+    """float32 rounded to DTYPE, kept as float32. Without TIES no value may lie exactly between two of DTYPE."""
+    if DTYPE == tl.bfloat16:
+        # Integer operations, because the conversion instruction runs at a sixteenth of their rate.
+        bits = values.to(tl.int32, bitcast=True)
+        if TIES:
+            bits += 0x7FFF + ((bits >> 16) & 1)
+        else:
+            bits += 0x8000
+        values = (bits & -65536).to(tl.float32, bitcast=True)
+    elif DTYPE != tl.float32:
+        values = values.to(DTYPE).to(tl.float32)
+    return values
 
 
 @triton.jit
-def unpack_nibbles(packed, SIGNED: tl.constexpr):
-    """int8 bytes (A, B) -> int32 codes (A, 2 * B), the low nibble first."""
-    wide = packed.to(tl.int32)
-    if SIGNED:
-        low, high = (wide << 28) >> 28, wide >> 4
+def gelu_tanh(x, PTX: tl.constexpr):
+    """The tanh form of GELU, float32 (M, K)."""
+    wide = x.to(tl.float32)
+    if PTX:
+        # The hardware's tanh is off by 2^-11 at most: below half a step of bfloat16 for x > -1, and below a thirtieth of
+        # a step of the int8 and int4 codes elsewhere.
+        inner = wide * tl.fma(wide * wide, 0.03567740813636141, 0.7978845608028654)
+        tanh = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [inner], tl.float32, is_pure=True, pack=1)
+        half = 0.5 * wide
+        result = tl.fma(half, tanh, half)
     else:
-        low, high = wide & 15, (wide >> 4) & 15
-    return tl.join(low, high).reshape(packed.shape[0], 2 * packed.shape[1])
+        # 0.5 * (1 + tanh(u)) is the logistic function of 2u; constants for powers of two
+        exponent = wide * tl.fma(wide * wide, -0.1029432395800235, -2.302208198144325)
+        result = wide / (1.0 + tl.exp2(exponent))
+    return result
+
+
+@triton.jit
+def pin_layout(x, PTX: tl.constexpr):
+    """x, 16-bit, through an instruction that the compiler must not repeat.
+
+    In front of a tl.dot it moves elementwise work into the layout of the operand, which several warps hold whole, and so
+    makes each of them repeat that work.
+    """
+    if PTX:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], x.dtype, is_pure=False, pack=2)
+    else:
+        return x
+
+
+@triton.jit
+def quotient(x, divisor, DTYPE: tl.constexpr, PTX: tl.constexpr):
+    """x / divisor in float32, so exact that it rounds to DTYPE as the true quotient does.
+
+    x (M, K) float32 with values of DTYPE, divisor (K,) of any float type.
+    """
+    factor = divisor.to(tl.float32)
+    inverse = tl.broadcast_to(reciprocal(factor, PTX)[None, :], x.shape)
+    result = x * inverse
+    # A quotient of two 8-bit mantissas never lies within 2^-16 of a rounding boundary of bfloat16, so there a product with
+    # an approximate reciprocal will do. Wider mantissas need one step of correction.
+    if DTYPE != tl.bfloat16 or divisor.dtype != tl.bfloat16:
+        remainder = tl.fma(-result, tl.broadcast_to(factor[None, :], x.shape), x)
+        result = tl.fma(remainder, inverse, result)
+    return result
+
+
+@triton.jit
+def rounded_quotient(x, divisor, DTYPE: tl.constexpr, PTX: tl.constexpr):
+    """x / divisor rounded to DTYPE, kept as float32; arguments as quotient."""
+    ties_possible: tl.constexpr = divisor.dtype != tl.bfloat16
+    return rounded(quotient(x, divisor, DTYPE, PTX), DTYPE, ties_possible)
+
+
+@triton.jit
+def _nibble_to_float(words, I: tl.constexpr, SCHEME: tl.constexpr):
+    """Nibble I of int32 words -> float32 code value."""
+    if SCHEME == "nvfp4":
+        return decode_e2m1((words >> (4 * I)) & 15)
+    # Masked in place, a nibble is the low bits of the float 2^23 + code * 16^I (signed: code + 8, by flipping the top bit).
+    PLACE: tl.constexpr = I if I < 4 else I - 4
+    UNIT: tl.constexpr = 16**PLACE
+    shifted_words = words if I < 4 else words >> 16
+    if SCHEME == "int4":
+        bits, offset = (shifted_words & (15 * UNIT)) ^ (0x4B000000 + 8 * UNIT), 8388608.0 + 8 * UNIT
+    else:
+        bits, offset = (shifted_words & (15 * UNIT)) | 0x4B000000, 8388608.0
+    return (bits.to(tl.float32, bitcast=True) - offset) * (1.0 / UNIT)
+
+
+@triton.jit
+def nibbles_to_float(words, SCHEME: tl.constexpr):
+    """int32 words (A, B) -> float32 code values (A, 8 * B), the low nibble first."""
+    even = tl.join(
+        tl.join(_nibble_to_float(words, 0, SCHEME), _nibble_to_float(words, 4, SCHEME)),
+        tl.join(_nibble_to_float(words, 2, SCHEME), _nibble_to_float(words, 6, SCHEME)),
+    )
+    odd = tl.join(
+        tl.join(_nibble_to_float(words, 1, SCHEME), _nibble_to_float(words, 5, SCHEME)),
+        tl.join(_nibble_to_float(words, 3, SCHEME), _nibble_to_float(words, 7, SCHEME)),
+    )
+    return tl.join(even, odd).reshape(words.shape[0], 8 * words.shape[1])
 
 
 @triton.jit

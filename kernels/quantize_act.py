@@ -9,10 +9,12 @@ Reference: reference.quantize_act_int4, reference.quantize_act_nvfp4. Layouts: f
 """
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .devices import takes_ptx
 from .format import E2M1_MAX, E4M3_MAX, GELU_SHIFT, GROUP_SIZE_INT4, GROUP_SIZE_NVFP4, INT4_MAX, UINT4_MAX
 from .numerics import (
     ROUND_MAGIC,
@@ -22,11 +24,13 @@ from .numerics import (
     encode_e4m3,
     gelu_tanh,
     pack_nibbles,
+    pin_layout,
     reciprocal_or_zero,
     round_to_bits,
-    smooth,
+    rounded,
+    rounded_quotient,
 )
-from .tiles import quantizer_tile
+from .tiles import MAX_FUSED_RANK, quantizer_tile
 
 E4M3_LIMIT = tl.constexpr(E4M3_MAX)
 
@@ -48,6 +52,7 @@ def _quantize_groups_kernel(
     stride_dm,
     SCHEME: tl.constexpr,
     OUTPUT: tl.constexpr,
+    PTX: tl.constexpr,
     GELU: tl.constexpr,
     SHIFT: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
@@ -57,6 +62,7 @@ def _quantize_groups_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = (offs_m < M)[:, None]
     rows = offs_m.to(tl.int64)[:, None]
@@ -66,32 +72,38 @@ def _quantize_groups_kernel(
     for start in range(0, K, BLOCK_K):
         offs_k = start + tl.arange(0, BLOCK_K)
         x = tl.load(x_ptr + rows * stride_xm + offs_k[None, :], mask=mask_m, other=0.0)
+        wide = x.to(tl.float32)
         if GELU:
-            x = gelu_tanh(x.to(tl.float32)).to(x.dtype)
+            wide = rounded(gelu_tanh(wide, PTX), DTYPE, False)
+            x = pin_layout(wide.to(DTYPE), PTX)
         if HAS_RANK:
             proj_down = tl.load(proj_down_ptr + offs_k[:, None] * R + offs_r, mask=offs_r < R, other=0.0)
-            x_down = tl.dot(x, proj_down.to(x.dtype), x_down)
-        x_hat = smooth(x, tl.load(smooth_ptr + offs_k), SHIFT).to(tl.float32)
+            x_down = tl.dot(x, proj_down.to(DTYPE), x_down)
+        if SHIFT != 0.0:
+            wide = rounded(wide + SHIFT, DTYPE, True)
+        x_hat = rounded_quotient(wide, tl.load(smooth_ptr + offs_k), DTYPE, PTX)
 
         GROUPS: tl.constexpr = BLOCK_K // GROUP_SIZE
         groups = x_hat.reshape(BLOCK_M, GROUPS, GROUP_SIZE)
-        scales = tl.max(tl.abs(groups), axis=2) * (1.0 / CODE_MAX)
-        if SCHEME == "nvfp4":
-            scales = tl.minimum(scales, E4M3_LIMIT)
-        scaled = groups * reciprocal_or_zero(scales)[:, :, None]
-        if SHIFT != 0.0:
-            scaled = tl.maximum(scaled, 0.0)
-        if SCHEME == "nvfp4":
-            codes = encode_e2m1(scaled)
-            stored_scales = encode_e4m3(scales)
-            values = decode_e2m1(codes) * decode_e4m3(stored_scales)[:, :, None]
-        else:
-            codes = round_to_bits(scaled)
-            stored_scales = scales.to(x.dtype)
-            values = (codes.to(tl.float32, bitcast=True) - ROUND_MAGIC) * stored_scales.to(tl.float32)[:, :, None]
+        values = groups
+        if SCHEME != "none":
+            scales = tl.max(tl.abs(groups), axis=2) * (1.0 / CODE_MAX)
+            if SCHEME == "nvfp4":
+                scales = tl.minimum(scales, E4M3_LIMIT)
+            scaled = groups * reciprocal_or_zero(scales)[:, :, None]
+            if SHIFT != 0.0:
+                scaled = tl.maximum(scaled, 0.0)
+            if SCHEME == "nvfp4":
+                codes = encode_e2m1(scaled)
+                stored_scales = encode_e4m3(scales)
+                values = decode_e2m1(codes) * decode_e4m3(stored_scales)[:, :, None]
+            else:
+                codes = round_to_bits(scaled)
+                stored_scales = scales.to(DTYPE)
+                values = (codes.to(tl.float32, bitcast=True) - ROUND_MAGIC) * stored_scales.to(tl.float32)[:, :, None]
 
         if OUTPUT == "float":
-            tile = values.reshape(BLOCK_M, BLOCK_K).to(x.dtype)
+            tile = values.reshape(BLOCK_M, BLOCK_K).to(DTYPE)
             tl.store(codes_ptr + rows * stride_cm + offs_k[None, :], tile, mask=mask_m)
         else:
             codes = codes.reshape(BLOCK_M, BLOCK_K)
@@ -106,6 +118,12 @@ def _quantize_groups_kernel(
     if HAS_RANK:
         tile = x_down.to(x_down_ptr.dtype.element_ty)
         tl.store(x_down_ptr + rows * stride_dm + offs_r, tile, mask=mask_m & (offs_r < R))
+
+
+def project_down(x: Tensor, proj_down: Tensor, gelu: bool, x_down: Tensor) -> None:
+    """x_down = gelu(x) @ proj_down as a matrix product of its own, for ranks too large to ride in a quantizer."""
+    x = F.gelu(x, approximate="tanh") if gelu else x
+    torch.mm(x, proj_down.to(x.dtype), out=x_down)
 
 
 def quantize_act(
@@ -123,10 +141,10 @@ def quantize_act(
 
     Args:
         x: (M, K) bfloat16 or float16, unit stride along K; K a multiple of the group size.
-        smooth_factor: (K,). proj_down: (K, R), R from 0 to MAX_FUSED_RANK of tiles.py.
-        scheme: "int4" or "nvfp4".
+        smooth_factor: (K,). proj_down: (K, R), R = 0 for no branch.
+        scheme: "int4", "nvfp4", or "none" to smooth only (output "float").
         output: "packed", "int8" or "float", see above.
-        act_unsigned: int4 only: add the GELU shift, codes 0...15.
+        act_unsigned: not for nvfp4: add the GELU shift; int4 codes are 0...15.
         gelu: apply GELU (tanh) to x first.
         tile: a row of the quantizer's table in tiles.py, to measure others.
         pad_rows: round the rows of codes and scales up to a multiple of it; the rows added are undefined.
@@ -136,6 +154,7 @@ def quantize_act(
         e4m3 patterns for nvfp4, None for "float"; x_down (M, R) of x.dtype.
     """
     (M, K), R = x.shape, proj_down.shape[1]
+    fused = 0 < R <= MAX_FUSED_RANK
     group_size = GROUP_SIZE_INT4 if scheme == "int4" else GROUP_SIZE_NVFP4
     code_max = E2M1_MAX if scheme == "nvfp4" else UINT4_MAX if act_unsigned else INT4_MAX
     rows = -(-M // pad_rows) * pad_rows
@@ -147,7 +166,9 @@ def quantize_act(
         scale_dtype = torch.uint8 if scheme == "nvfp4" else x.dtype
         ascales = torch.empty((K // group_size, rows), dtype=scale_dtype, device=x.device)
         x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)
-    tile = tile or quantizer_tile(M, K, R, x.device)
+    tile = tile or quantizer_tile(M, K, R if fused else 0, x.device)
+    if R and not fused:
+        project_down(x, proj_down, gelu, x_down)
     _quantize_groups_kernel[(triton.cdiv(M, tile["BLOCK_M"]),)](
         x,
         smooth_factor,
@@ -164,11 +185,13 @@ def quantize_act(
         x_down.stride(0),
         SCHEME=scheme,
         OUTPUT=output,
+        PTX=takes_ptx(x.device),
         GELU=gelu,
-        SHIFT=GELU_SHIFT if act_unsigned and scheme == "int4" else 0.0,
+        SHIFT=GELU_SHIFT if act_unsigned and scheme != "nvfp4" else 0.0,
         GROUP_SIZE=group_size,
         CODE_MAX=float(code_max),
-        HAS_RANK=R > 0,
+        HAS_RANK=fused,
+        enable_fp_fusion=False,
         **tile,
     )
     return codes, ascales, x_down

@@ -13,9 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .devices import takes_ptx
 from .format import GELU_SHIFT, INT8_MAX
-from .numerics import gelu_tanh, reciprocal_or_zero, round_to_bits, smooth
-from .tiles import quantizer_tile
+from .numerics import (
+    gelu_tanh,
+    pin_layout,
+    quotient,
+    reciprocal_or_zero,
+    round_to_bits,
+    rounded,
+    rounded_quotient,
+)
+from .quantize_act import project_down
+from .tiles import MAX_FUSED_RANK, quantizer_tile
 
 INVERSE_INT8_MAX = tl.constexpr(1.0 / INT8_MAX)
 
@@ -32,6 +42,7 @@ def _quantize_tokens_kernel(
     K,
     R,
     stride_xm,
+    PTX: tl.constexpr,
     GELU: tl.constexpr,
     SHIFT: tl.constexpr,
     HAS_RANK: tl.constexpr,
@@ -39,6 +50,7 @@ def _quantize_tokens_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = (offs_m < M)[:, None]
     rows = offs_m.to(tl.int64)[:, None]
@@ -49,15 +61,20 @@ def _quantize_tokens_kernel(
     for start in range(0, K, BLOCK_K):
         offs_k = start + tl.arange(0, BLOCK_K)
         x = tl.load(x_ptr + rows * stride_xm + offs_k[None, :], mask=mask_m, other=0.0)
+        wide = x.to(tl.float32)
         if GELU:
-            x = gelu_tanh(x.to(tl.float32)).to(x.dtype)
+            wide = rounded(gelu_tanh(wide, PTX), DTYPE, False)
+            x = pin_layout(wide.to(DTYPE), PTX)
         if HAS_RANK:
             proj_down = tl.load(proj_down_ptr + offs_k[:, None] * R + offs_r, mask=offs_r < R, other=0.0)
-            x_down = tl.dot(x, proj_down.to(x.dtype), x_down)
-        x_hat = smooth(x, tl.load(smooth_ptr + offs_k), SHIFT)
-        largest = tl.maximum(largest, tl.abs(x_hat.to(tl.float32)))
+            x_down = tl.dot(x, proj_down.to(DTYPE), x_down)
+        if SHIFT != 0.0:
+            wide = rounded(wide + SHIFT, DTYPE, True)
+        x_hat = quotient(wide, tl.load(smooth_ptr + offs_k), DTYPE, PTX)
+        largest = tl.maximum(largest, tl.abs(x_hat))
 
-    scales = tl.max(largest, axis=1) * INVERSE_INT8_MAX
+    # Rounding keeps the order, so the largest quotient rounds to the largest rounded one.
+    scales = tl.max(largest, axis=1).to(DTYPE).to(tl.float32) * INVERSE_INT8_MAX
     reciprocals = reciprocal_or_zero(scales)[:, None]
     tl.store(ascales_ptr + offs_m, scales, mask=offs_m < M)
     if HAS_RANK:
@@ -65,10 +82,12 @@ def _quantize_tokens_kernel(
 
     for step in range(0, K, BLOCK_K):
         offs_k = (K - BLOCK_K - step) + tl.arange(0, BLOCK_K)
-        x = tl.load(x_ptr + rows * stride_xm + offs_k[None, :], mask=mask_m, other=0.0)
+        wide = tl.load(x_ptr + rows * stride_xm + offs_k[None, :], mask=mask_m, other=0.0).to(tl.float32)
         if GELU:
-            x = gelu_tanh(x.to(tl.float32)).to(x.dtype)
-        x_hat = smooth(x, tl.load(smooth_ptr + offs_k), SHIFT).to(tl.float32)
+            wide = rounded(gelu_tanh(wide, PTX), DTYPE, False)
+        if SHIFT != 0.0:
+            wide = rounded(wide + SHIFT, DTYPE, True)
+        x_hat = rounded_quotient(wide, tl.load(smooth_ptr + offs_k), DTYPE, PTX)
         codes = round_to_bits(x_hat * reciprocals).to(tl.int8)
         tl.store(codes_ptr + rows * K + offs_k[None, :], codes, mask=mask_m)
 
@@ -81,17 +100,21 @@ def _quantize_row_kernel(
     ascales_ptr,  # (M,) float32
     K,
     stride_xm,
+    PTX: tl.constexpr,
     GELU: tl.constexpr,
     SHIFT: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
     offs_k = tl.arange(0, BLOCK_K)
     mask_k = offs_k < K
-    x = tl.load(x_ptr + row * stride_xm + offs_k, mask=mask_k, other=0.0)[None, :]
+    wide = tl.load(x_ptr + row * stride_xm + offs_k, mask=mask_k, other=0.0)[None, :].to(tl.float32)
     if GELU:
-        x = gelu_tanh(x.to(tl.float32)).to(x.dtype)
-    x_hat = smooth(x, tl.load(smooth_ptr + offs_k, mask=mask_k, other=1.0), SHIFT).to(tl.float32)
+        wide = rounded(gelu_tanh(wide, PTX), DTYPE, False)
+    if SHIFT != 0.0:
+        wide = rounded(wide + SHIFT, DTYPE, True)
+    x_hat = rounded_quotient(wide, tl.load(smooth_ptr + offs_k, mask=mask_k, other=1.0), DTYPE, PTX)
 
     scales = tl.max(tl.where(mask_k[None, :], tl.abs(x_hat), 0.0), axis=1) * INVERSE_INT8_MAX
     codes = round_to_bits(x_hat * reciprocal_or_zero(scales)[:, None]).to(tl.int8)
@@ -111,7 +134,7 @@ def quantize_act_int8(
 
     Args:
         x: (M, K) bfloat16 or float16, unit stride along K; K a multiple of 16.
-        smooth_factor: (K,). proj_down: (K, R), R from 0 to MAX_FUSED_RANK of tiles.py.
+        smooth_factor: (K,). proj_down: (K, R), R = 0 for no branch.
         act_unsigned: add the GELU shift that the stored bias expects.
         gelu: apply GELU (tanh) to x first.
         tile: a row of the quantizer's table in tiles.py, to measure others.
@@ -124,10 +147,11 @@ def quantize_act_int8(
     ascales = torch.empty((M,), dtype=torch.float32, device=x.device)
     x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)
     shift = GELU_SHIFT if act_unsigned else 0.0
-    tile = tile or quantizer_tile(M, K, R, x.device)
+    fused = 0 < R <= MAX_FUSED_RANK
+    tile = tile or quantizer_tile(M, K, R if fused else 0, x.device)
+    if R and not (fused and tile["BLOCK_M"] > 1):
+        project_down(x, proj_down, gelu, x_down)
     if tile["BLOCK_M"] == 1:
-        if R:
-            torch.mm(x, proj_down.to(x.dtype), out=x_down)
         block = triton.next_power_of_2(K)
         _quantize_row_kernel[(M,)](
             x,
@@ -136,10 +160,12 @@ def quantize_act_int8(
             ascales,
             K,
             x.stride(0),
+            PTX=takes_ptx(x.device),
             GELU=gelu,
             SHIFT=shift,
             BLOCK_K=block,
             num_warps=tile["num_warps"],
+            enable_fp_fusion=False,
         )
         return codes, ascales, x_down
     _quantize_tokens_kernel[(triton.cdiv(M, tile["BLOCK_M"]),)](
@@ -153,9 +179,11 @@ def quantize_act_int8(
         K,
         R,
         x.stride(0),
+        PTX=takes_ptx(x.device),
         GELU=gelu,
         SHIFT=shift,
-        HAS_RANK=R > 0,
+        HAS_RANK=fused,
+        enable_fp_fusion=False,
         **tile,
     )
     return codes, ascales, x_down

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .format import GROUP_SIZE_AWQ, GROUP_SIZE_INT4, GROUP_SIZE_NVFP4, INT8_MAX
-from .numerics import decode_e2m1, decode_e4m3, reciprocal_or_zero, round_to_bits, unpack_nibbles
+from .numerics import decode_e4m3, nibbles_to_float, reciprocal_or_zero, round_to_bits
 from .tiles import unpack_tile
 
 INVERSE_INT8_MAX = tl.constexpr(1.0 / INT8_MAX)
@@ -37,17 +37,16 @@ def load_weight(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """(BLOCK_N, BLOCK_K) float32 weights from k = start on; factors (BLOCK_N,) multiply nvfp4 weights."""
+    """(BLOCK_N, BLOCK_K) float32 weights from k = start on; qweight (N, K // 8) int32, factors (BLOCK_N,) for nvfp4."""
     GROUPS: tl.constexpr = BLOCK_K // GROUP_SIZE
-    offs_byte = start // 2 + tl.arange(0, BLOCK_K // 2)[None, :]
-    packed = tl.load(qweight_ptr + rows * (K // 2) + offs_byte, mask=mask_n, other=0)
+    offs_word = start // 8 + tl.arange(0, BLOCK_K // 8)[None, :]
+    words = tl.load(qweight_ptr + rows * (K // 8) + offs_word, mask=mask_n, other=0)
+    values = nibbles_to_float(words, SCHEME).reshape(BLOCK_N, GROUPS, GROUP_SIZE)
     offs_g = (start // GROUP_SIZE + tl.arange(0, GROUPS)).to(tl.int64)[None, :]
     scales = tl.load(wscales_ptr + offs_g * N + rows, mask=mask_n, other=0)
     if SCHEME == "nvfp4":
-        values = decode_e2m1(unpack_nibbles(packed, False)).reshape(BLOCK_N, GROUPS, GROUP_SIZE)
         weight = values * decode_e4m3(scales)[:, :, None] * factors[:, None, None]
     else:
-        values = unpack_nibbles(packed, SCHEME == "int4").to(tl.float32).reshape(BLOCK_N, GROUPS, GROUP_SIZE)
         weight = values * scales.to(tl.float32)[:, :, None]
     if SCHEME == "awq":
         zeros = tl.load(wzeros_ptr + offs_g * N + rows, mask=mask_n, other=0)
@@ -57,13 +56,14 @@ def load_weight(
 
 @triton.jit
 def _requantize_kernel(
-    qweight_ptr,  # (N, K // 2) int8
+    qweight_ptr,  # (N, K // 8) int32
     wscales_ptr,  # (K // GROUP_SIZE, N)
     factors_ptr,  # (N,) float32, nvfp4 only
     codes_ptr,  # (N, K) int8
-    channel_scales_ptr,  # (N,) float32
+    channel_scales_ptr,  # (N,) float32: read if HAS_CHANNEL_SCALES, written otherwise
     N,
     K,
+    HAS_CHANNEL_SCALES: tl.constexpr,
     SCHEME: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -76,14 +76,17 @@ def _requantize_kernel(
     if SCHEME == "nvfp4":
         factors = tl.load(factors_ptr + offs_n, mask=offs_n < N, other=0.0)
 
-    largest = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
-    for start in range(0, K, BLOCK_K):
-        weight = load_weight(
-            qweight_ptr, wscales_ptr, None, factors, rows, start, mask_n, N, K, SCHEME, GROUP_SIZE, BLOCK_N, BLOCK_K
-        )
-        largest = tl.maximum(largest, tl.abs(weight))
-    channel_scales = tl.max(largest, axis=1) * INVERSE_INT8_MAX
-    tl.store(channel_scales_ptr + offs_n, channel_scales, mask=offs_n < N)
+    if HAS_CHANNEL_SCALES:
+        channel_scales = tl.load(channel_scales_ptr + offs_n, mask=offs_n < N, other=0.0)
+    else:
+        largest = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
+        for start in range(0, K, BLOCK_K):
+            weight = load_weight(
+                qweight_ptr, wscales_ptr, None, factors, rows, start, mask_n, N, K, SCHEME, GROUP_SIZE, BLOCK_N, BLOCK_K
+            )
+            largest = tl.maximum(largest, tl.abs(weight))
+        channel_scales = tl.max(largest, axis=1) * INVERSE_INT8_MAX
+        tl.store(channel_scales_ptr + offs_n, channel_scales, mask=offs_n < N)
 
     reciprocals = reciprocal_or_zero(channel_scales)[:, None]
     for start in range(0, K, BLOCK_K):
@@ -96,7 +99,7 @@ def _requantize_kernel(
 
 @triton.jit
 def _dequantize_kernel(
-    qweight_ptr,  # (N, K // 2) int8
+    qweight_ptr,  # (N, K // 8) int32
     wscales_ptr,  # (K // GROUP_SIZE, N)
     wzeros_ptr,  # (K // GROUP_SIZE, N), awq only
     factors_ptr,  # (N,) float32, nvfp4 only
@@ -132,7 +135,7 @@ def _dequantize_kernel(
 
 @triton.jit
 def _expand_kernel(
-    qweight_ptr,  # (N, K // 2) int8
+    qweight_ptr,  # (N, K // 8) int32
     codes_ptr,  # (N, K) int8
     N,
     K,
@@ -142,10 +145,11 @@ def _expand_kernel(
     rows = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)[:, None]
     mask_n = rows < N
     start = tl.program_id(1) * BLOCK_K
-    offs_byte = start // 2 + tl.arange(0, BLOCK_K // 2)[None, :]
-    packed = tl.load(qweight_ptr + rows * (K // 2) + offs_byte, mask=mask_n, other=0)
+    offs_word = start // 8 + tl.arange(0, BLOCK_K // 8)[None, :]
+    words = tl.load(qweight_ptr + rows * (K // 8) + offs_word, mask=mask_n, other=0)
+    codes = round_to_bits(nibbles_to_float(words, "int4")).to(tl.int8)
     offs_k = start + tl.arange(0, BLOCK_K)[None, :]
-    tl.store(codes_ptr + rows * K + offs_k, unpack_nibbles(packed, True).to(tl.int8), mask=mask_n)
+    tl.store(codes_ptr + rows * K + offs_k, codes, mask=mask_n)
 
 
 def channel_factors(N: int, wtscale: Tensor | None, wcscales: Tensor | None, device: torch.device) -> Tensor:
@@ -165,6 +169,7 @@ def requantize_weight(
     scheme: str,
     wtscale: Tensor | None = None,
     wcscales: Tensor | None = None,
+    channel_scales: Tensor | None = None,
     tile: dict[str, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Bring a 4-bit weight to int8 with one scale for each output channel.
@@ -172,6 +177,7 @@ def requantize_weight(
     Args:
         qweight: (N, K//2) int8. wscales: (K//group, N). wtscale, wcscales: nvfp4, as in format.py.
         scheme: "int4" or "nvfp4".
+        channel_scales: what an earlier call returned for this weight, (N,) float32; saves the search for the largest.
         tile: a row of UNPACK_TILES in tiles.py, to measure others.
 
     Returns:
@@ -179,19 +185,23 @@ def requantize_weight(
     """
     N, K = qweight.shape[0], qweight.shape[1] * 2
     codes = torch.empty((N, K), dtype=torch.int8, device=qweight.device)
-    channel_scales = torch.empty((N,), dtype=torch.float32, device=qweight.device)
+    has_channel_scales = channel_scales is not None
+    if channel_scales is None:
+        channel_scales = torch.empty((N,), dtype=torch.float32, device=qweight.device)
     factors = channel_factors(N, wtscale, wcscales, qweight.device) if scheme == "nvfp4" else None
     tile = tile or unpack_tile("requantize", N, K)
     _requantize_kernel[(triton.cdiv(N, tile["BLOCK_N"]),)](
-        qweight,
+        qweight.view(torch.int32),
         scale_bits(wscales),
         factors,
         codes,
         channel_scales,
         N,
         K,
+        HAS_CHANNEL_SCALES=has_channel_scales,
         SCHEME=scheme,
         GROUP_SIZE=GROUP_SIZE[scheme],
+        enable_fp_fusion=False,
         **tile,
     )
     return codes, channel_scales
@@ -202,7 +212,7 @@ def expand_codes(qweight: Tensor, tile: dict[str, int] | None = None) -> Tensor:
     N, K = qweight.shape[0], qweight.shape[1] * 2
     codes = torch.empty((N, K), dtype=torch.int8, device=qweight.device)
     tile = tile or unpack_tile("dequantize", N, K)
-    _expand_kernel[(triton.cdiv(N, tile["BLOCK_N"]), K // tile["BLOCK_K"])](qweight, codes, N, K, **tile)
+    _expand_kernel[(triton.cdiv(N, tile["BLOCK_N"]), K // tile["BLOCK_K"])](qweight.view(torch.int32), codes, N, K, **tile)
     return codes
 
 
@@ -236,7 +246,7 @@ def dequantize_weight(
     tile = tile or unpack_tile("dequantize", N, K)
     grid = (triton.cdiv(N, tile["BLOCK_N"]), K // tile["BLOCK_K"] + triton.cdiv(R, tile["BLOCK_K"]))
     _dequantize_kernel[grid](
-        qweight,
+        qweight.view(torch.int32),
         scale_bits(wscales),
         wzeros,
         factors,
@@ -247,6 +257,7 @@ def dequantize_weight(
         R,
         SCHEME=scheme,
         GROUP_SIZE=GROUP_SIZE[scheme],
+        enable_fp_fusion=False,
         **tile,
     )
     return out

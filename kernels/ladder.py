@@ -1,0 +1,50 @@
+"""The fallback ladder: try the best way to compute something, step down for good when it cannot work, and say so once.
+
+A step is left behind when it raises: no compiler on the machine, a Triton too old for the kernel, a GPU that lacks the
+shared memory. Results stay the same within the tolerances of the tests, so a generation goes on.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("svdquant")
+
+_broken: set[tuple[str, str]] = set()  # (device, step) that raised once in this process
+_said: set[str] = set()
+
+
+def say_once(message: str, *args: object, level: int = logging.INFO) -> None:
+    """Log a message the first time it comes up in this process."""
+    text = message % args
+    if text not in _said:
+        _said.add(text)
+        logger.log(level, "%s", text)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def climb(device: torch.device, steps: Sequence[tuple[str, Callable[[], Tensor]]]) -> Tensor:
+    """The result of the first step that works on the device; the last one's errors are the caller's.
+
+    Args:
+        steps: (name in words for the user, what to call), best first.
+    """
+    for (name, compute), (next_name, _) in zip(steps, steps[1:], strict=False):
+        if (str(device), name) in _broken:
+            continue
+        try:
+            return compute()
+        except (torch.cuda.OutOfMemoryError, KeyboardInterrupt):
+            raise  # the next step needs no less memory
+        except Exception as error:  # noqa: BLE001  compilers fail in their own ways, and none may stop a generation
+            _broken.add((str(device), name))
+            text = "%s does not work on %s (%s); using %s instead."
+            say_once(text, name, device, _first_line(error), next_name, level=logging.WARNING)
+            logger.debug("%s failed", name, exc_info=error)
+    return steps[-1][1]()

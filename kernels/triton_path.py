@@ -1,0 +1,151 @@
+"""Quantized layers through the Triton kernels: which of them, for a compute mode on a GPU generation.
+
+Imported only where Triton is installed. Every function returns the steps of the ladder that Triton offers, best first.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .devices import FP4_GENERATIONS, INT4_GENERATIONS, generation
+from .gemm_nvfp4 import gemm_nvfp4
+from .gemm_w4a4 import gemm_w4a4
+from .gemm_w4a8 import gemm_w4a8
+from .gemv_w4a16 import MAX_ROWS, gemv_w4a16
+from .quantize_act import project_down, quantize_act
+from .quantize_act_int8 import quantize_act_int8
+from .tiles import INT8_W4A4_GENERATIONS
+from .unpack_weight import dequantize_weight, expand_codes, requantize_weight
+
+Steps = list[tuple[str, Callable[[], Tensor]]]
+
+
+def _extra(tensors: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+    return {name: tensors.get(name) for name in ("wtscale", "wcscales")}
+
+
+def _in_16_bits(
+    x: Tensor,
+    tensors: Mapping[str, Tensor],
+    scheme: str,
+    act_scheme: str,
+    bias: Tensor | None,
+    act_unsigned: bool,
+    gelu: bool,
+) -> Tensor:
+    """Both sides as 16-bit values with the low-rank factors behind them: one matrix product is the whole layer."""
+    x_hat, _, _ = quantize_act(
+        x, tensors["smooth_factor"], tensors["proj_down"], act_scheme, "float", act_unsigned, gelu
+    )
+    weight = dequantize_weight(
+        tensors["qweight"], tensors["wscales"], scheme, x.dtype, tensors["proj_up"], **_extra(tensors)
+    )
+    return F.linear(x_hat, weight, None if bias is None else bias.to(x.dtype))
+
+
+def steps_w4a4(
+    x: Tensor, tensors: Mapping[str, Tensor], scheme: str, bias: Tensor | None, act_unsigned: bool, gelu: bool
+) -> Steps:
+    """Exact 4-bit codes on both sides."""
+    smooth_factor, proj_down, proj_up = tensors["smooth_factor"], tensors["proj_down"], tensors["proj_up"]
+    qweight, wscales = tensors["qweight"], tensors["wscales"]
+    gpu = generation(x.device)
+
+    def native_int4() -> Tensor:
+        from .gemm_w4a4_native import gemm_w4a4_native
+
+        qx, ascales, x_down = quantize_act(x, smooth_factor, proj_down, "int4", "packed", act_unsigned, gelu)
+        return gemm_w4a4_native(qx, ascales, qweight, wscales, x_down, proj_up, bias, act_unsigned)
+
+    def int8() -> Tensor:
+        qx, ascales, x_down = quantize_act(x, smooth_factor, proj_down, "int4", "int8", act_unsigned, gelu)
+        return gemm_w4a4(qx, ascales, expand_codes(qweight), wscales, x_down, proj_up, bias)
+
+    def native_fp4() -> Tensor:
+        qx, ascales, x_down = quantize_act(x, smooth_factor, proj_down, "nvfp4", "packed", False, gelu)
+        return gemm_nvfp4(qx, ascales, qweight, wscales, x_down, proj_up, bias, **_extra(tensors))
+
+    steps: Steps = []
+    if scheme == "int4" and gpu in INT4_GENERATIONS:
+        steps.append(("w4a4 on INT4 tensor cores", native_int4))
+    if scheme == "int4" and gpu in INT8_W4A4_GENERATIONS:
+        steps.append(("w4a4 on int8 tensor cores", int8))
+    if scheme == "nvfp4" and gpu in FP4_GENERATIONS:
+        steps.append(("w4a4 on FP4 tensor cores", native_fp4))
+    steps.append(
+        ("w4a4 on 16-bit tensor cores", lambda: _in_16_bits(x, tensors, scheme, scheme, bias, act_unsigned, gelu))
+    )
+    return steps
+
+
+def steps_w4a8(
+    x: Tensor, tensors: Mapping[str, Tensor], scheme: str, bias: Tensor | None, act_unsigned: bool, gelu: bool
+) -> Steps:
+    """Int8 activations per token, weights brought to int8 per channel."""
+    proj_up = tensors["proj_up"]
+
+    def with_gemm(gemm: Callable[..., Tensor]) -> Tensor:
+        qx, ascales, x_down = quantize_act_int8(
+            x, tensors["smooth_factor"], tensors["proj_down"], act_unsigned, gelu
+        )
+        codes, channel_scales = requantize_weight(
+            tensors["qweight"], tensors["wscales"], scheme, channel_scales=tensors.get("channel_scales"), **_extra(tensors)
+        )
+        return gemm(qx, ascales, codes, channel_scales, x_down, proj_up, bias)
+
+    def hopper() -> Tensor:
+        from .gemm_w4a8_hopper import gemm_w4a8_hopper
+
+        return with_gemm(gemm_w4a8_hopper)
+
+    steps: Steps = [("w4a8 on int8 tensor cores", lambda: with_gemm(gemm_w4a8))]
+    if generation(x.device) == "sm_90":
+        steps.insert(0, ("w4a8 on Hopper's asynchronous tensor cores", hopper))
+    return steps
+
+
+def steps_w4a16(
+    x: Tensor, tensors: Mapping[str, Tensor], scheme: str, bias: Tensor | None, act_unsigned: bool, gelu: bool
+) -> Steps:
+    """Activations in 16 bits."""
+
+    def few_rows() -> Tensor:
+        wide = F.gelu(x.float(), approximate="tanh").to(x.dtype) if gelu else x
+        x_down = torch.empty((x.shape[0], tensors["proj_down"].shape[1]), dtype=x.dtype, device=x.device)
+        project_down(wide, tensors["proj_down"], False, x_down)
+        branch = {"x_down": x_down, "proj_up": tensors["proj_up"]} if x_down.shape[1] else {}
+        return gemv_w4a16(
+            wide,
+            tensors["qweight"],
+            tensors["wscales"],
+            scheme,
+            bias,
+            smooth_factor=tensors["smooth_factor"],
+            act_unsigned=act_unsigned,
+            **branch,
+            **_extra(tensors),
+        )
+
+    steps: Steps = []
+    if x.shape[0] <= MAX_ROWS:
+        steps.append(("w4a16 for a few tokens", few_rows))
+    steps.append(
+        ("w4a16 on 16-bit tensor cores", lambda: _in_16_bits(x, tensors, scheme, "none", bias, act_unsigned, gelu))
+    )
+    return steps
+
+
+def steps_awq(x: Tensor, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Steps:
+    """AWQ weights, activations in 16 bits."""
+    qweight, wscales, wzeros = tensors["qweight"], tensors["wscales"], tensors["wzeros"]
+
+    def many_rows() -> Tensor:
+        weight = dequantize_weight(qweight, wscales, "awq", x.dtype, wzeros=wzeros)
+        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+    steps: Steps = [("awq on 16-bit tensor cores", many_rows)]
+    if x.shape[0] <= MAX_ROWS:
+        steps.insert(0, ("awq for a few tokens", lambda: gemv_w4a16(x, qweight, wscales, "awq", bias, wzeros)))
+    return steps
