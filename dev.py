@@ -43,12 +43,18 @@ class Command:
     does: str
     arguments: tuple[str, ...]
     in_checkout: bool = False  # run in this folder instead of the caller's
+    set_up: bool = True  # otherwise it runs in the Python that was called, as it is
 
 
 _DEMO = ("{root}/demo/run.py", "--host", "{host}", "--base", "{base}", "--output", "{output}")
 COMMANDS = {
     "demo": Command("run the main job in a real ComfyUI; writes images and a report", _DEMO),
     "test": Command("run the tests; further arguments go to pytest", ("-m", "pytest"), in_checkout=True),
+    "check": Command(
+        "say what this machine will do with SVDQuant files; for the Python of your ComfyUI",
+        ("{root}/tools/check_environment.py",),
+        set_up=False,
+    ),
 }
 
 EXAMPLES = """
@@ -135,8 +141,9 @@ def main(argv: list[str]) -> int:
     """Set up, run, return the exit code."""
     options, rest = parse(argv)
     try:
-        python, host = set_up(options)
-        return run_command(COMMANDS[options.command], python, host, rest)
+        command = COMMANDS[options.command]
+        python, host = set_up(options) if command.set_up else (Path(options.python or sys.executable), HOST_FOLDER)
+        return run_command(command, python, host, rest)
     except (HostSourceError, SetupError) as error:
         say(f"error: {error}")
         return 2

@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .apply_lora import SVDQuantLoraLoader
+from .environment_check import SVDQuantEnvironmentCheck
 from .export_model import SVDQuantExportModel
 from .load_model import SVDQuantModelLoader
 from .quantize_model import SVDQuantQuantizeModel
@@ -12,7 +13,13 @@ class SVDQuantExtension(ComfyExtension):
     """All nodes of this pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [SVDQuantModelLoader, SVDQuantLoraLoader, SVDQuantQuantizeModel, SVDQuantExportModel]
+        return [
+            SVDQuantModelLoader,
+            SVDQuantLoraLoader,
+            SVDQuantQuantizeModel,
+            SVDQuantExportModel,
+            SVDQuantEnvironmentCheck,
+        ]
 
 
 async def comfy_entrypoint() -> ComfyExtension:

@@ -1,0 +1,69 @@
+"""Which published file suits a GPU, and how much memory a model needs, computed from the shapes of its layers."""
+
+import torch
+
+from ..kernels.devices import FP4_GENERATIONS, generation
+from .layer import GROUP_SIZE
+from .models import FLUX, PIXART, Architecture
+
+# of the published models: width, blocks of each kind, parameters outside the blocks
+FLUX_DEV = (FLUX, 3072, {"double_blocks": 19, "single_blocks": 38}, 64_106_560)
+PIXART_SIGMA = (PIXART, 1152, {"blocks": 28}, 16_440_256)
+
+WORKING_GIB = 0.5  # activations of FLUX.1 at 1024 x 1024; 0.42 GiB measured with BF16 weights on an H200
+RESERVED_GIB = 1.0  # the CUDA context, the desktop, the host's own reserve
+SMALLEST_GIB = 4.0  # below it even single blocks do not fit beside the text encoders' remains
+FP4, INT4 = "fp4", "int4"  # as the names of published files spell the precision
+
+
+def file_precision(device: torch.device) -> str:
+    """What to download for a device, as file names spell it: "fp4" for native FP4 tensor cores, else "int4"."""
+    return FP4 if generation(device) in FP4_GENERATIONS else INT4
+
+
+def example_name(device: torch.device, model: str = "flux.1-dev", rank: int = 32) -> str:
+    """Name of the published nunchaku file of a FLUX.1 model that suits the device."""
+    return f"svdq-{file_precision(device)}_r{rank}-{model}.safetensors"
+
+
+def weight_bytes(
+    architecture: Architecture, width: int, counts: dict[str, int], outside: int, precision: str, rank: int
+) -> int:
+    """Bytes of the tensors of an SVDQuant model.
+
+    Args:
+        width: features of the residual stream. counts: blocks of each kind, by BlockMap.host.
+        outside: parameters outside the blocks; they stay in 16 bits.
+        precision: "int4" or "nvfp4". rank: of the 16-bit branch.
+    """
+    total = 2 * outside
+    for _, linear in architecture.linears(counts):
+        rows, columns = (size * width for size in linear.shape)
+        for (start, stop), (left, right) in linear.rectangles(rows, columns):
+            n, k = stop - start, right - left
+            if linear.modulation_chunks:
+                total += n * k // 2 + 2 * 2 * n * (k // GROUP_SIZE["awq"]) + 4 * n
+                continue
+            scale_bytes = 2 if precision == "int4" else 1
+            scales = scale_bytes * n * (k // GROUP_SIZE[precision])
+            total += n * k // 2 + scales + 2 * rank * (n + k) + 2 * k + 2 * n
+    return total
+
+
+def flux_gib(precision: str, rank: int = 32) -> float:
+    """GiB of the weights of FLUX.1-dev."""
+    return weight_bytes(*FLUX_DEV, precision, rank) / 2**30
+
+
+def memory_advice(device: torch.device, total_gib: float | None) -> str:
+    """One sentence on how FLUX.1 fits into the device's memory; None: the size is not known."""
+    precision = "nvfp4" if file_precision(device) == FP4 else INT4
+    weights = flux_gib(precision)
+    need = f"FLUX.1 at rank 32 is {weights:.1f} GiB of weights and about {WORKING_GIB} GiB more at 1024 x 1024"
+    if device.type == "cpu" or total_gib is None:
+        return f"{need} (the text encoders come on top while they run)."
+    if total_gib >= weights + WORKING_GIB + RESERVED_GIB:
+        return f"{need}: it fits into {total_gib:.1f} GiB as a whole."
+    if total_gib >= SMALLEST_GIB:
+        return f"{need}: with {total_gib:.1f} GiB ComfyUI keeps a part in main memory and moves it in while it samples."
+    return f"{need}: {total_gib:.1f} GiB is very little; expect most of the time to go into moving weights."

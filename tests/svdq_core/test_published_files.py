@@ -1,0 +1,30 @@
+"""Sizes computed from shapes equal those of real files."""
+
+import pytest
+import torch
+from tiny_files import DATA
+
+from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
+from svdquant_pack.svdq_core.models import FLUX
+from svdquant_pack.svdq_core.published_files import example_name, flux_gib, weight_bytes
+
+
+@pytest.mark.parametrize("precision", ["int4", "nvfp4"])
+def test_bytes_equal_those_of_a_file(precision):
+    model = read_checkpoint(Checkpoint(DATA / f"flux_tiny_{precision}_r32.safetensors"))
+    width = model.plain["img_in.weight"].shape[0]
+    counts = FLUX.count_blocks([*model.plain, *model.layers], "host")
+    blocks = tuple(f"{block.host}." for block in FLUX.blocks)
+    outside = sum(tensor.numel() for name, tensor in model.plain.items() if not name.startswith(blocks))
+    computed = weight_bytes(FLUX, width, counts, outside, precision, rank=32)
+    assert computed == pytest.approx(
+        model.nbytes, rel=0.02
+    )  # norms, kept tensors and nvfp4 channel scales are left out
+
+
+def test_published_flux_files():
+    # 6.77 GB is what the download page of the int4 r32 file shows
+    assert flux_gib("int4", 32) * 2**30 / 1e9 == pytest.approx(6.77, abs=0.02)
+    assert flux_gib("nvfp4") > flux_gib("int4")
+    assert 0.6 < flux_gib("int4", 128) - flux_gib("int4", 32) < 0.75
+    assert example_name(torch.device("cpu"), "flux.1-schnell") == "svdq-int4_r32-flux.1-schnell.safetensors"

@@ -1,0 +1,21 @@
+"""`python dev.py check` in a Python with torch and in one without."""
+
+import subprocess
+import sys
+
+import check_environment
+from pack import ROOT
+
+
+def test_a_python_with_torch_gets_the_report():
+    command = [sys.executable, ROOT / "dev.py", "check"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert result.stdout.startswith("SVDQuant environment check") and "What will run" in result.stdout
+    assert result.returncode == (1 if "PROBLEM" in result.stdout else 0), result.stderr
+
+
+def test_a_python_without_torch_is_told_which_one_to_take(monkeypatch, capsys):
+    monkeypatch.setattr(check_environment, "find_spec", lambda name: None if name == "torch" else object())
+    assert check_environment.main() == 1
+    printed = capsys.readouterr().out
+    assert "has no torch." in printed and "python_embeded" in printed
