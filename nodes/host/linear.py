@@ -1,8 +1,9 @@
 """The Linear that the host builds its models from: quantized where the file says so, the host's ordinary one elsewhere.
 
-All tensors of a quantized layer are one flat uint8 parameter called `weight`, so the host moves, pages, pins and counts it
-like any other weight, and its LoRA key map finds it. In a state dict `svdq_layout` stands beside it: the blob's layout as
-JSON bytes.
+All tensors of a quantized layer are one flat uint8 parameter called `weight`, so the host moves, pages, pins and counts
+it like any other weight, and its LoRA key map finds it. In a saved state dict `svdq_layout` stands beside it: the
+blob's layout as JSON bytes. What LoRAs need lies in buffers called lora_*, which move with the module and stay out of
+files.
 """
 
 from functools import cache
@@ -15,7 +16,7 @@ from torch import Tensor
 from ...svdq_core.errors import ArchitectureError
 from ...svdq_core.layer import BlobLayout, QuantizedLayer
 from ...svdq_core.linear import apply_layer
-from .lora import Factors, bake_factors
+from .lora import LoraPlan, add_lora
 
 LAYOUT_KEY = "svdq_layout"
 
@@ -44,8 +45,9 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         self.register_parameter("weight", None)
         self.register_parameter("bias", None)
         self.layout: BlobLayout | None = None
-        self.lora: Factors | None = None
-        self.bake_lora = False  # while the host saves: write LoRAs into the low-rank branch
+        self.lora: LoraPlan | None = None
+        self.lora_spares: dict[tuple, dict[str, Tensor]] = {}  # signature -> tensors, while hooks switch LoRAs
+        self.saved_as: tuple[Tensor, BlobLayout] | None = None  # while the host saves: the blob that it shall see
         # the host casts a weight to these when it pages it in; a blob must stay bytes
         self.weight_comfy_model_dtype: torch.dtype | None = dtype
         self.bias_comfy_model_dtype: torch.dtype | None = dtype
@@ -87,13 +89,10 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         self.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
-        if self.layout is None or not self.bake_lora:
-            super()._save_to_state_dict(destination, prefix, keep_vars)
-            return
-        blob, layout = bake_factors(self.layer(), self.lora).to_blob()
-        destination[prefix + "weight"], destination[prefix + LAYOUT_KEY] = blob, layout_to_tensor(layout)
-        if self.bias is not None:
-            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.saved_as is not None:
+            blob, layout = self.saved_as
+            destination[prefix + "weight"], destination[prefix + LAYOUT_KEY] = blob, layout_to_tensor(layout)
 
     def layer(self) -> QuantizedLayer:
         """Views of the tensors where they are now; do not keep them."""
@@ -121,21 +120,31 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         )
         try:  # an exception must not leave a paged weight pinned
             layer = self.layout.read(weight, bias)
-            lora_down, lora_up = (None, None) if self.lora is None else (self.lora_down, self.lora_up)
-            return apply_layer(layer, x, self.compute, lora_down, lora_up)
+            if self.lora is None:
+                return apply_layer(layer, x, self.compute)
+            # a layer that the host keeps on the CPU has its factors there as well
+            factors = [self.lora_tensor(name, x.device) for name in ("lora_down", "lora_up")]
+            out = apply_layer(layer, x, self.compute, *factors)
+            return add_lora(out, x, self.lora, self._buffers)
         finally:
             comfy.ops.uncast_bias_weight(self, weight, bias, stream)
 
-    def install_lora(self, factors: Factors | None) -> None:
-        """Replace the LoRA factors; as buffers they move with the module and are counted by the host."""
-        for name in ("lora_down", "lora_up"):
-            self._buffers.pop(name, None)
+    def lora_tensor(self, name: str, device: torch.device) -> Tensor | None:
+        tensor = self._buffers.get(name)
+        return None if tensor is None else tensor.to(device)
+
+    def lora_tensors(self) -> dict[str, Tensor]:
+        """What the installed LoRAs need, by buffer name."""
+        return {name: tensor for name, tensor in self._buffers.items() if name.startswith("lora_")}
+
+    def install_lora(self, plan: LoraPlan | None, tensors: dict[str, Tensor]) -> None:
+        """Replace what LoRAs add; as buffers it moves with the module and is counted by the host."""
+        for name in self.lora_tensors():
+            del self._buffers[name]
             self._non_persistent_buffers_set.discard(name)
-        self.lora = factors
-        if factors is not None:
-            device = self.weight.device
-            self.register_buffer("lora_down", factors.down.to(device), persistent=False)
-            self.register_buffer("lora_up", factors.up.to(device), persistent=False)
+        self.lora = plan
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
 
 
 @cache

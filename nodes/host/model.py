@@ -1,6 +1,7 @@
 """From a quantized model to the host's MODEL, and back."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
@@ -10,12 +11,11 @@ from torch import Tensor
 
 from ...svdq_core.checkpoint import Checkpoint, read_checkpoint
 from ...svdq_core.errors import ArchitectureError, SVDQuantError
-from ...svdq_core.layer import QuantizedLayer
 from ...svdq_core.model import QuantizedModel
 from ...svdq_core.models import ARCHITECTURES, SUPPORTED, Architecture
 from ...svdq_core.runtime import describe_model, resolve_compute
+from .bake import baked_layer, patched_weight
 from .linear import LAYOUT_KEY, SVDQuantLinear, layout_to_tensor, operations
-from .lora import bake_factors, make_factors
 from .patcher import adopt
 
 PREFIX = "diffusion_model."
@@ -126,10 +126,7 @@ class DenseWeights:
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor in float32 on the CPU."""
-        key = PREFIX + name
-        device = self.patcher.load_device if key in self.patcher.patches else torch.device("cpu")
-        weight = self.patcher.patch_weight_to_device(key, device_to=device, return_weight=True)
-        return weight.detach().to("cpu", torch.float32)
+        return patched_weight(self.patcher, PREFIX + name, torch.float32)
 
 
 def compute_device(patcher) -> torch.device:
@@ -162,24 +159,15 @@ def extract_model(patcher) -> QuantizedModel:
     layers = {key.removeprefix(PREFIX).removesuffix(".weight"): m for key, m in patcher.svdquant_layers().items()}
     for name, module in layers.items():
         layer = module.layer_on(torch.device("cpu"))
-        patches = patcher.patches.get(f"{PREFIX}{name}.weight")
-        if patches:
-            factors = make_factors(patches, module.in_features, module.out_features, torch.float32)
-            layer = bake_factors(layer, factors)
+        layer = baked_layer(layer, patcher.patches.get(f"{PREFIX}{name}.weight", []), name)
         if f"{PREFIX}{name}.bias" in patcher.patches:
-            layer = QuantizedLayer(
-                layer.in_features, layer.out_features, layer.parts, _patched(patcher, f"{PREFIX}{name}.bias")
-            )
+            layer = replace(layer, bias=patched_weight(patcher, f"{PREFIX}{name}.bias"))
         model.layers[name] = layer
     dtype = _half_dtype(model)
     for name in _plain_names(patcher, layers):
-        model.plain[name] = _patched(patcher, PREFIX + name).to(dtype)
+        model.plain[name] = patched_weight(patcher, PREFIX + name, dtype)
     model.plain |= patcher.model.svdquant_unused
     return model
-
-
-def _patched(patcher, key: str) -> Tensor:
-    return patcher.patch_weight_to_device(key, device_to=patcher.load_device, return_weight=True).detach().cpu()
 
 
 def _half_dtype(model: QuantizedModel) -> torch.dtype:

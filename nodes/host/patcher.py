@@ -1,8 +1,9 @@
-"""The host's model patcher, taught that patches on SVDQuant layers are low-rank factors.
+"""The host's model patcher, taught that patches on SVDQuant layers are computed beside the weight.
 
 While the host loads, unloads or hooks a model, our patches are out of its sight: it then neither bakes them into packed
-bytes nor plans memory for dense weights. Before it loads they are installed on the layers as factors. Everything else,
-cloning, unloading, paging, hooks on other layers, stays the host's.
+bytes nor plans memory for dense weights. They are installed on the layers instead. Everything else, cloning, unloading,
+paging, hooks on other layers, stays the host's; other patches of a loaded model are exchanged where they lie, so
+changing a LoRA never sends a model through the memory of the CPU.
 """
 
 from contextlib import contextmanager
@@ -11,8 +12,11 @@ import comfy.model_patcher
 
 from ...svdq_core.errors import SVDQuantError
 from ...svdq_core.linear import dense_bias, dense_weight
+from .bake import baked_layer, patched_weight
+from .exchange import exchange_patches
+from .install import factor_bytes, install, move_factors, planned_bytes
 from .linear import SVDQuantLinear
-from .lora import check_shapes, make_factors, refuse_unsupported, signature_of
+from .patches import combine, refuse_misfit, signature_of
 
 
 class _SVDQuantPatching:
@@ -20,11 +24,7 @@ class _SVDQuantPatching:
 
     def svdquant_layers(self) -> dict[str, SVDQuantLinear]:
         """Weight key -> quantized module."""
-        return {
-            f"{name}.weight": module
-            for name, module in self.model.named_modules()
-            if isinstance(module, SVDQuantLinear) and module.quantized
-        }
+        return self.model.svdquant_layers
 
     @contextmanager
     def _patches_hidden(self):
@@ -34,23 +34,66 @@ class _SVDQuantPatching:
         finally:
             self.patches.update(hidden)
 
-    def _install_factors(self, extra: dict | None = None, clear: bool = False) -> None:
-        """Put the current patches, and those of hooks, on the layers as factors; unchanged ones are left alone."""
-        dtype = self.model.get_dtype()
-        for key, module in self.svdquant_layers().items():
-            patches = [] if clear else self.patches.get(key, []) + (extra or {}).get(key, [])
-            if module.lora is not None and module.lora.signature == signature_of(patches):
-                continue
-            if patches or module.lora is not None:
-                factors = make_factors(patches, module.in_features, module.out_features, dtype) if patches else None
-                module.install_lora(factors)
+    def _other_patches(self) -> dict[str, tuple]:
+        """Key -> signature of what is on weights that the host patches itself."""
+        layers = self.svdquant_layers()
+        return {key: signature_of(patches) for key, patches in self.patches.items() if key not in layers}
+
+    # Adding patches: what cannot work is refused here, where a node can still say so.
+
+    def _check(self, patches) -> None:
+        layers = self.svdquant_layers()
+        for target, value in patches.items():
+            key, offset = (target, None) if isinstance(target, str) else target[:2]
+            if key in layers:
+                refuse_misfit(key, value, offset, layers[key].in_features, layers[key].out_features)
+
+    def add_patches(self, patches, strength_patch=1.0, strength_model=1.0):
+        self._check(patches)
+        added = super().add_patches(patches, strength_patch, strength_model)
+        for key in {target if isinstance(target, str) else target[0] for target in added}:
+            # the same file twice, with s and -s: nothing, and not the rounding of a sum
+            self.patches[key] = combine(self.patches[key])
+            if not self.patches[key]:
+                del self.patches[key]
+        return added
+
+    def add_hook_patches(self, hook, patches, strength_patch=1.0, strength_model=1.0):
+        self._check(patches)
+        return super().add_hook_patches(hook, patches, strength_patch, strength_model)
+
+    def add_weight_wrapper(self, name, function):
+        if name in self.svdquant_layers():
+            raise SVDQuantError(
+                f"{name}: another node wants to transform this weight, which is packed in 4 bits. Use a LoRA instead, "
+                "or the full-precision model."
+            )
+        return super().add_weight_wrapper(name, function)
+
+    # Memory: what LoRAs add is counted with the layer that it lies on.
+
+    def model_size(self):
+        return super().model_size() + planned_bytes(self)
+
+    def _load_list(self, *args, **kwargs):
+        modules = {id(module): module for module in self.svdquant_layers().values()}
+        entries = []
+        for *criteria, size, name, module, params in super()._load_list(*args, **kwargs):
+            if id(module) in modules:
+                # the host takes a byte of a blob for a weight to be cast; it needs no more room than it has
+                size += factor_bytes(module)
+                criteria = [size] if len(criteria) == 1 else [size >= 64 * 1024, -size]
+            entries.append((*criteria, size, name, module, params))
+        return entries
 
     def load(self, *args, **kwargs):
         if self.is_dynamic():
             self.restore_loaded_backups()  # first: it puts back the buffers of the LoRA before
-        self._install_factors()
+        install(self, self.load_device)
         with self._patches_hidden():
-            return super().load(*args, **kwargs)
+            result = super().load(*args, **kwargs)
+        self.model.svdquant_loaded_patches = self._other_patches()
+        return result
 
     def partially_unload(self, *args, **kwargs):
         with self._patches_hidden():
@@ -59,10 +102,12 @@ class _SVDQuantPatching:
     def unpatch_model(self, device_to=None, unpatch_weights=True):
         result = super().unpatch_model(device_to, unpatch_weights)
         if unpatch_weights:
-            self._install_factors(clear=True)
+            install(self, self.load_device, clear=True)
         return result
 
     def patch_hooks(self, hooks):
+        if hooks is None and not self.model.svdquant_hooked:
+            return super().patch_hooks(hooks)
         layers, saved = self.svdquant_layers(), self.hook_patches
         self.hook_patches = {
             ref: {k: v for k, v in patches.items() if k not in layers} for ref, patches in saved.items()
@@ -71,24 +116,16 @@ class _SVDQuantPatching:
             super().patch_hooks(hooks)
         finally:
             self.hook_patches = saved
-        self._install_factors(None if hooks is None else self.get_combined_hook_patches(hooks))
+        install(self, self.load_device, self.get_combined_hook_patches(hooks))
+        self.model.svdquant_hooked = hooks is not None
+        return None
 
-    def add_patches(self, patches, strength_patch=1.0, strength_model=1.0):
-        layers = self.svdquant_layers()
-        for target, patch in patches.items():
-            key, offset, function = (target, None, None) if isinstance(target, str) else (*target, None, None)[:3]
-            if key in layers:
-                refuse_unsupported(key, patch, strength_model, function)
-                check_shapes(key, patch, offset, layers[key].in_features, layers[key].out_features)
-        return super().add_patches(patches, strength_patch, strength_model)
+    def clear_cached_hook_weights(self):
+        super().clear_cached_hook_weights()
+        for module in self.svdquant_layers().values():
+            module.lora_spares.clear()
 
-    def add_weight_wrapper(self, name, function):
-        if name in self.svdquant_layers():
-            raise SVDQuantError(
-                f"{name}: another node wants to transform this weight, which is packed in 4 bits. Use a LoRA instead, or "
-                "the full-precision model."
-            )
-        return super().add_weight_wrapper(name, function)
+    # Reading the weights: other models and files get them unpacked, or as they are stored.
 
     def get_key_patches(self, filter_prefix=None):
         """For merging from this model into a dense one: each of our weights comes with a function that unpacks it."""
@@ -103,24 +140,33 @@ class _SVDQuantPatching:
         return patches
 
     def model_state_dict_for_saving(self, model=None, prefix=""):
-        modules = list(self.svdquant_layers().values())
-        before = [module.__dict__.get("comfy_patched_weights") for module in modules]
-        for module in modules:
-            # "already final": the host would otherwise wrap our bytes as a float parameter to be patched while saving
-            module.comfy_patched_weights = module.bake_lora = True
+        layers = self.svdquant_layers()
+        before = {key: module.__dict__.get("comfy_patched_weights") for key, module in layers.items()}
         try:
-            self._install_factors()
-            return super().model_state_dict_for_saving(model, prefix)
+            for key, module in layers.items():
+                # "already final": the host would otherwise wrap our bytes as a float parameter, to be patched later
+                module.comfy_patched_weights = True
+                module.saved_as = module.weight.detach(), module.layout
+                if key in self.patches:
+                    where = key.removeprefix("diffusion_model.").removesuffix(".weight")
+                    module.saved_as = baked_layer(module.layer(), self.patches[key], where).to_blob()
+            state = super().model_state_dict_for_saving(model, prefix)
         finally:
-            for module, value in zip(modules, before, strict=True):
-                module.bake_lora = False
-                if value is None:
+            for key, module in layers.items():
+                module.saved_as = None
+                if before[key] is None:
                     del module.comfy_patched_weights
                 else:
-                    module.comfy_patched_weights = value
+                    module.comfy_patched_weights = before[key]
+        for key in layers:
+            bias = key.removesuffix("weight") + "bias"
+            if bias.removeprefix(prefix) in state:
+                state[bias.removeprefix(prefix)] = patched_weight(self, bias)
+        return state
 
     def clone(self, *args, **kwargs):
         copy = super().clone(*args, **kwargs)
+        copy.size = self.size  # the host passes on model_size(), which counts this model's LoRAs
         if type(copy) is comfy.model_patcher.ModelPatcher:  # what disable_dynamic=True hands back
             copy.__class__ = SVDQuantPatcher
         return copy
@@ -129,12 +175,46 @@ class _SVDQuantPatching:
 class SVDQuantPatcher(_SVDQuantPatching, comfy.model_patcher.ModelPatcher):
     """For the host's estimate-based memory management."""
 
+    def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
+        if not force_patch_weights:
+            exchange_patches(self, device_to)
+        return super().partially_load(device_to, extra_memory, force_patch_weights)
+
 
 class SVDQuantPatcherDynamic(_SVDQuantPatching, comfy.model_patcher.ModelPatcherDynamic):
     """For the host's dynamic VRAM."""
 
+    def load(self, *args, **kwargs):
+        # the host would upload every weight again after any change; ours, and those with the same patches, stay
+        changed = {k for k, _ in self._other_patches().items() ^ self.model.svdquant_loaded_patches.items()}
+        modules = [
+            module
+            for name, module in self.model.named_modules()
+            if hasattr(module, "_v_signature") and not {f"{name}.weight", f"{name}.bias"} & changed
+        ]
+        before = [module._v_signature for module in modules]
+        result = super().load(*args, **kwargs)
+        for module, signature in zip(modules, before, strict=True):
+            module._v_signature = signature
+        return result
+
+    def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
+        freed = super().partially_unload(device_to, memory_to_free, force_patch_weights)
+        if self.model.model_loaded_weight_memory == 0:  # the host took back what it had forced onto the card
+            move_factors(self, self.offload_device)
+        return freed
+
 
 def adopt(patcher: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
-    """Make the host's patcher ours, in place: a second object for the same model would unload it when the first dies."""
+    """Make the host's patcher ours, in place: a second one for the same model would unload it when the first dies."""
+    model = patcher.model
+    model.svdquant_layers = {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, SVDQuantLinear) and module.quantized
+    }
+    model.svdquant_installed = None  # signature of the patches that are on the layers
+    model.svdquant_hooked = False  # whether hooks have changed them
+    model.svdquant_loaded_patches = {}  # key -> signature, on weights that the host patches
     patcher.__class__ = SVDQuantPatcherDynamic if patcher.is_dynamic() else SVDQuantPatcher
     return patcher
