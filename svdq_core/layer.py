@@ -1,14 +1,15 @@
 """One quantized Linear: its tensors, and the single block of bytes that holds them.
 
-A host Linear is made of one or more rectangular parts: FLUX `linear1` is two parts stacked on rows, `linear2` two stacked
-on columns, every other layer one part. A part carries the tensors of kernels/format.py.
+A host Linear is made of one or more rectangular parts: FLUX `linear1` is two parts stacked on rows, `linear2` two
+stacked on columns, every other layer one part. A part carries the tensors of kernels/format.py.
 
-The host moves, pages and counts one ordinary `weight` for each Linear, so all tensors of a layer are aligned slices of one
-flat uint8 tensor, the blob. `BlobLayout` says where each lies; it is plain data and travels as JSON.
+The host moves, pages and counts one ordinary `weight` for each Linear, so all tensors of a layer are aligned slices of
+one flat uint8 tensor, the blob. `BlobLayout` says where each lies; it is plain data and travels as JSON.
 """
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -91,7 +92,8 @@ class Part:
 
     @property
     def rank(self) -> int:
-        return self["proj_up"].shape[1] if "proj_up" in self.tensors else 0
+        proj_up = self.get("proj_up")
+        return proj_up.shape[1] if proj_up is not None and proj_up.ndim == 2 else 0
 
     def check(self, where: str) -> None:
         """Raise CheckpointError unless every tensor is there with the right shape, dtype and finite scales.
@@ -102,12 +104,16 @@ class Part:
         table = SCHEME_TENSORS[self.scheme]
         for name in self.tensors.keys() - table.keys():
             raise CheckpointError(f"{where}: unexpected tensor {name} in a {self.scheme} layer.")
+        halves = [name for name in ("proj_down", "proj_up") if name not in self.tensors]
+        if len(halves) == 1:
+            raise CheckpointError(f"{where}: {halves[0]} is missing. The file is incomplete; download it again.")
+        ranks = [t.shape[1] for t in (self.get("proj_up"), self.get("proj_down")) if t is not None and t.ndim == 2]
         sizes = {
             "N": self.out_features,
             "K": self.in_features,
             "K2": self.in_features // 2,
             "G": self.in_features // GROUP_SIZE[self.scheme],
-            "R": self.rank,
+            "R": ranks[0] if ranks else "R",
         }
         for name, (symbols, dtypes, required) in table.items():
             tensor = self.get(name)
@@ -119,23 +125,43 @@ class Part:
             if tuple(tensor.shape) != expected:
                 raise CheckpointError(
                     f"{where}: {name} has shape {tuple(tensor.shape)}, expected {expected} for a layer of "
-                    f"{self.in_features} inputs and {self.out_features} outputs. The file is damaged or of another model."
+                    f"{self.in_features} inputs and {self.out_features} outputs. The file is damaged or of another "
+                    "model."
                 )
-            if tensor.dtype not in dtypes:
-                names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-                raise CheckpointError(
-                    f"{where}: {name} is {str(tensor.dtype).removeprefix('torch.')}, expected {names}."
-                )
-            if tensor.dtype != torch.int8 and not _is_finite(tensor):
-                raise CheckpointError(
-                    f"{where}: {name} holds NaN or infinite values. The file is damaged; download or quantize it again."
-                )
+            check_values(tensor, dtypes, f"{where}: {name}")
+        smooth_factor = self.get("smooth_factor")
+        if smooth_factor is not None and bool((smooth_factor == 0).any()):
+            raise CheckpointError(
+                f"{where}: smooth_factor holds zeros, and activations are divided by it. The file is damaged; download "
+                "or quantize it again."
+            )
+
+
+def check_values(tensor: Tensor, dtypes: tuple[torch.dtype, ...], what: str) -> None:
+    """Raise CheckpointError unless the tensor has one of the dtypes and only finite values.
+
+    Args:
+        what: file, layer and tensor, for the message.
+    """
+    if tensor.dtype not in dtypes:
+        names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise CheckpointError(
+            f"{what} is {str(tensor.dtype).removeprefix('torch.')}, expected {names}. The file is damaged or of "
+            "another format."
+        )
+    if tensor.dtype.is_floating_point and not _is_finite(tensor):
+        raise CheckpointError(
+            f"{what} holds NaN or infinite values. The file is damaged; download or quantize it again."
+        )
 
 
 def _is_finite(tensor: Tensor) -> bool:
     if tensor.dtype == torch.float8_e4m3fn:
         return not bool(((tensor.view(torch.uint8) & 0x7F) == 0x7F).any())  # e4m3fn has NaN only
-    return bool(torch.isfinite(tensor).all())
+    if tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor)  # NaN and infinities survive it; 38 times as fast as isfinite on bfloat16
+    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 @dataclass(frozen=True)
@@ -152,6 +178,41 @@ class QuantizedLayer:
     out_features: int
     parts: tuple[Part, ...]
     bias: Tensor | None = None
+
+    def check(self, where: str) -> None:
+        """Raise CheckpointError unless every part is sound, they tile the weight, and the bias fits.
+
+        Args:
+            where: file and layer, for the message.
+        """
+        self.check_tiling(where)
+        for part in self.parts:
+            part.check(where)
+
+    def check_tiling(self, where: str) -> None:
+        """The part of check() that does not look into the parts."""
+        shared_rows = all(part.rows == (0, self.out_features) for part in self.parts)
+        spans = [part.columns if shared_rows else part.rows for part in self.parts]
+        others = [part.rows if shared_rows else part.columns for part in self.parts]
+        edges = [0, *(stop for _, stop in spans)]
+        length, width = (self.in_features, self.out_features)[:: 1 if shared_rows else -1]
+        if (
+            spans != list(pairwise(edges))
+            or edges[-1] != length
+            or any(start >= stop for start, stop in spans)
+            or any(span != (0, width) for span in others)
+        ):
+            raise CheckpointError(
+                f"{where}: its parts (rows {[p.rows for p in self.parts]}, columns {[p.columns for p in self.parts]}) "
+                f"do not tile {self.out_features} outputs and {self.in_features} inputs. The file is damaged."
+            )
+        if self.bias is not None:
+            if tuple(self.bias.shape) != (self.out_features,):
+                raise CheckpointError(
+                    f"{where}: bias has shape {tuple(self.bias.shape)}, expected ({self.out_features},). The file is "
+                    "damaged or of another model."
+                )
+            check_values(self.bias, FLOAT, f"{where}: bias")
 
     def to_blob(self) -> tuple[Tensor, "BlobLayout"]:
         """Copy every tensor of every part into one flat uint8 tensor."""
