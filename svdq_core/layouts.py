@@ -1,8 +1,8 @@
 """Foreign tile orders against ours, as inverse pairs: permutations only, no arithmetic.
 
-nunchaku stores each tensor in the order in which the threads of its CUDA kernels load it. An order is written once, as the
-axes of the stored tensor and the axes of ours; both directions follow from it. The stored 2-D shapes are labels only: a
-tensor is flattened before its axes are taken.
+nunchaku stores each tensor in the order in which the threads of its CUDA kernels load it. An order is written once, as
+the axes of the stored tensor and the axes of ours; both directions follow from it. The stored 2-D shapes are labels
+only: a tensor is flattened before its axes are taken.
 
 Source: the packers of deepcompressor and nunchaku, checked bit for bit against files that they wrote.
 """

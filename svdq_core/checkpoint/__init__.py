@@ -2,7 +2,7 @@
 
 from ..model import QuantizedModel
 from .container import Checkpoint
-from .nunchaku_read import read_nunchaku
+from .nunchaku_read import plan_nunchaku
 from .nunchaku_write import to_nunchaku
 from .packed import is_packed, read_packed
 from .save import require_space, save_tensors
@@ -14,7 +14,7 @@ def read_checkpoint(checkpoint: Checkpoint) -> QuantizedModel:
     Raises:
         CheckpointError: it is of no such kind, damaged or incomplete.
     """
-    return read_packed(checkpoint) if is_packed(checkpoint) else read_nunchaku(checkpoint)
+    return read_packed(checkpoint) if is_packed(checkpoint) else plan_nunchaku(checkpoint).read()
 
 
-__all__ = ["Checkpoint", "read_checkpoint", "read_nunchaku", "require_space", "save_tensors", "to_nunchaku"]
+__all__ = ["Checkpoint", "read_checkpoint", "require_space", "save_tensors", "to_nunchaku"]

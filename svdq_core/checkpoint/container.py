@@ -1,22 +1,21 @@
-"""Opening a file or folder: tensors by name, memory-mapped, and a clear sentence for whatever is not an SVDQuant checkpoint."""
+"""Opening a file or folder: tensors by name, read only when asked for."""
 
 import json
-import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .safetensors_file import SafetensorsFile
 
 LEGACY_FILES = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "model.")  # what other tools put in front
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
+MAX_CONFIG_BYTES = 10_000_000
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """Tensors by name, read from the file only when asked for.
+    """Tensors by name, without the prefix that other tools put in front of all of them.
 
     Args:
         path: a .safetensors file, or a legacy folder with the two files of LEGACY_FILES.
@@ -27,86 +26,86 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __init__(self, path: Path):
         self.path = path
-        files = [path / name for name in LEGACY_FILES] if path.is_dir() else [path]
-        self._handles: dict[str, safe_open] = {}
-        self._stored_names: dict[str, str] = {}
         self.metadata: dict[str, str] = {}
-        for file in files:
-            handle = _open_safetensors(file)
-            names = list(handle.keys())
-            prefix = _common_prefix(names)
+        self._places: dict[str, tuple[SafetensorsFile, str]] = {}
+        self._files = [self._open(file) for file in self._paths()]
+        for file in self._files:
+            names = file.names()
+            prefix = _prefix(names)
             for name in names:
+                if not name.startswith(prefix):
+                    continue  # a text encoder or autoencoder in the same file
                 short = name.removeprefix(prefix)
-                if short in self._handles:
+                if short in self._places:
                     raise CheckpointError(f"{path.name}: tensor {short} is stored twice. The file is damaged.")
-                self._handles[short], self._stored_names[short] = handle, name
-            self.metadata |= handle.metadata() or {}
+                self._places[short] = file, name
+            self.metadata |= file.metadata
         for name in ("config", "comfy_config"):
             file = path / f"{name}.json"
             if path.is_dir() and file.is_file():
-                self.metadata.setdefault(name, file.read_text(encoding="utf-8"))
+                self.metadata.setdefault(name, self._read_text(file))
+
+    def _paths(self) -> list[Path]:
+        if not self.path.is_dir():
+            return [self.path]
+        files = [self.path / name for name in LEGACY_FILES]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{self.path.name}: {' and '.join(missing)} is missing. A legacy SVDQuant folder holds "
+                f"{' and '.join(LEGACY_FILES)}."
+            )
+        return files
+
+    def _open(self, file: Path) -> SafetensorsFile:
+        return SafetensorsFile(file, file.name if file == self.path else f"{self.path.name}/{file.name}")
+
+    def _read_text(self, file: Path) -> str:
+        try:
+            if file.stat().st_size > MAX_CONFIG_BYTES:
+                raise CheckpointError(f"{self.path.name}/{file.name}: larger than any config file.")
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{self.path.name}/{file.name}: cannot be read ({error}).") from error
 
     @property
     def name(self) -> str:
         return self.path.name
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._handles[name].get_tensor(self._stored_names[name])
+        file, stored = self._places[name]
+        return file.read(stored)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._handles)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._handles)
+        return len(self._places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places  # Mapping's own would read the tensor
 
     def dtype(self, name: str) -> str:
         """The dtype as the safetensors header names it, without reading the tensor: "BF16", "I8", ..."""
-        return self._handles[name].get_slice(self._stored_names[name]).get_dtype()
+        file, stored = self._places[name]
+        return file.dtype(stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape, without reading the tensor."""
-        return tuple(self._handles[name].get_slice(self._stored_names[name]).get_shape())
+        file, stored = self._places[name]
+        return file.shape(stored)
+
+    def release(self) -> None:
+        """Let go of the pages read so far; tensors that are still in use stay valid."""
+        for file in self._files:
+            file.release()
 
 
-def _common_prefix(names: list[str]) -> str:
-    return next((p for p in PREFIXES if names and all(name.startswith(p) for name in names)), "")
-
-
-def _open_safetensors(path: Path):
-    if not path.is_file():
-        if path.name in LEGACY_FILES:
-            raise CheckpointError(
-                f"{path.parent.name}: {path.name} is missing. A legacy SVDQuant folder holds {' and '.join(LEGACY_FILES)}."
-            )
-        raise CheckpointError(f"{path.name}: there is no such file.")
-    _refuse_other_kinds(path)
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path.name}: not a readable safetensors file ({error}). It is damaged or its download is incomplete; "
-            "download it again."
-        ) from error
-
-
-def _refuse_other_kinds(path: Path) -> None:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-    if size == 0:
-        raise CheckpointError(f"{path.name}: the file is empty. Download it again.")
-    if start[:4] == b"GGUF":
-        raise CheckpointError(f"{path.name}: this is a GGUF file. Load it with a GGUF loader; it holds no SVDQuant layers.")
-    if start[:2] in (b"PK", b"\x80\x02"):
-        raise CheckpointError(
-            f"{path.name}: this is a pickle (.pt, .ckpt), not a safetensors file. Only safetensors files are read here."
-        )
-    header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER_BYTES + 1
-    if header_bytes > min(MAX_HEADER_BYTES, size - 8):
-        raise CheckpointError(
-            f"{path.name}: not a safetensors file, or cut off: its header claims {header_bytes} bytes, "
-            f"the file has {size}. Download it again."
-        )
+def _prefix(names: list[str]) -> str:
+    whole, *others = PREFIXES
+    if any(name.startswith(whole) for name in names):  # beside it, a whole checkpoint holds other models
+        return whole
+    return next((p for p in others if names and all(name.startswith(p) for name in names)), "")
 
 
 def read_json(checkpoint: Checkpoint, key: str) -> dict:
@@ -116,12 +115,19 @@ def read_json(checkpoint: Checkpoint, key: str) -> dict:
         CheckpointError: it is there and is not a JSON object.
     """
     text = checkpoint.metadata.get(key)
-    if text is None:
-        return {}
+    return {} if text is None else parse_json(text, f"{checkpoint.name}: metadata {key}")
+
+
+def parse_json(text: str, what: str) -> dict:
+    """A JSON object from outside.
+
+    Raises:
+        CheckpointError: it is not JSON, or not an object; `what` says what it should be.
+    """
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{checkpoint.name}: metadata {key} is not JSON ({error}).") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{what} is not JSON ({error}). The file is damaged.") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{checkpoint.name}: metadata {key} is not a JSON object.")
+        raise CheckpointError(f"{what} is not a JSON object. The file is damaged.")
     return value

@@ -1,5 +1,9 @@
-"""The two spellings of nunchaku files, and which one a file uses. Canonical names are those of kernels/format.py."""
+"""The spellings of nunchaku files, and which one a file uses. Canonical names are those of kernels/format.py.
 
+Layers and the tensors in them are spelled independently: files exist with older layer names and newer tensor names.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..models import Architecture
@@ -23,6 +27,8 @@ NEWER_SUFFIXES = OLDER_SUFFIXES | {
     "proj_down": "proj_down",
     "proj_up": "proj_up",
 }
+# what this pack adds where rounding to the file's dtype would lose something; other readers pass over it
+KEPT_SUFFIXES = {"exact_bias": "exact_bias", "exact_wzeros": "exact_wzeros", "signed_bias": "signed_bias"}
 
 
 @dataclass(frozen=True)
@@ -42,15 +48,22 @@ class Spelling:
         return f"{block}.{index}.{self.layers.get(block, {}).get(name, name)}"
 
 
-def older_spelling() -> Spelling:
-    return Spelling(OLDER_SUFFIXES, {})
+def writing_spelling(architecture: Architecture) -> Spelling:
+    """FLUX goes out under the older names, which every nunchaku release reads; PixArt never had any."""
+    return Spelling(OLDER_SUFFIXES if architecture.newer_names else NEWER_SUFFIXES, {})
 
 
-def newer_spelling(architecture: Architecture) -> Spelling:
-    return Spelling(NEWER_SUFFIXES, architecture.newer_names)
-
-
-def spelling_of(architecture: Architecture, names: list[str]) -> Spelling:
+def spelling_of(architecture: Architecture, names: Iterable[str]) -> Spelling:
     """The spelling that the names of a file use."""
-    older = any(name.endswith((".lora_down", ".smooth")) for name in names)
-    return older_spelling() if older else newer_spelling(architecture)
+    names = list(names)
+    older_suffixes = any(name.endswith((".lora_down", ".smooth")) for name in names)
+    newer_layers = any(
+        name.startswith(f"{block}.") and f".{newer}." in name
+        for block, table in architecture.newer_names.items()
+        for older, newer in table.items()
+        if not older.endswith(".weight")
+        for name in names
+    )
+    return Spelling(
+        OLDER_SUFFIXES if older_suffixes else NEWER_SUFFIXES, architecture.newer_names if newer_layers else {}
+    )

@@ -29,9 +29,11 @@ def read_packed(checkpoint: Checkpoint) -> QuantizedModel:
         bias = f"{name}.bias"
         try:
             layout = BlobLayout.from_json(bytes(checkpoint[name + LAYOUT_SUFFIX].tolist()).decode())
-            layer = layout.read(checkpoint[f"{name}.weight"], checkpoint[bias] if bias in checkpoint else None)
+            layer = layout.read(checkpoint[f"{name}.weight"], checkpoint.get(bias))
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-            raise CheckpointError(f"{where}: its layout does not fit its weight ({error}). The file is damaged.") from error
+            raise CheckpointError(
+                f"{where}: its layout does not fit its weight ({error}). The file is damaged."
+            ) from error
         for part in layer.parts:
             part.check(where)
         model.layers[name] = QuantizedLayer(layer.in_features, layer.out_features, layer.parts, layer.bias)

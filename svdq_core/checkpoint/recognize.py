@@ -12,6 +12,9 @@ _SUPPORTED_MARKS = {
     "transformer_blocks.0.attn2.": PIXART,
 }
 _KNOWN_MARKS = {
+    "distilled_guidance_layer.": "Chroma",
+    "to_qkv_mlp_proj.": "FLUX.2",
+    "double_stream_modulation": "FLUX.2",
     "img_mod.1.": "Qwen-Image",
     "feed_forward.net.": "Z-Image",
     "noise_refiner.": "Z-Image",
@@ -32,7 +35,7 @@ def recognize(checkpoint: Checkpoint) -> Architecture:
         raise CheckpointError(_describe_other(checkpoint, names))
     if all(checkpoint.dtype(name) == "I16" for name in quantized):
         raise CheckpointError(
-            f"{checkpoint.name}: this is a 4-bit text encoder (T5), not a diffusion model. Use it with a text-encoder loader."
+            f"{checkpoint.name}: this is a 4-bit text encoder (T5), not a diffusion model. Use a text-encoder loader."
         )
     for mark, title in _KNOWN_MARKS.items():
         if any(mark in name for name in names):

@@ -2,8 +2,11 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -31,15 +34,30 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     Raises:
         SVDQuantError: no room, or the folder cannot be written; an older file of that name is left as it was.
     """
+    with replacing(path, sum(t.nbytes for t in tensors.values())) as part:
+        save_file(tensors, part, metadata=metadata)
+
+
+@contextmanager
+def replacing(path: Path, nbytes: int) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` when the block ends without an error, and else disappears.
+
+    Args:
+        nbytes: how large the file will be.
+
+    Raises:
+        SVDQuantError: no room, or the folder cannot be written; an older file of that name is left as it was.
+    """
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        require_space(path, sum(t.nbytes for t in tensors.values()))
-        save_file(tensors, part, metadata=metadata)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
+        require_space(path, nbytes)
+        try:
+            yield part
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
         raise SVDQuantError(f"{path}: cannot be written ({error}). Nothing was changed.") from error
-    finally:
-        part.unlink(missing_ok=True)

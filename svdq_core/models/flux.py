@@ -9,11 +9,11 @@ from .architecture import Architecture, BlockMap, LinearMap
 def _stream(host: str, suffix: str, modulation: str) -> tuple[LinearMap, ...]:
     """The layers of the image or of the text stream of a double block."""
     return (
-        LinearMap(f"{host}_mod.lin", (modulation,), modulation_chunks=6),
-        LinearMap(f"{host}_attn.qkv", (f"qkv_proj{suffix}",)),
+        LinearMap(f"{host}_mod.lin", (modulation,), modulation_chunks=6, shape=(6, 1)),
+        LinearMap(f"{host}_attn.qkv", (f"qkv_proj{suffix}",), shape=(3, 1)),
         LinearMap(f"{host}_attn.proj", (f"out_proj{suffix}",)),
-        LinearMap(f"{host}_mlp.0", (f"mlp{suffix}_fc1",)),
-        LinearMap(f"{host}_mlp.2", (f"mlp{suffix}_fc2",), unsigned=(0,)),
+        LinearMap(f"{host}_mlp.0", (f"mlp{suffix}_fc1",), shape=(4, 1)),
+        LinearMap(f"{host}_mlp.2", (f"mlp{suffix}_fc2",), unsigned=(0,), shape=(1, 4)),
     )
 
 
@@ -27,17 +27,25 @@ DOUBLE_BLOCK = BlockMap(
         "txt_attn.norm.query_norm.weight": ("norm_added_q.weight",),
         "txt_attn.norm.key_norm.weight": ("norm_added_k.weight",),
     },
+    plain_shapes={
+        f"{stream}_attn.norm.{name}_norm.weight": ("*",) for stream in ("img", "txt") for name in ("query", "key")
+    },
+    config_key="num_layers",
 )
 
 SINGLE_BLOCK = BlockMap(
     host="single_blocks",
     source="single_transformer_blocks",
     linears=(
-        LinearMap("modulation.lin", ("norm.linear",), modulation_chunks=3),
-        LinearMap("linear1", ("qkv_proj", "mlp_fc1"), split=lambda n, k: (3 * k, n - 3 * k)),
-        LinearMap("linear2", ("out_proj", "mlp_fc2"), "columns", unsigned=(1,), split=lambda n, k: (n, k - n)),
+        LinearMap("modulation.lin", ("norm.linear",), modulation_chunks=3, shape=(3, 1)),
+        LinearMap("linear1", ("qkv_proj", "mlp_fc1"), split=lambda n, k: (3 * k, n - 3 * k), shape=(7, 1)),
+        LinearMap(
+            "linear2", ("out_proj", "mlp_fc2"), "columns", unsigned=(1,), split=lambda n, k: (n, k - n), shape=(1, 5)
+        ),
     ),
     plain={"norm.query_norm.weight": ("norm_q.weight",), "norm.key_norm.weight": ("norm_k.weight",)},
+    plain_shapes={"norm.query_norm.weight": ("*",), "norm.key_norm.weight": ("*",)},
+    config_key="num_single_layers",
 )
 
 FLUX = Architecture(
@@ -58,6 +66,19 @@ FLUX = Architecture(
     },
     optional=frozenset({"guidance_in.in_layer", "guidance_in.out_layer"}),  # schnell has none
     swapped_halves=frozenset({"final_layer.adaLN_modulation.1"}),
+    shapes={
+        "img_in.weight": ("H", "*"),
+        "txt_in.weight": ("H", "*"),
+        "time_in.in_layer.weight": ("H", "*"),
+        "time_in.out_layer.weight": ("H", "H"),
+        "guidance_in.in_layer.weight": ("H", "*"),
+        "guidance_in.out_layer.weight": ("H", "H"),
+        "vector_in.in_layer.weight": ("H", "*"),
+        "vector_in.out_layer.weight": ("H", "H"),
+        "final_layer.adaLN_modulation.1.weight": ("2H", "H"),
+        "final_layer.linear.weight": ("*", "H"),
+    },
+    older_tensors={"_norm.weight": "_norm.scale"},
     newer_names={
         "transformer_blocks": {
             "qkv_proj": "attn.to_qkv",

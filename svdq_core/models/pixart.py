@@ -10,18 +10,24 @@ BLOCK = BlockMap(
     host="blocks",
     source="transformer_blocks",
     linears=(
-        LinearMap("attn.qkv", ("attn1.to_qkv",)),
+        LinearMap("attn.qkv", ("attn1.to_qkv",), shape=(3, 1)),
         LinearMap("attn.proj", ("attn1.to_out.0",)),
         LinearMap("cross_attn.q_linear", ("attn2.to_q",)),
         LinearMap("cross_attn.proj", ("attn2.to_out.0",)),
-        LinearMap("mlp.fc1", ("ff.net.0.proj",)),
-        LinearMap("mlp.fc2", ("ff.net.2",), unsigned=(0,)),
+        LinearMap("mlp.fc1", ("ff.net.0.proj",), shape=(4, 1)),
+        LinearMap("mlp.fc2", ("ff.net.2",), unsigned=(0,), shape=(1, 4)),
     ),
     plain={
         "cross_attn.kv_linear.weight": ("attn2.to_k.weight", "attn2.to_v.weight"),
         "cross_attn.kv_linear.bias": ("attn2.to_k.bias", "attn2.to_v.bias"),
         "scale_shift_table": ("scale_shift_table",),
     },
+    plain_shapes={
+        "cross_attn.kv_linear.weight": ("2H", "H"),
+        "cross_attn.kv_linear.bias": ("2H",),
+        "scale_shift_table": ("6", "H"),
+    },
+    config_key="num_layers",
 )
 
 PIXART = Architecture(
@@ -40,6 +46,22 @@ PIXART = Architecture(
         "y_embedder.y_proj.fc1": "caption_projection.linear_1",
         "y_embedder.y_proj.fc2": "caption_projection.linear_2",
         "final_layer.linear": "proj_out",
+    },
+    shapes={
+        "x_embedder.proj.weight": ("H", "*", "*", "*"),
+        "t_block.1.weight": ("6H", "H"),
+        "t_embedder.mlp.0.weight": ("H", "*"),
+        "t_embedder.mlp.2.weight": ("H", "H"),
+        "csize_embedder.mlp.0.weight": ("*", "*"),
+        "csize_embedder.mlp.2.weight": ("*", "*"),
+        "ar_embedder.mlp.0.weight": ("*", "*"),
+        "ar_embedder.mlp.2.weight": ("*", "*"),
+        "y_embedder.y_proj.fc1.weight": ("H", "*"),
+        "y_embedder.y_proj.fc2.weight": ("H", "H"),
+        "final_layer.linear.weight": ("*", "H"),
+        "final_layer.scale_shift_table": ("2", "H"),
+        "y_embedder.y_embedding": ("*", "*"),
+        "pos_embed": ("*", "*", "*"),
     },
     tensors={
         "final_layer.scale_shift_table": "scale_shift_table",

@@ -1,0 +1,168 @@
+"""One layer of a nunchaku-style file: its stored tensors to a part in memory, and back.
+
+Both directions of each kind of layer stand next to each other. Names are canonical here; how a file spells them is in
+nunchaku_names.py. Source: deepcompressor's converter and nunchaku's loader, checked bit for bit on files of theirs.
+"""
+
+import torch
+from torch import Tensor
+
+from ...kernels.format import GROUP_SIZE_AWQ, RANK_MULTIPLE
+from .. import layouts
+from ..errors import CheckpointError
+from ..layer import FLOAT, Part, check_values
+
+TILE = 128  # rows and columns of a packed layer are multiples of it
+AWQ_GROUP_ROWS = 16  # scale rows of a modulation layer are padded with zeros to a multiple of it
+
+SVDQUANT_TENSORS = (
+    *("qweight", "wscales", "wtscale", "wcscales", "bias"),
+    *("smooth_factor", "smooth_factor_orig", "proj_down", "proj_up"),
+)
+MODULATION_TENSORS = ("qweight", "wscales", "wzeros", "bias", "proj_down", "proj_up")
+
+
+def unpack_layer(stored: dict[str, Tensor], unsigned: bool, where: str) -> tuple[Part, Tensor | None]:
+    """An int4 or nvfp4 layer.
+
+    Args:
+        stored: tensors in the file's order, under canonical names.
+        unsigned: its role is behind a GELU; int4 activations are then unsigned.
+        where: file and layer, for messages.
+
+    Returns:
+        The part, covering rows (0, N) and columns (0, K), and its bias.
+
+    Raises:
+        CheckpointError: a tensor is missing, misshapen, of a wrong dtype or not finite.
+    """
+    qweight = stored["qweight"]
+    if not _is_matrix(qweight, torch.int8, TILE, TILE // 2):
+        raise CheckpointError(
+            f"{where}.qweight is {_describe(qweight)}, expected int8 with rows and columns in multiples of {TILE} and "
+            f"{TILE // 2}. The file is damaged or of another format."
+        )
+    rows, columns = qweight.shape[0], qweight.shape[1] * 2
+    stored = _with_low_rank(dict(stored), rows, columns)
+    scheme = "nvfp4" if "wscales" in stored and stored["wscales"].dtype == torch.float8_e4m3fn else "int4"
+    if "wtscale" in stored and stored["wtscale"].ndim == 0:
+        stored["wtscale"] = stored["wtscale"].reshape(1)
+    part = Part(scheme, (0, rows), (0, columns), unsigned and scheme == "int4", stored)
+    part.check(where)  # shapes are the same in both orders, so a view cannot fail after this
+    if part.rank % RANK_MULTIPLE:
+        raise CheckpointError(
+            f"{where}: the rank is {part.rank}, expected a multiple of {RANK_MULTIPLE}. The file is damaged."
+        )
+    natural = {name: layouts.NUNCHAKU[name].from_stored(tensor) for name, tensor in stored.items()}
+    bias = natural.pop("bias", None)
+    return Part(scheme, part.rows, part.columns, part.act_unsigned, natural), bias
+
+
+def _with_low_rank(stored: dict[str, Tensor], rows: int, columns: int) -> dict[str, Tensor]:
+    """A layer without a low-rank branch gets one of rank 0."""
+    halves = [name for name in ("proj_down", "proj_up") if name in stored and stored[name].numel()]
+    if not halves and "smooth_factor" in stored:
+        like = stored["smooth_factor"]
+        stored["proj_down"], stored["proj_up"] = like.new_zeros(columns, 0), like.new_zeros(rows, 0)
+    return stored
+
+
+def pack_layer(part: Part, bias: Tensor | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The inverse of unpack_layer.
+
+    Args:
+        bias: (N,) or None; a file always has one, of zeros if need be.
+        dtype: of the bias.
+    """
+    tensors = dict(part.tensors)
+    tensors["bias"] = torch.zeros(part.out_features, dtype=dtype) if bias is None else bias.to(dtype)
+    tensors.setdefault("smooth_factor_orig", tensors["smooth_factor"])
+    return {name: layouts.NUNCHAKU[name].to_stored(tensor) for name, tensor in tensors.items()}
+
+
+def unpack_modulation(stored: dict[str, Tensor], chunks: int, where: str) -> tuple[Part, Tensor | None]:
+    """An AWQ layer whose rows are interleaved over `chunks` and whose bias has 1 added to its scale chunks.
+
+    Args:
+        chunks: 1 for rows in plain order and a bias as it is.
+
+    Returns:
+        The part, and its bias: float32 without the 1, or as stored where chunks is 1.
+
+    Raises:
+        CheckpointError: as unpack_layer.
+    """
+    qweight = stored["qweight"]
+    if not _is_matrix(qweight, torch.int32, 1, GROUP_SIZE_AWQ // 2) or qweight.shape[0] * 4 % chunks:
+        raise CheckpointError(
+            f"{where}.qweight is {_describe(qweight)}, expected int32 (outputs/4, inputs/2) of a modulation layer with "
+            f"{chunks} chunks. The file is damaged or of another format."
+        )
+    rows, columns = qweight.shape[0] * 4, qweight.shape[1] * 2
+    tensors = {"qweight": layouts.rows_from_interleaved(layouts.awq_qweight_from_nunchaku(qweight), chunks)}
+    for name in ("wscales", "wzeros"):
+        if name in stored:
+            tensors[name] = _unpack_groups(stored[name], rows, columns // GROUP_SIZE_AWQ, chunks, f"{where}.{name}")
+    if "proj_down" in stored:  # not in tiles, but transposed
+        tensors["proj_down"] = stored["proj_down"].T if stored["proj_down"].ndim == 2 else stored["proj_down"]
+    if "proj_up" in stored:
+        fits = stored["proj_up"].ndim == 2 and stored["proj_up"].shape[0] == rows
+        tensors["proj_up"] = layouts.rows_from_interleaved(stored["proj_up"], chunks) if fits else stored["proj_up"]
+    bias = stored.get("bias")
+    if bias is not None:
+        check_values(bias, FLOAT, f"{where}: bias")
+        if tuple(bias.shape) != (rows,):
+            raise CheckpointError(
+                f"{where}: bias has shape {tuple(bias.shape)}, expected ({rows},). The file is damaged."
+            )
+        natural = layouts.rows_from_interleaved(bias, chunks)
+        bias = layouts.remove_plus_one(natural, chunks)
+        again = layouts.add_plus_one(bias, chunks, natural.dtype)
+        if not torch.equal(again.view(torch.uint8), natural.contiguous().view(torch.uint8)):  # bits: -0.0 is not 0.0
+            tensors["stored_bias"] = natural
+    part = Part("awq", (0, rows), (0, columns), False, tensors)
+    part.check(where)
+    return part, bias
+
+
+def _unpack_groups(stored: Tensor, rows: int, groups: int, chunks: int, what: str) -> Tensor:
+    most = groups + -groups % AWQ_GROUP_ROWS
+    if stored.ndim != 2 or not groups <= stored.shape[0] <= most or stored.shape[1] != rows:
+        more = f" or up to ({most}, {rows})" if most > groups else ""
+        raise CheckpointError(
+            f"{what} has shape {tuple(stored.shape)}, expected ({groups}, {rows}){more}. The file is damaged."
+        )
+    return layouts.rows_from_interleaved(stored[:groups], chunks, dim=1)
+
+
+def pack_modulation(part: Part, bias: Tensor | None, chunks: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The inverse of unpack_modulation.
+
+    Args:
+        bias: (N,) without the 1, or None.
+        dtype: of everything but the codes.
+    """
+    tensors = {"qweight": layouts.awq_qweight_to_nunchaku(layouts.rows_to_interleaved(part["qweight"], chunks))}
+    for name in ("wscales", "wzeros"):
+        natural = layouts.rows_to_interleaved(part[name].to(dtype), chunks, dim=1)
+        padding = natural.new_zeros(-natural.shape[0] % AWQ_GROUP_ROWS, natural.shape[1])
+        tensors[name] = torch.cat((natural, padding))
+    if part.rank:
+        tensors["proj_down"] = part["proj_down"].T
+        tensors["proj_up"] = layouts.rows_to_interleaved(part["proj_up"], chunks)
+    if bias is not None:
+        stored = part.get("stored_bias")
+        natural = layouts.add_plus_one(bias, chunks, dtype) if stored is None else stored
+        tensors["bias"] = layouts.rows_to_interleaved(natural, chunks)
+    return tensors
+
+
+def _is_matrix(tensor: Tensor, dtype: torch.dtype, rows: int, columns: int) -> bool:
+    """Two-dimensional, not empty, of that dtype, in multiples of rows and columns."""
+    if tensor.dtype != dtype or tensor.ndim != 2 or tensor.numel() == 0:
+        return False
+    return tensor.shape[0] % rows == 0 and tensor.shape[1] % columns == 0
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
