@@ -23,6 +23,7 @@ from pathlib import Path
 from comfyui_pack import PACK_NAME, install_pack
 from comfyui_source import DEV_FOLDER, write_stubs
 
+LAUNCHER = Path(__file__).with_name("comfyui_launch.py")
 BASE_FOLDERS = ("custom_nodes", "models", "input", "output", "user", "temp")
 LOG_MARKS = (
     "Cannot import",
@@ -112,7 +113,8 @@ class ComfyUIServer:
             front_end = self.base / "front_end"
             front_end.mkdir(exist_ok=True)
             (front_end / "index.html").write_text("<!doctype html><title>ComfyUI</title>", encoding="utf-8")
-        command = [sys.executable, str(self.host / "main.py"), "--listen", "127.0.0.1", "--port", str(self.port)]
+        command = [sys.executable, str(LAUNCHER), str(self.host / "main.py")]
+        command += ["--listen", "127.0.0.1", "--port", str(self.port)]
         command += ["--base-directory", str(self.base), "--front-end-root", str(front_end)]
         command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:", "--disable-auto-launch"]
         # a user's extra_model_paths.yaml may name folders with other packs: leave those alone
@@ -138,7 +140,7 @@ class ComfyUIServer:
                 self._command(),
                 cwd=self.base,
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -173,6 +175,8 @@ class ComfyUIServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._process.stdin:
+            self._process.stdin.close()
         self._process = None
 
     # --------------------------------------------------------------------------------------------------- log

@@ -1,7 +1,13 @@
 """The real server as a client sees it: start and stop, prompts, files, and what it says when something is wrong."""
 
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import comfyui_server
 import pytest
 from comfyui_pack import PACK_NAME, install_pack
 from comfyui_server import ComfyUIError, ComfyUIServer, failure_text
@@ -96,6 +102,38 @@ def test_stopped_server_is_gone_and_the_host_folder_unchanged(tmp_path):
     assert files() == before
     with pytest.raises(ComfyUIError, match="process is gone"):
         running.object_info()
+
+
+@pytest.mark.slow
+@pytest.mark.host
+@pytest.mark.skipif(os.name == "nt", reason="asks for a process by POSIX means")
+def test_server_ends_with_a_starter_that_was_killed(tmp_path):
+    code = (
+        "import os, sys, comfyui_server\n"
+        "server = comfyui_server.ComfyUIServer(sys.argv[1], sys.argv[2], device='cpu')\n"
+        "server.start()\n"
+        "print(server._process.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    tools = str(Path(comfyui_server.__file__).parent)
+    starter = subprocess.run(
+        [sys.executable, "-c", code, str(find_host()), str(tmp_path)],
+        env=dict(os.environ, PYTHONPATH=tools),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert starter.returncode == -9
+    process = int(starter.stdout)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(process, 9)
+    pytest.fail("the server outlived its starter")
 
 
 def test_pack_folder_holds_only_what_users_get(tmp_path):
