@@ -1,6 +1,6 @@
 """What a device is: the generation that the tables of tiles.py are keyed by, and whether Triton can compile for it."""
 
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -21,7 +21,7 @@ INT4_GENERATIONS = ("sm_80", "sm_86", "sm_89")  # the only tensor cores with nat
 FP4_GENERATIONS = ("sm_100", "sm_120")  # the only tensor cores with native FP4
 
 
-@lru_cache(maxsize=None)
+@cache
 def _gpu_generation(index: int) -> str:
     if torch.version.hip:
         name = torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
@@ -39,10 +39,15 @@ def generation(device: torch.device) -> str:
     return "cpu" if device.type == "cpu" else "other"
 
 
-@lru_cache(maxsize=None)
+@cache
 def has_triton() -> bool:
     """Whether Triton is installed; whether it can compile shows only when it does."""
     return find_spec("triton") is not None
+
+
+def takes_ptx(device: torch.device) -> bool:
+    """Whether inline PTX compiles for the device: an NVIDIA GPU, not AMD's and not the interpreter."""
+    return device.type == "cuda" and torch.version.hip is None
 
 
 def why_no_triton(device: torch.device) -> str | None:
@@ -56,7 +61,7 @@ def why_no_triton(device: torch.device) -> str | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def processors(index: int) -> int:
     """Streaming multiprocessors or compute units of a GPU."""
     return torch.cuda.get_device_properties(index).multi_processor_count

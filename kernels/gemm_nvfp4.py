@@ -2,8 +2,8 @@
 
     out = (dequant(qx) @ dequant(qweight).T) * factors + x_down @ proj_up.T + bias
 
-The hardware applies both group scales. Other GPUs dequantize: E2M1 times E4M3 has six significant bits, so 16-bit values
-lose nothing. Reference: reference.gemm_nvfp4. Layouts: format.py.
+The hardware applies both group scales. Other GPUs dequantize: E2M1 times E4M3 has six significant bits, so 16-bit
+values lose nothing. Reference: reference.gemm_nvfp4. Layouts: format.py.
 """
 
 import torch

@@ -2,8 +2,8 @@
 
     out = (qx @ qweight_int8.T) * ascales * channel_scales + x_down @ proj_up.T + bias
 
-Two kernels: one for every GPU with int8 matrix instructions, and a persistent one that feeds Hopper's asynchronous tensor
-cores from the bulk copy engine. Reference: reference.gemm_w4a8. Layouts: format.py.
+For every GPU with int8 matrix instructions; gemm_w4a8_hopper.py is the same for Hopper.
+Reference: reference.gemm_w4a8. Layouts: format.py.
 """
 
 import torch
@@ -11,13 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .devices import processors
 from .tiles import gemm_tile
-
-try:
-    from triton.tools.tensor_descriptor import TensorDescriptor
-except ImportError:  # Triton 3.3 and older have no descriptors made on the host
-    TensorDescriptor = None
 
 
 @triton.jit
@@ -107,57 +101,30 @@ def _gemm_w4a8_kernel(
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=(offs_m < M)[:, None] & (offs_n < N)[None, :])
 
 
-@triton.jit(do_not_specialize=["M"])
-def _gemm_w4a8_persistent_kernel(
-    qx_desc,  # (M, K) int8, blocks (BLOCK_M, BLOCK_K)
-    qweight_desc,  # (N, K) int8, blocks (BLOCK_N, BLOCK_K)
-    ascales_ptr,  # (M,) float32
-    channel_scales_ptr,  # (N,) float32
-    x_down_ptr,  # (M, R)
-    proj_up_ptr,  # (N, R)
-    bias_ptr,  # (N,) or None
-    out_ptr,  # (M, N)
-    M,
-    N,
-    K,
-    R,
-    HAS_BIAS: tl.constexpr,
-    HAS_RANK: tl.constexpr,
-    PROGRAMS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    SWIZZLE_M: tl.constexpr,
-    WARP_SPECIALIZE: tl.constexpr,
-    FLATTEN: tl.constexpr,
-):
-    tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
-    for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=FLATTEN, warp_specialize=WARP_SPECIALIZE):
-        pid_m, pid_n = tile_position(tile, M, N, BLOCK_M, BLOCK_N, SWIZZLE_M)
-        start_m, start_n = pid_m * BLOCK_M, pid_n * BLOCK_N
-        accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
-        for start_k in range(0, K, BLOCK_K):
-            qx = qx_desc.load([start_m, start_k])
-            qweight = qweight_desc.load([start_n, start_k])
-            accumulator = tl.dot(qx, qweight.T, accumulator, out_dtype=tl.int32)
+def gemm_w4a8(
+    qx: Tensor,
+    ascales: Tensor,
+    qweight_int8: Tensor,
+    channel_scales: Tensor,
+    x_down: Tensor,
+    proj_up: Tensor,
+    bias: Tensor | None = None,
+    tile: dict[str, int] | None = None,
+) -> Tensor:
+    """Int8 GEMM, low-rank up projection and bias in one kernel.
 
-        offs_m = start_m + tl.arange(0, BLOCK_M)
-        offs_n = start_n + tl.arange(0, BLOCK_N)
-        ascales = tl.load(ascales_ptr + offs_m, mask=offs_m < M, other=0.0)
-        channel_scales = tl.load(channel_scales_ptr + offs_n, mask=offs_n < N, other=0.0)
-        out = accumulator.to(tl.float32) * ascales[:, None] * channel_scales[None, :]
-        if HAS_RANK:
-            out = add_low_rank(out, x_down_ptr, proj_up_ptr, offs_m, offs_n, M, N, R, BLOCK_R)
-        if HAS_BIAS:
-            out += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
+    Args:
+        qx: (M, K) int8, ascales: (M,) float32, x_down: (M, R) bfloat16 or float16: from quantize_act_int8.
+        qweight_int8: (N, K) int8, channel_scales: (N,) float32: from requantize_weight. K a multiple of 64.
+        proj_up: (N, R), R = 0 for no branch. bias: (N,) or None.
+        tile: a row of GEMM_W4A8_TILES in tiles.py, to measure others.
 
-        out_ptrs = out_ptr + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
-        tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=(offs_m < M)[:, None] & (offs_n < N)[None, :])
-
-
-def _launch_portable(qx, ascales, qweight_int8, channel_scales, x_down, proj_up, bias, out, tile):
+    Returns:
+        (M, N) of x_down.dtype.
+    """
     (M, K), N, R = qx.shape, qweight_int8.shape[0], x_down.shape[1]
+    out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device)
+    tile = tile or gemm_tile("gemm_w4a8", M, N, K, qx.device)
     grid = (triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(N, tile["BLOCK_N"]),)
     _gemm_w4a8_kernel[grid](
         qx,
@@ -176,58 +143,4 @@ def _launch_portable(qx, ascales, qweight_int8, channel_scales, x_down, proj_up,
         HAS_RANK=R > 0,
         **tile,
     )
-
-
-def _launch_persistent(qx, ascales, qweight_int8, channel_scales, x_down, proj_up, bias, out, tile):
-    (M, K), N, R = qx.shape, qweight_int8.shape[0], x_down.shape[1]
-    tile = dict(tile)
-    programs = tile.pop("PROGRAMS_PER_PROCESSOR") * processors(qx.device.index)
-    tiles = triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(N, tile["BLOCK_N"])
-    _gemm_w4a8_persistent_kernel[(min(programs, tiles),)](
-        TensorDescriptor.from_tensor(qx, [tile["BLOCK_M"], tile["BLOCK_K"]]),
-        TensorDescriptor.from_tensor(qweight_int8, [tile["BLOCK_N"], tile["BLOCK_K"]]),
-        ascales,
-        channel_scales,
-        x_down,
-        proj_up,
-        bias,
-        out,
-        M,
-        N,
-        K,
-        R,
-        HAS_BIAS=bias is not None,
-        HAS_RANK=R > 0,
-        PROGRAMS=programs,
-        **tile,
-    )
-
-
-def gemm_w4a8(
-    qx: Tensor,
-    ascales: Tensor,
-    qweight_int8: Tensor,
-    channel_scales: Tensor,
-    x_down: Tensor,
-    proj_up: Tensor,
-    bias: Tensor | None = None,
-    tile: dict[str, int] | None = None,
-) -> Tensor:
-    """Int8 GEMM, low-rank up projection and bias in one kernel.
-
-    Args:
-        qx: (M, K) int8, ascales: (M,) float32, x_down: (M, R) bfloat16 or float16: from quantize_act_int8.
-        qweight_int8: (N, K) int8, channel_scales: (N,) float32: from requantize_weight. K a multiple of 64, N of 8.
-        proj_up: (N, R), R = 0 for no branch. bias: (N,) or None.
-        tile: a row of GEMM_W4A8_TILES in tiles.py, to measure others.
-
-    Returns:
-        (M, N) of x_down.dtype.
-    """
-    M, N = qx.shape[0], qweight_int8.shape[0]
-    out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device)
-    tile = tile or gemm_tile("gemm_w4a8", M, N, qx.shape[1], qx.device)
-    proj_up = proj_up.to(x_down.dtype)
-    launch = _launch_persistent if "PROGRAMS_PER_PROCESSOR" in tile and TensorDescriptor else _launch_portable
-    launch(qx, ascales, qweight_int8, channel_scales, x_down, proj_up, bias, out, tile)
     return out

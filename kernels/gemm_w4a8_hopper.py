@@ -3,10 +3,12 @@
     out = (qx @ qweight_int8.T) * ascales * channel_scales + x_down @ proj_up.T + bias
 
 One block a processor walks over tiles of 128 x 256. One warp does nothing but start bulk copies into a ring of buffers;
-two groups of four warps compute the upper and the lower half of a tile. While one group finishes a tile, the other still
-multiplies, and the copies for the next tile are under way. The low-rank factors travel through the same ring, as one
-more step of k. Reference: reference.gemm_w4a8. Layouts: format.py.
+two groups of four warps compute the upper and the lower half of a tile. While one group finishes a tile, the other
+still multiplies, and the copies for the next tile are under way. The low-rank factors travel through the same ring, as
+one more step of k. Reference: reference.gemm_w4a8. Layouts: format.py.
 """
+
+from functools import cache
 
 import torch
 import triton
@@ -70,8 +72,8 @@ def _copy_tiles(
 
 @gluon.jit
 def _multiply_tiles(
-    a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging, out_desc, ascales_ptr, channel_scales_ptr, bias_ptr,
-    M, N, K, R, PROGRAMS, HALF: gl.constexpr, HAS_BIAS: gl.constexpr, RANK_STEP: gl.constexpr,
+    a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging, out_desc, ascales_ptr, channel_scales_ptr,
+    bias_ptr, M, N, K, R, PROGRAMS, HALF: gl.constexpr, HAS_BIAS: gl.constexpr, RANK_STEP: gl.constexpr,
     BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, BLOCK_R: gl.constexpr, SWIZZLE_M: gl.constexpr,
 ):  # fmt: skip
     # 128 columns an instruction: Triton does not know the int8 one of 256.
@@ -173,9 +175,14 @@ def _gemm_w4a8_hopper_kernel(
     )  # fmt: skip
 
 
-def _descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:
-    name = {torch.int8: gl.int8, torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[tensor.dtype]
-    return TensorDescriptor.from_tensor(tensor, block, gl.NVMMASharedLayout.get_default_for(block, name))
+@cache
+def _shared_layout(block: tuple[int, int], dtype: torch.dtype) -> gl.NVMMASharedLayout:
+    name = {torch.int8: gl.int8, torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[dtype]
+    return gl.NVMMASharedLayout.get_default_for(list(block), name)
+
+
+def _descriptor(tensor: Tensor, *block: int) -> TensorDescriptor:
+    return TensorDescriptor(tensor, tensor.shape, tensor.stride(), list(block), _shared_layout(block, tensor.dtype))
 
 
 def gemm_w4a8_hopper(
@@ -197,11 +204,11 @@ def gemm_w4a8_hopper(
     if not R:  # a descriptor cannot be empty; with R = 0 the kernel never reads these
         x_down, proj_up = out, out
     _gemm_w4a8_hopper_kernel[(programs,)](
-        _descriptor(qx, [BLOCK_M, BLOCK_K]),
-        _descriptor(qweight_int8, [BLOCK_N, BLOCK_K]),
-        _descriptor(x_down, [BLOCK_M, BLOCK_R]),
-        _descriptor(proj_up, [BLOCK_N, BLOCK_R]),
-        _descriptor(out, [BLOCK_M // 2, BLOCK_N // 2]),
+        _descriptor(qx, BLOCK_M, BLOCK_K),
+        _descriptor(qweight_int8, BLOCK_N, BLOCK_K),
+        _descriptor(x_down, BLOCK_M, BLOCK_R),
+        _descriptor(proj_up, BLOCK_N, BLOCK_R),
+        _descriptor(out, BLOCK_M // 2, BLOCK_N // 2),
         ascales,
         channel_scales,
         bias,

@@ -62,7 +62,19 @@ def _gemv_w4a16_kernel(
     products = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.float32)
     for start in range(0, K, BLOCK_K):
         weight = load_weight(
-            qweight_ptr, wscales_ptr, wzeros_ptr, factors, rows, start, mask_n, N, K, SCHEME, GROUP_SIZE, BLOCK_N, BLOCK_K
+            qweight_ptr,
+            wscales_ptr,
+            wzeros_ptr,
+            factors,
+            rows,
+            start,
+            mask_n,
+            N,
+            K,
+            SCHEME,
+            GROUP_SIZE,
+            BLOCK_N,
+            BLOCK_K,
         )
         offs_k = start + tl.arange(0, BLOCK_K)
         x_hat = tl.load(x_ptr + offs_m[:, None] * stride_xm + offs_k[None, :], mask=mask_m, other=0.0).to(tl.float32)

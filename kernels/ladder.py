@@ -6,6 +6,7 @@ shared memory. Results stay the same within the tolerances of the tests, so a ge
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -35,14 +36,14 @@ def climb(device: torch.device, steps: Sequence[tuple[str, Callable[[], Tensor]]
     Args:
         steps: (name in words for the user, what to call), best first.
     """
-    for (name, compute), (next_name, _) in zip(steps, steps[1:], strict=False):
+    for (name, compute), (next_name, _) in pairwise(steps):
         if (str(device), name) in _broken:
             continue
         try:
             return compute()
         except (torch.cuda.OutOfMemoryError, KeyboardInterrupt):
             raise  # the next step needs no less memory
-        except Exception as error:  # noqa: BLE001  compilers fail in their own ways, and none may stop a generation
+        except Exception as error:
             _broken.add((str(device), name))
             text = "%s does not work on %s (%s); using %s instead."
             say_once(text, name, device, _first_line(error), next_name, level=logging.WARNING)

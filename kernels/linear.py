@@ -1,7 +1,7 @@
 """One quantized layer part, from activation to output: picks the operations for a compute mode.
 
-Compute modes: w4a4 is the paper, code for code (NVFP4 files: FP4 codes on both sides); w4a8 quantizes activations to int8
-per token and brings the 4-bit weights to one scale for each output channel; w4a16 leaves activations alone.
+Compute modes: w4a4 is the paper, code for code (NVFP4 files: FP4 codes on both sides); w4a8 quantizes activations to
+int8 per token and brings the 4-bit weights to one scale for each output channel; w4a16 leaves activations alone.
 
 A layer runs on the first step of a ladder that works: Triton kernels, torch on the GPU, the reference on the CPU. To
 torch.compile each layer is one opaque operation, svdquant::linear or svdquant::awq_linear.
@@ -34,7 +34,10 @@ def choose_compute(scheme: str, device: torch.device) -> tuple[str, str]:
         return "w4a4", f"{gpu} has INT4 tensor cores for both sides"
     if scheme == "nvfp4" and gpu in FP4_GENERATIONS:
         return "w4a4", f"{gpu} has FP4 tensor cores for both sides"
-    return "w4a8", f"{gpu} has no {scheme.upper()} tensor cores; int8 activations are as fast and more accurate than w4a4"
+    return (
+        "w4a8",
+        f"{gpu} has no {scheme.upper()} tensor cores; int8 activations are as fast and more accurate than w4a4",
+    )
 
 
 def _linear(
@@ -129,8 +132,8 @@ def _awq_linear(x: Tensor, qweight: Tensor, wscales: Tensor, wzeros: Tensor, bia
     return climb(x.device, steps)
 
 
-# custom_op and not triton_op: Inductor then sees no kernel to compile a second time in its own harness, and descriptors,
-# Gluon kernels and the ladder work under torch.compile as they do without it.
+# custom_op and not triton_op: Inductor then sees no kernel to compile a second time in its own harness, and
+# descriptors, Gluon kernels and the ladder work under torch.compile as they do without it.
 _linear_op = torch.library.custom_op("svdquant::linear", _linear, mutates_args=())
 _awq_linear_op = torch.library.custom_op("svdquant::awq_linear", _awq_linear, mutates_args=())
 
@@ -160,8 +163,10 @@ def svdquant_linear(
 
     Args:
         x: (M, K) float32, bfloat16 or float16, unit stride along K; rows may be apart.
-        tensors: the tensors of format.py: qweight, wscales, smooth_factor, proj_down, proj_up and, for nvfp4, wtscale, wcscales.
-            Optional for w4a8: channel_scales from find_channel_scales, which saves a pass over the weight in every call.
+        tensors: the tensors of format.py: qweight, wscales, smooth_factor, proj_down, proj_up and, for nvfp4, wtscale,
+        wcscales.
+            Optional for w4a8: channel_scales from find_channel_scales, which saves a pass over the weight in every
+            call.
         scheme: "int4" or "nvfp4".
         compute: one of COMPUTE_MODES.
         bias: (N,) or None.

@@ -7,8 +7,9 @@ torch's in the last bits. That needs products and sums rounded one by one: launc
 import triton
 import triton.language as tl
 
-# Adding 1.5 * 2^23 to a float32 of magnitude below 2^22 rounds it to an integer, ties to even, and leaves that integer in
-# the low bits: one addition replaces a rounding and a conversion, and the conversion units run at a quarter of the rate.
+# Adding 1.5 * 2^23 to a float32 of magnitude below 2^22 rounds it to an integer, ties to even, and leaves that integer
+# in the low bits: one addition replaces a rounding and a conversion, and the conversion units run at a quarter of the
+# rate.
 ROUND_MAGIC = tl.constexpr(12582912.0)
 # The int32 pattern of ROUND_MAGIC: an accumulator that starts here *is* the float ROUND_MAGIC + sum, |sum| < 2^22.
 ROUND_MAGIC_BITS = tl.constexpr(0x4B400000)
@@ -31,14 +32,13 @@ def reciprocal(x, PTX: tl.constexpr):
     """1 / x within 2^-22 for normal float32; with PTX, NVIDIA's one instruction instead of a guarded division."""
     if PTX:
         return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
-    else:
-        return 1.0 / x
+    return 1.0 / x
 
 
 @triton.jit
 def rounded(values, DTYPE: tl.constexpr, TIES: tl.constexpr):
     """float32 rounded to DTYPE, kept as float32. Without TIES no value may lie exactly between two of DTYPE."""
-    if DTYPE == tl.bfloat16:
+    if tl.bfloat16 == DTYPE:
         # Integer operations, because the conversion instruction runs at a sixteenth of their rate.
         bits = values.to(tl.int32, bitcast=True)
         if TIES:
@@ -46,7 +46,7 @@ def rounded(values, DTYPE: tl.constexpr, TIES: tl.constexpr):
         else:
             bits += 0x8000
         values = (bits & -65536).to(tl.float32, bitcast=True)
-    elif DTYPE != tl.float32:
+    elif tl.float32 != DTYPE:
         values = values.to(DTYPE).to(tl.float32)
     return values
 
@@ -56,8 +56,8 @@ def gelu_tanh(x, PTX: tl.constexpr):
     """The tanh form of GELU, float32 (M, K)."""
     wide = x.to(tl.float32)
     if PTX:
-        # The hardware's tanh is off by 2^-11 at most: below half a step of bfloat16 for x > -1, and below a thirtieth of
-        # a step of the int8 and int4 codes elsewhere.
+        # The hardware's tanh is off by 2^-11 at most: below half a step of bfloat16 for x > -1, and below a thirtieth
+        # of a step of the int8 and int4 codes elsewhere.
         inner = wide * tl.fma(wide * wide, 0.03567740813636141, 0.7978845608028654)
         tanh = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [inner], tl.float32, is_pure=True, pack=1)
         half = 0.5 * wide
@@ -73,13 +73,24 @@ def gelu_tanh(x, PTX: tl.constexpr):
 def pin_layout(x, PTX: tl.constexpr):
     """x, 16-bit, through an instruction that the compiler must not repeat.
 
-    In front of a tl.dot it moves elementwise work into the layout of the operand, which several warps hold whole, and so
-    makes each of them repeat that work.
+    In front of a tl.dot it moves elementwise work into the layout of the operand, which several warps hold whole, and
+    so makes each of them repeat that work.
     """
     if PTX:
         return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], x.dtype, is_pure=False, pack=2)
-    else:
-        return x
+    return x
+
+
+@triton.jit
+def add_projection(x, proj_down, sums):
+    """sums + x @ proj_down, each warp summing its own share of k.
+
+    sums (SPLIT_K, M, R) float32, x (M, K), proj_down (K, R).
+    """
+    SPLIT_K: tl.constexpr = sums.shape[0]
+    share: tl.constexpr = x.shape[1] // SPLIT_K
+    x = x.reshape(x.shape[0], SPLIT_K, share).permute(1, 0, 2)
+    return tl.dot(x, proj_down.reshape(SPLIT_K, share, proj_down.shape[1]), sums)
 
 
 @triton.jit
@@ -91,9 +102,9 @@ def quotient(x, divisor, DTYPE: tl.constexpr, PTX: tl.constexpr):
     factor = divisor.to(tl.float32)
     inverse = tl.broadcast_to(reciprocal(factor, PTX)[None, :], x.shape)
     result = x * inverse
-    # A quotient of two 8-bit mantissas never lies within 2^-16 of a rounding boundary of bfloat16, so there a product with
-    # an approximate reciprocal will do. Wider mantissas need one step of correction.
-    if DTYPE != tl.bfloat16 or divisor.dtype != tl.bfloat16:
+    # A quotient of two 8-bit mantissas never lies within 2^-16 of a rounding boundary of bfloat16, so there a product
+    # with an approximate reciprocal will do. Wider mantissas need one step of correction.
+    if tl.bfloat16 != DTYPE or divisor.dtype != tl.bfloat16:
         remainder = tl.fma(-result, tl.broadcast_to(factor[None, :], x.shape), x)
         result = tl.fma(remainder, inverse, result)
     return result
@@ -111,7 +122,8 @@ def _nibble_to_float(words, I: tl.constexpr, SCHEME: tl.constexpr):
     """Nibble I of int32 words -> float32 code value."""
     if SCHEME == "nvfp4":
         return decode_e2m1((words >> (4 * I)) & 15)
-    # Masked in place, a nibble is the low bits of the float 2^23 + code * 16^I (signed: code + 8, by flipping the top bit).
+    # Masked in place, a nibble is the low bits of the float 2^23 + code * 16^I (signed: code + 8, by flipping the top
+    # bit).
     PLACE: tl.constexpr = I if I < 4 else I - 4
     UNIT: tl.constexpr = 16**PLACE
     shifted_words = words if I < 4 else words >> 16
@@ -146,7 +158,8 @@ def pack_nibbles(codes):
 @triton.jit
 def decode_e2m1(codes):
     """int32 codes 0...15 -> float32."""
-    # Placed as a float32 exponent and mantissa, a code is its value times 2^-126; the subnormal 0.5 comes out right too.
+    # Placed as a float32 exponent and mantissa, a code is its value times 2^-126; the subnormal 0.5 comes out right
+    # too.
     bits = ((codes & 7) << 22) | ((codes & 8) << 28)
     return bits.to(tl.float32, bitcast=True) * 8.507059173023462e37
 

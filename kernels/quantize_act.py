@@ -3,8 +3,8 @@
     x_down          = gelu(x) @ proj_down
     codes, ascales  = quantize((gelu(x) + shift) / smooth_factor)        gelu and shift where asked
 
-Output "packed" is what gemm_w4a4 and gemm_nvfp4 of reference.py read; "int8" holds one code a byte for int8 tensor cores;
-"float" holds code * scale in the dtype of x, followed by x_down in the same row, for 16-bit tensor cores.
+Output "packed" is what gemm_w4a4 and gemm_nvfp4 of reference.py read; "int8" holds one code a byte for int8 tensor
+cores; "float" holds code * scale in the dtype of x, followed by x_down in the same row, for 16-bit tensor cores.
 Reference: reference.quantize_act_int4, reference.quantize_act_nvfp4. Layouts: format.py.
 """
 
@@ -18,6 +18,7 @@ from .devices import takes_ptx
 from .format import E2M1_MAX, E4M3_MAX, GELU_SHIFT, GROUP_SIZE_INT4, GROUP_SIZE_NVFP4, INT4_MAX, UINT4_MAX
 from .numerics import (
     ROUND_MAGIC,
+    add_projection,
     decode_e2m1,
     decode_e4m3,
     encode_e2m1,
@@ -30,7 +31,7 @@ from .numerics import (
     rounded,
     rounded_quotient,
 )
-from .tiles import MAX_FUSED_RANK, quantizer_tile
+from .tiles import fuses_rank, quantizer_tile
 
 E4M3_LIMIT = tl.constexpr(E4M3_MAX)
 
@@ -61,13 +62,14 @@ def _quantize_groups_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    SPLIT_K: tl.constexpr,
 ):
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = (offs_m < M)[:, None]
     rows = offs_m.to(tl.int64)[:, None]
     offs_r = tl.arange(0, BLOCK_R)[None, :]
-    x_down = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
+    x_down = tl.zeros((SPLIT_K, BLOCK_M, BLOCK_R), dtype=tl.float32)
 
     for start in range(0, K, BLOCK_K):
         offs_k = start + tl.arange(0, BLOCK_K)
@@ -75,10 +77,11 @@ def _quantize_groups_kernel(
         wide = x.to(tl.float32)
         if GELU:
             wide = rounded(gelu_tanh(wide, PTX), DTYPE, False)
-            x = pin_layout(wide.to(DTYPE), PTX)
+            x = wide.to(DTYPE)
         if HAS_RANK:
+            x = pin_layout(x, PTX)
             proj_down = tl.load(proj_down_ptr + offs_k[:, None] * R + offs_r, mask=offs_r < R, other=0.0)
-            x_down = tl.dot(x, proj_down.to(DTYPE), x_down)
+            x_down = add_projection(x, proj_down.to(DTYPE), x_down)
         if SHIFT != 0.0:
             wide = rounded(wide + SHIFT, DTYPE, True)
         x_hat = rounded_quotient(wide, tl.load(smooth_ptr + offs_k), DTYPE, PTX)
@@ -116,14 +119,8 @@ def _quantize_groups_kernel(
             tl.store(ascales_ptr + offs_g * stride_ag + rows, stored_scales, mask=mask_m)
 
     if HAS_RANK:
-        tile = x_down.to(x_down_ptr.dtype.element_ty)
+        tile = tl.sum(x_down, axis=0).to(x_down_ptr.dtype.element_ty)
         tl.store(x_down_ptr + rows * stride_dm + offs_r, tile, mask=mask_m & (offs_r < R))
-
-
-def project_down(x: Tensor, proj_down: Tensor, gelu: bool, x_down: Tensor) -> None:
-    """x_down = gelu(x) @ proj_down as a matrix product of its own, for ranks too large to ride in a quantizer."""
-    x = F.gelu(x, approximate="tanh") if gelu else x
-    torch.mm(x, proj_down.to(x.dtype), out=x_down)
 
 
 def quantize_act(
@@ -154,7 +151,9 @@ def quantize_act(
         e4m3 patterns for nvfp4, None for "float"; x_down (M, R) of x.dtype.
     """
     (M, K), R = x.shape, proj_down.shape[1]
-    fused = 0 < R <= MAX_FUSED_RANK
+    fused = fuses_rank(R, x.device) if tile is None else R > 0
+    if gelu and R and not fused:
+        x, gelu = F.gelu(x, approximate="tanh"), False
     group_size = GROUP_SIZE_INT4 if scheme == "int4" else GROUP_SIZE_NVFP4
     code_max = E2M1_MAX if scheme == "nvfp4" else UINT4_MAX if act_unsigned else INT4_MAX
     rows = -(-M // pad_rows) * pad_rows
@@ -168,7 +167,7 @@ def quantize_act(
         x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)
     tile = tile or quantizer_tile(M, K, R if fused else 0, x.device)
     if R and not fused:
-        project_down(x, proj_down, gelu, x_down)
+        torch.mm(x, proj_down.to(x.dtype), out=x_down)
     _quantize_groups_kernel[(triton.cdiv(M, tile["BLOCK_M"]),)](
         x,
         smooth_factor,

@@ -3,12 +3,13 @@
     x_down          = gelu(x) @ proj_down
     codes, ascales  = quantize((gelu(x) + shift) / smooth_factor)        gelu and shift where asked
 
-A program reads its rows twice: first for the maximum and the projection, then, backwards, for the codes. Backwards because
-the end of a row is what the cache still holds.
+A program reads its rows twice: first for the maximum and the projection, then, backwards, for the codes. Backwards
+because the end of a row is what the cache still holds.
 Reference: reference.quantize_act_int8. Layouts: format.py.
 """
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from .devices import takes_ptx
 from .format import GELU_SHIFT, INT8_MAX
 from .numerics import (
+    add_projection,
     gelu_tanh,
     pin_layout,
     quotient,
@@ -24,8 +26,7 @@ from .numerics import (
     rounded,
     rounded_quotient,
 )
-from .quantize_act import project_down
-from .tiles import MAX_FUSED_RANK, quantizer_tile
+from .tiles import fuses_rank, quantizer_tile
 
 INVERSE_INT8_MAX = tl.constexpr(1.0 / INT8_MAX)
 
@@ -49,13 +50,14 @@ def _quantize_tokens_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    SPLIT_K: tl.constexpr,
 ):
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = (offs_m < M)[:, None]
     rows = offs_m.to(tl.int64)[:, None]
     offs_r = tl.arange(0, BLOCK_R)[None, :]
-    x_down = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
+    x_down = tl.zeros((SPLIT_K, BLOCK_M, BLOCK_R), dtype=tl.float32)
     largest = tl.zeros((BLOCK_M, BLOCK_K), dtype=tl.float32)
 
     for start in range(0, K, BLOCK_K):
@@ -64,10 +66,11 @@ def _quantize_tokens_kernel(
         wide = x.to(tl.float32)
         if GELU:
             wide = rounded(gelu_tanh(wide, PTX), DTYPE, False)
-            x = pin_layout(wide.to(DTYPE), PTX)
+            x = wide.to(DTYPE)
         if HAS_RANK:
+            x = pin_layout(x, PTX)
             proj_down = tl.load(proj_down_ptr + offs_k[:, None] * R + offs_r, mask=offs_r < R, other=0.0)
-            x_down = tl.dot(x, proj_down.to(DTYPE), x_down)
+            x_down = add_projection(x, proj_down.to(DTYPE), x_down)
         if SHIFT != 0.0:
             wide = rounded(wide + SHIFT, DTYPE, True)
         x_hat = quotient(wide, tl.load(smooth_ptr + offs_k), DTYPE, PTX)
@@ -78,7 +81,11 @@ def _quantize_tokens_kernel(
     reciprocals = reciprocal_or_zero(scales)[:, None]
     tl.store(ascales_ptr + offs_m, scales, mask=offs_m < M)
     if HAS_RANK:
-        tl.store(x_down_ptr + rows * R + offs_r, x_down.to(x_down_ptr.dtype.element_ty), mask=mask_m & (offs_r < R))
+        tl.store(
+            x_down_ptr + rows * R + offs_r,
+            tl.sum(x_down, axis=0).to(x_down_ptr.dtype.element_ty),
+            mask=mask_m & (offs_r < R),
+        )
 
     for step in range(0, K, BLOCK_K):
         offs_k = (K - BLOCK_K - step) + tl.arange(0, BLOCK_K)
@@ -90,36 +97,6 @@ def _quantize_tokens_kernel(
         x_hat = rounded_quotient(wide, tl.load(smooth_ptr + offs_k), DTYPE, PTX)
         codes = round_to_bits(x_hat * reciprocals).to(tl.int8)
         tl.store(codes_ptr + rows * K + offs_k[None, :], codes, mask=mask_m)
-
-
-@triton.jit
-def _quantize_row_kernel(
-    x_ptr,  # (M, K), rows stride_xm apart
-    smooth_ptr,  # (K,)
-    codes_ptr,  # (M, K) int8
-    ascales_ptr,  # (M,) float32
-    K,
-    stride_xm,
-    PTX: tl.constexpr,
-    GELU: tl.constexpr,
-    SHIFT: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    row = tl.program_id(0).to(tl.int64)
-    offs_k = tl.arange(0, BLOCK_K)
-    mask_k = offs_k < K
-    wide = tl.load(x_ptr + row * stride_xm + offs_k, mask=mask_k, other=0.0)[None, :].to(tl.float32)
-    if GELU:
-        wide = rounded(gelu_tanh(wide, PTX), DTYPE, False)
-    if SHIFT != 0.0:
-        wide = rounded(wide + SHIFT, DTYPE, True)
-    x_hat = rounded_quotient(wide, tl.load(smooth_ptr + offs_k, mask=mask_k, other=1.0), DTYPE, PTX)
-
-    scales = tl.max(tl.where(mask_k[None, :], tl.abs(x_hat), 0.0), axis=1) * INVERSE_INT8_MAX
-    codes = round_to_bits(x_hat * reciprocal_or_zero(scales)[:, None]).to(tl.int8)
-    tl.store(ascales_ptr + row + tl.arange(0, 1), scales)
-    tl.store(codes_ptr + row * K + offs_k[None, :], codes, mask=mask_k[None, :])
 
 
 def quantize_act_int8(
@@ -146,28 +123,12 @@ def quantize_act_int8(
     codes = torch.empty((M, K), dtype=torch.int8, device=x.device)
     ascales = torch.empty((M,), dtype=torch.float32, device=x.device)
     x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)
-    shift = GELU_SHIFT if act_unsigned else 0.0
-    fused = 0 < R <= MAX_FUSED_RANK
+    fused = fuses_rank(R, x.device) if tile is None else R > 0
+    if gelu and R and not fused:
+        x, gelu = F.gelu(x, approximate="tanh"), False
+    if R and not fused:
+        torch.mm(x, proj_down.to(x.dtype), out=x_down)
     tile = tile or quantizer_tile(M, K, R if fused else 0, x.device)
-    if R and not (fused and tile["BLOCK_M"] > 1):
-        project_down(x, proj_down, gelu, x_down)
-    if tile["BLOCK_M"] == 1:
-        block = triton.next_power_of_2(K)
-        _quantize_row_kernel[(M,)](
-            x,
-            smooth_factor,
-            codes,
-            ascales,
-            K,
-            x.stride(0),
-            PTX=takes_ptx(x.device),
-            GELU=gelu,
-            SHIFT=shift,
-            BLOCK_K=block,
-            num_warps=tile["num_warps"],
-            enable_fp_fusion=False,
-        )
-        return codes, ascales, x_down
     _quantize_tokens_kernel[(triton.cdiv(M, tile["BLOCK_M"]),)](
         x,
         smooth_factor,
@@ -181,7 +142,7 @@ def quantize_act_int8(
         x.stride(0),
         PTX=takes_ptx(x.device),
         GELU=gelu,
-        SHIFT=shift,
+        SHIFT=GELU_SHIFT if act_unsigned else 0.0,
         HAS_RANK=fused,
         enable_fp_fusion=False,
         **tile,

@@ -9,12 +9,23 @@ import torch
 
 from .devices import generation
 
-# Exact w4a4 runs on int8 tensor cores where those are at least four times as fast as 16-bit ones with float32 sums; on the
-# others the scaling after each group of 64 k costs more than 16-bit products. H200, 3072 -> 12288, M = 4608: int8 0.99 ms
-# at best, 16-bit 0.54 ms with both sides dequantized first.
+# Exact w4a4 runs on int8 tensor cores where those are at least four times as fast as 16-bit ones with float32 sums; on
+# the others the scaling after each group of 64 k costs more than 16-bit products. H200, 3072 -> 12288, M = 4608: int8
+# 0.99 ms at best, 16-bit 0.54 ms with both sides dequantized first.
 INT8_W4A4_GENERATIONS = ("sm_80", "sm_86", "sm_89", "sm_120")
 
-MAX_FUSED_RANK = 128  # of the down projection inside a quantizer; its sums stay in registers
+# Up to which rank the quantizers compute the down projection themselves; its sums stay in registers. On Hopper a matrix
+# product of its own is faster, because tensor-core tiles leave too few loads in flight. H200, M = 4608, rank 32, int8:
+# K = 3072 0.0132 + 0.0073 ms apart, 0.0323 fused; K = 12288 0.068 + 0.035 apart, 0.138 fused.
+_MAX_FUSED_RANK = {"sm_90": 0, "sm_100": 0}
+_DEFAULT_MAX_FUSED_RANK = 128  # not timed; a fused pass reads the activations once less, which slower memories reward
+
+
+def fuses_rank(R: int, device: torch.device) -> bool:
+    """Whether a quantizer computes a down projection of rank R itself."""
+    return 0 < R <= _MAX_FUSED_RANK.get(generation(device), _DEFAULT_MAX_FUSED_RANK)
+
+
 ANY = 1 << 62
 
 
@@ -28,19 +39,37 @@ def _divisor(K: int, largest: int) -> int:
 
 
 def quantizer_tile(M: int, K: int, R: int, device: torch.device) -> dict[str, int]:
-    """Tile of the activation quantizers: BLOCK_M tokens in steps of BLOCK_K."""
+    """Tile of the activation quantizers: BLOCK_M tokens in steps of BLOCK_K; R = 0 leaves out the down projection."""
+    if R == 0:
+        # Few rows and long steps. H200, M = 4608, int8, 4 x 1024: K = 3072 0.0132 ms, K = 12288 0.072; 16 x 256: 0.0165
+        # and 0.090; one whole row a program: 0.026 and 0.129.
+        block_k = _divisor(K, 1024)
+        return {
+            "BLOCK_M": min(32, 4096 // block_k),
+            "BLOCK_K": block_k,
+            "BLOCK_R": 16,
+            "SPLIT_K": 1,
+            "num_warps": 4,
+            "num_stages": 1,
+        }
+    # H200, M = 4608, R = 32: 0.0323 and 0.138 ms; without SPLIT_K 0.039 and 0.15; with three stages 0.049 and 0.21.
+    block_k = _divisor(K, 256)
     return {
         "BLOCK_M": 16,
-        "BLOCK_K": _divisor(K, 128),
+        "BLOCK_K": block_k,
         "BLOCK_R": max(16, _power_of_2(R)),
+        "SPLIT_K": 4 if block_k >= 64 else 1,
         "num_warps": 4,
-        "num_stages": 3,
+        "num_stages": 1,
     }
 
 
 def unpack_tile(op: str, N: int, K: int) -> dict[str, int]:
     """Tile of what reads a 4-bit weight once: BLOCK_N channels in steps of BLOCK_K."""
-    rows, columns, warps = {"requantize": (8, 512, 4), "dequantize": (16, 256, 4), "gemv": (16, 256, 4)}[op]
+    # H200, 12288 x 3072 and 3072 x 12288: requantize 8 x 512 0.0287 and 0.0397 ms, 4 x 1024 0.0298 and 0.0327 (with the
+    # channel scales known 0.0184 and 0.0210), 16 x 256 0.0328 and 0.0646; dequantize 0.028 to 0.029 with every tile
+    # tried.
+    rows, columns, warps = {"requantize": (4, 1024, 4), "dequantize": (16, 256, 4), "gemv": (16, 256, 4)}[op]
     return {"BLOCK_N": rows, "BLOCK_K": _divisor(K, columns), "num_warps": warps}
 
 
@@ -48,8 +77,27 @@ def _tile(m: int, n: int, k: int, warps: int, stages: int, **more: int) -> dict[
     return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": stages, **more}
 
 
+NATIVE_INT4_ROWS = 128  # every tile below divides it: the quantizer pads its rows to it
+# Not timed: no sm_80, sm_86 or sm_89 was at hand. Machine code of one loop, instructions for each mma m16n8k64: 128 x
+# 128 12.8, 128 x 64 13.1, no spills in either; 256 x 128 and 128 x 256 spill.
+_NATIVE_INT4_TILES = {
+    128: {"BLOCK_M": 128, "BLOCK_N": 128, "WARPS_M": 2, "WARPS_N": 4, "STAGES": 3},
+    64: {"BLOCK_M": 128, "BLOCK_N": 64, "WARPS_M": 4, "WARPS_N": 1, "STAGES": 3},
+}
+
+
+def native_int4_tile(M: int, N: int, groups: int) -> dict[str, int]:
+    """Tile of gemm_w4a4_native; N a multiple of 64."""
+    tile = _NATIVE_INT4_TILES[128 if N % 128 == 0 and M > 128 else 64]
+    return {**tile, "STAGE_GROUPS": 2 if groups % 2 == 0 else 1, "SWIZZLE_M": 8}
+
+
 # generation -> rows of (largest M, tile)
 GEMM_W4A8_TILES = {
+    # H200, M = 4608, 3072 -> 3072, 9216, 12288 and 12288 -> 3072: 0.087, 0.230, 0.314, 0.285 ms; 128 x 256 with 8 warps
+    # 0.109, 0.275, 0.385, 0.361; persistent through descriptors, two blocks a processor, 0.081, 0.219, 0.299, 0.274.
+    # gemm_w4a8_hopper.py: 0.076, 0.187, 0.264, 0.257.
+    "sm_90": ((ANY, _tile(128, 128, 128, 4, 3)),),
     "default": ((ANY, _tile(128, 128, 64, 8, 3)),),
     "cpu": ((ANY, _tile(32, 32, 64, 4, 1)),),
 }

@@ -1,8 +1,8 @@
 """Quantized layers on a GPU in plain torch: the step of the ladder below the Triton kernels.
 
-Weights and activations become 16-bit (or float32) values with the low-rank factors behind them, so that one matrix product
-computes a layer with its low-rank branch; int8 codes go through torch._int_mm where it takes them. Every function takes
-what reference.py takes.
+Weights and activations become 16-bit (or float32) values with the low-rank factors behind them, so that one matrix
+product computes a layer with its low-rank branch; int8 codes go through torch._int_mm where it takes them. Every
+function takes what reference.py takes.
 """
 
 import torch

@@ -14,9 +14,9 @@ from .gemm_nvfp4 import gemm_nvfp4
 from .gemm_w4a4 import gemm_w4a4
 from .gemm_w4a8 import gemm_w4a8
 from .gemv_w4a16 import MAX_ROWS, gemv_w4a16
-from .quantize_act import project_down, quantize_act
+from .quantize_act import quantize_act
 from .quantize_act_int8 import quantize_act_int8
-from .tiles import INT8_W4A4_GENERATIONS
+from .tiles import INT8_W4A4_GENERATIONS, NATIVE_INT4_ROWS
 from .unpack_weight import dequantize_weight, expand_codes, requantize_weight
 
 Steps = list[tuple[str, Callable[[], Tensor]]]
@@ -55,8 +55,12 @@ def steps_w4a4(
 
     def native_int4() -> Tensor:
         from .gemm_w4a4_native import gemm_w4a4_native
+        from .self_check import require_int4
 
-        qx, ascales, x_down = quantize_act(x, smooth_factor, proj_down, "int4", "packed", act_unsigned, gelu)
+        require_int4(x.device)
+        qx, ascales, x_down = quantize_act(
+            x, smooth_factor, proj_down, "int4", "packed", act_unsigned, gelu, pad_rows=NATIVE_INT4_ROWS
+        )
         return gemm_w4a4_native(qx, ascales, qweight, wscales, x_down, proj_up, bias, act_unsigned)
 
     def int8() -> Tensor:
@@ -64,11 +68,14 @@ def steps_w4a4(
         return gemm_w4a4(qx, ascales, expand_codes(qweight), wscales, x_down, proj_up, bias)
 
     def native_fp4() -> Tensor:
+        from .self_check import require_fp4
+
+        require_fp4(x.device)
         qx, ascales, x_down = quantize_act(x, smooth_factor, proj_down, "nvfp4", "packed", False, gelu)
         return gemm_nvfp4(qx, ascales, qweight, wscales, x_down, proj_up, bias, **_extra(tensors))
 
     steps: Steps = []
-    if scheme == "int4" and gpu in INT4_GENERATIONS:
+    if scheme == "int4" and gpu in INT4_GENERATIONS and qweight.shape[0] % 64 == 0 and wscales.dtype != torch.float32:
         steps.append(("w4a4 on INT4 tensor cores", native_int4))
     if scheme == "int4" and gpu in INT8_W4A4_GENERATIONS:
         steps.append(("w4a4 on int8 tensor cores", int8))
@@ -87,11 +94,13 @@ def steps_w4a8(
     proj_up = tensors["proj_up"]
 
     def with_gemm(gemm: Callable[..., Tensor]) -> Tensor:
-        qx, ascales, x_down = quantize_act_int8(
-            x, tensors["smooth_factor"], tensors["proj_down"], act_unsigned, gelu
-        )
+        qx, ascales, x_down = quantize_act_int8(x, tensors["smooth_factor"], tensors["proj_down"], act_unsigned, gelu)
         codes, channel_scales = requantize_weight(
-            tensors["qweight"], tensors["wscales"], scheme, channel_scales=tensors.get("channel_scales"), **_extra(tensors)
+            tensors["qweight"],
+            tensors["wscales"],
+            scheme,
+            channel_scales=tensors.get("channel_scales"),
+            **_extra(tensors),
         )
         return gemm(qx, ascales, codes, channel_scales, x_down, proj_up, bias)
 
@@ -113,8 +122,7 @@ def steps_w4a16(
 
     def few_rows() -> Tensor:
         wide = F.gelu(x.float(), approximate="tanh").to(x.dtype) if gelu else x
-        x_down = torch.empty((x.shape[0], tensors["proj_down"].shape[1]), dtype=x.dtype, device=x.device)
-        project_down(wide, tensors["proj_down"], False, x_down)
+        x_down = wide @ tensors["proj_down"].to(x.dtype)
         branch = {"x_down": x_down, "proj_up": tensors["proj_up"]} if x_down.shape[1] else {}
         return gemv_w4a16(
             wide,

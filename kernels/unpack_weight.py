@@ -2,7 +2,8 @@
 
     requantize_weight   int8 codes with one scale for each output channel, for gemm_w4a8
     expand_codes        int8 codes as stored, one a byte, for gemm_w4a4
-    dequantize_weight   16-bit values followed by proj_up in the same row: with x_down behind the activations, one matrix
+    dequantize_weight   16-bit values followed by proj_up in the same row: with x_down behind the activations, one
+    matrix
                         product computes the layer and its low-rank branch
 
 Reference: reference.requantize_int8 of reference.dequantize_int4 or dequantize_nvfp4. Layouts: format.py.
@@ -122,7 +123,19 @@ def _dequantize_kernel(
         if SCHEME == "nvfp4":
             factors = tl.load(factors_ptr + offs_n, mask=offs_n < N, other=0.0)
         weight = load_weight(
-            qweight_ptr, wscales_ptr, wzeros_ptr, factors, rows, start, mask_n, N, K, SCHEME, GROUP_SIZE, BLOCK_N, BLOCK_K
+            qweight_ptr,
+            wscales_ptr,
+            wzeros_ptr,
+            factors,
+            rows,
+            start,
+            mask_n,
+            N,
+            K,
+            SCHEME,
+            GROUP_SIZE,
+            BLOCK_N,
+            BLOCK_K,
         )
         offs_k = start + tl.arange(0, BLOCK_K)[None, :]
         tl.store(out_ptr + rows * (K + R) + offs_k, weight.to(out_ptr.dtype.element_ty), mask=mask_n)
@@ -212,7 +225,9 @@ def expand_codes(qweight: Tensor, tile: dict[str, int] | None = None) -> Tensor:
     N, K = qweight.shape[0], qweight.shape[1] * 2
     codes = torch.empty((N, K), dtype=torch.int8, device=qweight.device)
     tile = tile or unpack_tile("dequantize", N, K)
-    _expand_kernel[(triton.cdiv(N, tile["BLOCK_N"]), K // tile["BLOCK_K"])](qweight.view(torch.int32), codes, N, K, **tile)
+    _expand_kernel[(triton.cdiv(N, tile["BLOCK_N"]), K // tile["BLOCK_K"])](
+        qweight.view(torch.int32), codes, N, K, **tile
+    )
     return codes
 
 

@@ -1,0 +1,31 @@
+"""The order in which INT4 tensor cores read their operands, and the way there from row-major codes.
+
+The instruction is mma m16n8k64. In 32-bit words of eight codes along k, with lane = 4 * g + t (g 0...7, t 0...3):
+
+    activations  [K/64][M/16][lane][4]  word r: row 16 * tile + g + 8 * (r & 1), k = 64 * group + 32 * (r >> 1) + 8 * t
+    weights      [K/64][N/16][lane][4]  word r: row 16 * tile + 8 * (r >> 1) + g, k = 64 * group + 32 * (r & 1) + 8 * t
+
+So 16 rows and one scale group are 512 consecutive bytes, which a warp copies and loads 16 bytes a lane.
+Source: the fragment tables of the PTX ISA, "Matrix Fragments for mma.m16n8k64".
+"""
+
+import torch
+from torch import Tensor
+
+
+def _words(codes: Tensor) -> Tensor:
+    """(A, K//2) int8 -> (A/16 tile, row half, g, K/64, k half, t) int32."""
+    rows, half = codes.shape
+    return codes.view(torch.int32).view(rows // 16, 2, 8, half // 32, 2, 4)
+
+
+def to_activation_fragments(qx: Tensor) -> Tensor:
+    """(M, K//2) int8 row-major, M a multiple of 16 -> (K//64, M//16, 32, 4) int32."""
+    rows, half = qx.shape
+    return _words(qx).permute(3, 0, 2, 5, 4, 1).contiguous().view(half // 32, rows // 16, 32, 4)
+
+
+def to_weight_fragments(qweight: Tensor) -> Tensor:
+    """(N, K//2) int8 row-major, N a multiple of 16 -> (K//64, N//16, 32, 4) int32."""
+    rows, half = qweight.shape
+    return _words(qweight).permute(3, 0, 2, 5, 1, 4).contiguous().view(half // 32, rows // 16, 32, 4)
