@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> int:
     """Run the stages; return 0 when every check passed."""
-    # The host inherits it. With others on the same two cores, threads that spin while they wait made torch 13 times slower
-    # (60 layers of 280 x 256 by 1024: 3450 and 2171 ms against 255 and 160 ms).
+    # The host inherits it. With others on the same two cores, threads that spin while they wait made torch 13 times
+    # slower: 60 layers of 280 x 256 by 1024 took 3450 and 2171 ms against 255 and 160 ms.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.path.insert(0, str(ROOT / "tools"))
     pack = ModuleType("svdquant_pack")  # the folder's own name has a dash and names no package
