@@ -8,7 +8,7 @@ from comfyui_source import ROOT
 PACK_NAME = "ComfyUI-SVDQuant"  # dashed, as users have it: only relative imports work from such a folder
 
 # what a user's copy holds; everything else of the checkout (tests, .dev, demo) stays out of the host's sight
-PACK_PARTS = ("__init__.py", "pyproject.toml", "nodes", "svdq_core", "kernels", "web", "locales", "example_workflows")
+PACK_PARTS = ("__init__.py", "pyproject.toml", "nodes", "svdq_core", "kernels", "web", "locales", "workflows")
 
 
 def install_pack(base: Path) -> Path:

@@ -1,0 +1,75 @@
+"""The workflows that users get: up to date, accepted by the host, only with nodes that every user has."""
+
+import json
+
+import pytest
+from comfyui_pack import PACK_NAME
+from comfyui_source import find_host
+from pack import ROOT
+from workflow_files import write
+
+pytestmark = pytest.mark.skipif(find_host() is None, reason="needs ComfyUI")
+FOLDER = ROOT / "workflows"
+NAMES = [workflow.name for workflow in write.workflows()]
+AGAIN = "run: python tools/workflow_files/write.py"
+
+
+@pytest.fixture(scope="module")
+def object_info(furnished):
+    return furnished.object_info()
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_files_are_what_the_descriptions_give(object_info):
+    written = dict(write.contents(object_info))
+    old = [
+        p.relative_to(ROOT).as_posix() for p, text in written.items() if not p.exists() or p.read_text("utf-8") != text
+    ]
+    assert not old, f"{old} differ from their descriptions; {AGAIN}"
+    found = {*FOLDER.glob("*.json"), *FOLDER.glob("api/*.json"), *FOLDER.glob("demo/ui/*.json")}
+    assert not found - written.keys(), "nothing describes these"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_host_accepts_it(furnished, name):
+    assert furnished.submit(read(FOLDER / "api" / f"{name}.json"))  # raises with the host's words if it does not
+    furnished.request("/queue", b'{"clear": true}')
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_nodes_that_every_user_has(object_info, name):
+    for node in read(FOLDER / "api" / f"{name}.json").values():
+        module = object_info[node["class_type"]]["python_module"]
+        assert module.startswith(("nodes", "comfy_extras.")) or module == f"custom_nodes.{PACK_NAME}", node[
+            "class_type"
+        ]
+
+
+@pytest.mark.parametrize("workflow", write.workflows(), ids=NAMES)
+def test_it_opens_with_a_note_that_names_every_file(workflow):
+    form = read(FOLDER / f"{workflow.name}.json")
+    note = form["nodes"][-1]
+    (text,) = note["widgets_values"]
+    assert note["type"] == "MarkdownNote" and text.startswith("# Read me first")
+    assert note["pos"][0] < min(node["pos"][0] for node in form["nodes"][:-1])
+    for file in workflow.files:
+        assert f"`{file.name}`" in text and f"`{file.folder}`" in text
+    offered = {entry["name"] for node in form["nodes"] for entry in node["properties"].get("models", [])}
+    assert offered == {file.name for file in workflow.files if file.url}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_seeds_stay_what_they_are(name):
+    form = read(FOLDER / f"{name}.json")
+    assert not [node for node in form["nodes"] if "randomize" in node["widgets_values"]]
+
+
+def test_the_template_browser_lists_them_with_thumbnails(furnished):
+    assert sorted(json.loads(furnished.request("/workflow_templates"))[PACK_NAME]) == sorted(NAMES)
+    for name in NAMES:
+        assert furnished.request(f"/api/workflow_templates/{PACK_NAME}/{name}.json")
+        picture = furnished.request(f"/api/workflow_templates/{PACK_NAME}/{name}.jpg")
+        assert picture.startswith(b"\xff\xd8") and len(picture) < 60_000, name

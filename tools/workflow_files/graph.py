@@ -1,0 +1,93 @@
+"""A workflow while it is being described: nodes in stages, links, the files that a user needs."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A file that a user has to have.
+
+    Args:
+        name: as the loader lists it. folder: below models/.
+        url: of the file, for the page's own download button; "" where there is none.
+        page: where a person finds it; shown in the note.
+        gib: size, rounded; None where it depends.
+    """
+
+    name: str
+    folder: str
+    url: str = ""
+    page: str = ""
+    gib: float | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of a node: what a link starts from."""
+
+    node: "Node"
+    index: int
+
+
+@dataclass
+class Node:
+    """A node: its class, title, inputs as in API form but with Output objects for links."""
+
+    id: int
+    class_type: str
+    title: str
+    stage: str
+    inputs: dict[str, Any]
+    files: tuple[ModelFile, ...] = ()
+    size: tuple[int, int] | None = None
+
+    def __getitem__(self, index: int) -> Output:
+        return Output(self, index)
+
+
+@dataclass
+class Workflow:
+    """One workflow.
+
+    Args:
+        name: of its files, without ending. title: of its note and card.
+        summary: one sentence: what it is for.
+        note: what else one should know first, Markdown.
+        stages: titles of the boxes that the nodes stand in, left to right, in the order of first use.
+    """
+
+    name: str
+    title: str
+    summary: str
+    note: str = ""
+    nodes: list[Node] = field(default_factory=list)
+
+    def add(self, stage: str, class_type: str, title: str, *files: ModelFile, **inputs: Any) -> Node:
+        """Add a node; an input that is a Node stands for its first output."""
+        links = {name: value[0] if isinstance(value, Node) else value for name, value in inputs.items()}
+        node = Node(len(self.nodes) + 1, class_type, title, stage, links, files)
+        self.nodes.append(node)
+        return node
+
+    @property
+    def stages(self) -> list[str]:
+        return list(dict.fromkeys(node.stage for node in self.nodes))
+
+    @property
+    def files(self) -> list[ModelFile]:
+        return list(dict.fromkeys(file for node in self.nodes for file in node.files))
+
+    def api_form(self) -> dict[str, dict]:
+        """What POST /prompt takes."""
+        return {
+            str(node.id): {
+                "class_type": node.class_type,
+                "_meta": {"title": node.title},
+                "inputs": {
+                    name: [str(value.node.id), value.index] if isinstance(value, Output) else value
+                    for name, value in node.inputs.items()
+                },
+            }
+            for node in self.nodes
+        }

@@ -1,0 +1,163 @@
+"""Workflows that make, convert and compare models, PixArt-Sigma, and the environment check."""
+
+from collections.abc import Iterator
+
+from . import files, parts
+from .graph import ModelFile, Node, Workflow
+from .parts import DEFAULT_PROMPT, FILES, PICTURE, PROMPT
+
+QUANTIZE, WRITE, CHECK = "Quantize", "Write", "Check"
+
+
+def _quantize(workflow: Workflow, model: Node, prefix: str, activations: str = "w4a8") -> Node:
+    return workflow.add(
+        QUANTIZE,
+        "SVDQuantQuantizeModel",
+        "Quantize",
+        model=model,
+        precision="int4",
+        activations=activations,
+        rank=32,
+        method="fast",
+        filename_prefix=prefix,
+        overwrite=False,
+        seed=0,
+    )
+
+
+def _show_quantized(workflow: Workflow, quantized: Node) -> None:
+    parts.show_text(workflow, QUANTIZE, "File written", quantized[1])
+    parts.show_text(workflow, QUANTIZE, "Report", quantized[2], (430, 300))
+    workflow.add(QUANTIZE, "PreviewImage", "Error of each layer", images=quantized[3])
+
+
+def environment_check() -> Workflow:
+    workflow = Workflow(
+        "environment-check",
+        "environment check",
+        "Queue this before you download anything: it says which kernels will run on your card, which file of a family "
+        "to take, how much memory FLUX.1 needs, and what to repair. It needs no model and takes seconds.",
+    )
+    check = workflow.add(CHECK, "SVDQuantEnvironmentCheck", "SVDQuant Environment Check")
+    parts.show_text(workflow, CHECK, "Report", check[0], (1000, 620))
+    return workflow
+
+
+def quantize_flux() -> Workflow:
+    note = (
+        "Choose **your own** FLUX.1 finetune in *Load Diffusion Model* (BF16, FP16 or FP8). The file is written to "
+        "`output/diffusion_models/svdq-int4_r32-my-flux.safetensors` and from then on stands in the list of *Load "
+        "SVDQuant Model*; press **R**. A name that exists is refused unless *overwrite* is on. LoRAs between loader "
+        "and *Quantize* are baked in. On RTX 50 set *precision* to `nvfp4`."
+    )
+    workflow = Workflow(
+        "quantize-your-own-flux", "quantize your own FLUX.1", "Makes a 4-bit file of a 16-bit model, and draws.", note
+    )
+    quantized = _quantize(workflow, parts.bf16_loader(workflow, files.FLUX_DEV_BF16), "my-flux")
+    clip, vae = parts.flux_text_encoders(workflow), parts.vae_loader(workflow)
+    positive, negative = parts.flux_prompt(workflow, clip, DEFAULT_PROMPT, 3.5)
+    latent = parts.sample(workflow, quantized, positive, negative, parts.empty_latent(workflow))
+    parts.save(workflow, parts.decode(workflow, latent, vae), workflow.name)
+    _show_quantized(workflow, quantized)
+    return workflow
+
+
+def compare_bf16() -> Workflow:
+    note = "Both pictures come from the same seed. Left: 16 bits, right: 4 bits."
+    workflow = Workflow(
+        "compare-bf16", "16 bits against 4 bits", "Draws the same picture with both models, to judge by eye.", note
+    )
+    dense = parts.bf16_loader(workflow, files.FLUX_DEV_BF16)
+    loader = parts.svdquant_loader(workflow, files.svdquant_flux("flux.1-dev"))
+    clip, vae = parts.flux_text_encoders(workflow), parts.vae_loader(workflow)
+    positive, negative = parts.flux_prompt(workflow, clip, DEFAULT_PROMPT, 3.5)
+    latent = parts.empty_latent(workflow)
+    pictures = []
+    for title, model in (("16 bits", dense), ("4 bits", loader)):
+        sampled = parts.sample(workflow, model, positive, negative, latent, title=f"Sampler, {title}")
+        pictures.append(parts.decode(workflow, sampled, vae, f"Decode, {title}"))
+    both = workflow.add(
+        PICTURE,
+        "ImageStitch",
+        "Side by side",
+        image1=pictures[0],
+        image2=pictures[1],
+        direction="right",
+        match_image_size=True,
+        spacing_width=8,
+        spacing_color="white",
+    )
+    parts.save(workflow, both, workflow.name)
+    parts.show_text(workflow, FILES, "What was loaded", loader[1])
+    return workflow
+
+
+def convert() -> Workflow:
+    note = (
+        "Reads every SVDQuant form that this pack knows, the folders of older releases included, and writes one file "
+        "to `output/diffusion_models`. A LoRA put between the two nodes is kept as further rank. The same without "
+        "ComfyUI: `python dev.py convert IN OUT`."
+    )
+    workflow = Workflow("convert", "convert a model", "Writes an SVDQuant model in another file format.", note)
+    loader = parts.svdquant_loader(workflow, files.svdquant_flux("flux.1-dev"))
+    export = workflow.add(
+        WRITE,
+        "SVDQuantExportModel",
+        "Write",
+        model=loader,
+        format="nunchaku",
+        filename_prefix="svdq-my-model",
+        overwrite=False,
+    )
+    parts.show_text(workflow, WRITE, "File written", export[0])
+    parts.show_text(workflow, FILES, "What was loaded", loader[1])
+    return workflow
+
+
+def _pixart_prompt(workflow: Workflow) -> tuple[Node, Node, Node]:
+    clip = workflow.add(
+        FILES, "CLIPLoader", "Text encoder", files.T5, clip_name=files.T5.name, type="pixart", device="default"
+    )
+    positive = workflow.add(PROMPT, "CLIPTextEncode", "Prompt", clip=clip, text=DEFAULT_PROMPT)
+    negative = workflow.add(PROMPT, "CLIPTextEncode", "Negative prompt", clip=clip, text="")
+    size = workflow.add(PROMPT, "EmptyLatentImage", "Size", width=1024, height=1024, batch_size=1)
+    return positive, negative, size
+
+
+def _pixart_draw(workflow: Workflow, model: Node) -> None:
+    vae = parts.vae_loader(workflow, files.SDXL_VAE)
+    positive, negative, size = _pixart_prompt(workflow)
+    latent = parts.sample(workflow, model, positive, negative, size, cfg=4.5, scheduler="normal")
+    parts.save(workflow, parts.decode(workflow, latent, vae), workflow.name)
+
+
+def pixart_sigma() -> Workflow:
+    note = (
+        "Nobody publishes 4-bit files of PixArt-Sigma yet: make yours with *pixart-sigma-quantize*, once, then it "
+        "stands in the list. Sizes of 256 pixels and less do not work with this model."
+    )
+    workflow = Workflow("pixart-sigma", "PixArt-Sigma", "Text to picture with 4-bit PixArt-Sigma.", note)
+    loader = parts.svdquant_loader(workflow, files.PIXART_SVDQUANT)
+    _pixart_draw(workflow, loader)
+    parts.show_text(workflow, FILES, "What was loaded", loader[1])
+    return workflow
+
+
+def pixart_sigma_quantize() -> Workflow:
+    file: ModelFile = files.PIXART_BF16
+    note = (
+        f"Rename the downloaded `diffusion_pytorch_model.safetensors` to `{file.name}`. The 4-bit file is written to "
+        f"`output/diffusion_models/{files.PIXART_SVDQUANT.name}`; *pixart-sigma* loads it."
+    )
+    workflow = Workflow(
+        "pixart-sigma-quantize", "quantize PixArt-Sigma", "Makes a 4-bit file of PixArt-Sigma, and draws.", note
+    )
+    quantized = _quantize(workflow, parts.bf16_loader(workflow, file), "pixart-sigma")
+    _pixart_draw(workflow, quantized)
+    _show_quantized(workflow, quantized)
+    return workflow
+
+
+def workflows() -> Iterator[Workflow]:
+    for describe in (environment_check, quantize_flux, compare_bf16, convert, pixart_sigma, pixart_sigma_quantize):
+        yield describe()

@@ -1,0 +1,96 @@
+"""Writes workflows/*.json (to drag onto ComfyUI's page) and workflows/api/*.json (to post) from the descriptions.
+
+usage: python tools/workflow_files/write.py [--host COMFYUI]
+
+Starts a ComfyUI to ask it for its nodes. Run it after changing a description or a node's inputs.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from workflow_files import flux, making
+from workflow_files.graph import Workflow
+from workflow_files.note import read_me_first
+from workflow_files.ui_form import to_ui_form
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "workflows"
+DEMO = FOLDER / "demo"
+
+
+def workflows() -> list[Workflow]:
+    """All workflows, as described."""
+    return [*flux.workflows(), *making.workflows()]
+
+
+def ui_form(workflow: Workflow, object_info: dict) -> dict:
+    """One workflow as the page saves it."""
+    offers = {
+        str(node.id): [
+            {"name": file.name, "url": file.url, "directory": file.folder} for file in node.files if file.url
+        ]
+        for node in workflow.nodes
+    }
+    stages = {str(node.id): node.stage for node in workflow.nodes}
+    sizes = {str(node.id): node.size for node in workflow.nodes if node.size}
+    api = workflow.api_form()
+    return to_ui_form(workflow.name, api, object_info, stages, offers, sizes, read_me_first(workflow))
+
+
+def demo_ui_form(name: str, api: dict, object_info: dict) -> dict:
+    """A workflow of the demo, which is described in API form only, as the page saves it."""
+    note = (
+        f"# Read me first: the demo, {name}\n\nIt runs with the small models and the two nodes of `demo/`, which "
+        "`python dev.py demo` puts into a ComfyUI of its own (`demo/install.py`). Text encoders are not needed. The "
+        "captions that the model knows: `demo/scenes.py`.\n"
+    )
+    return to_ui_form(f"demo/{name}", api, object_info, note=note)
+
+
+def contents(object_info: dict) -> Iterator[tuple[Path, str]]:
+    """(path, text) of every file that is written."""
+    for workflow in workflows():
+        yield FOLDER / f"{workflow.name}.json", as_text(ui_form(workflow, object_info))
+        yield FOLDER / "api" / f"{workflow.name}.json", as_text(workflow.api_form())
+    for path in sorted(DEMO.glob("*.json")):
+        api = json.loads(path.read_text(encoding="utf-8"))
+        yield DEMO / "ui" / path.name, as_text(demo_ui_form(path.stem, api, object_info))
+
+
+def as_text(data: dict) -> str:
+    """JSON as it stands in the files."""
+    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+
+def main(argv: list[str]) -> int:
+    """Write all files."""
+    from comfyui_server import ComfyUIServer
+    from comfyui_source import HOST_FOLDER, check_host
+
+    sys.path.insert(0, str(ROOT / "demo"))
+    import install
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", type=Path, default=Path(os.environ.get("COMFYUI_PATH", HOST_FOLDER)))
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as base:
+        install.install_nodes(Path(base))
+        with ComfyUIServer(check_host(options.host), Path(base), device="cpu") as server:
+            object_info = server.object_info()
+    for path, text in contents(object_info):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(path.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
