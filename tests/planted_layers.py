@@ -6,7 +6,7 @@ import torch
 from svdquant_pack.kernels.linear import svdquant_linear
 from svdquant_pack.kernels.packing import pack_nibbles
 from svdquant_pack.kernels.reference import encode_e2m1
-from svdquant_pack.svdq_core.quantize.grid import weight_grid
+from svdquant_pack.svdq_core.quantize.grid import INT4, NVFP4
 from svdquant_pack.svdq_core.quantize.round import fit_scales, round_to_units
 
 
@@ -27,7 +27,7 @@ def draw_tokens(count, in_features, seed=1, after_gelu=False):
 
 def nearest_tensors(weight, precision):
     """Round-to-nearest without smoothing and low-rank branch, as tensors of kernels/format.py."""
-    grid = weight_grid(precision)
+    grid = NVFP4 if precision == "nvfp4" else INT4
     scales = fit_scales(weight.float(), grid, torch.bfloat16, sweep=False)
     units = round_to_units(weight.float(), scales, grid)
     codes = encode_e2m1(units) if precision == "nvfp4" else units.to(torch.int8)

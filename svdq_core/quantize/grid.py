@@ -18,13 +18,19 @@ from ...kernels.format import (
     UINT4_MAX,
 )
 
+# Quantiles of a normal distribution, both ends and zero exact: QLoRA, arXiv:2305.14314, appendix E.
+NF4_VALUES = (
+    *(-1.0, -0.6961928, -0.5250731, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0),
+    *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
+)
+
 
 @dataclass(frozen=True)
 class Grid:
     """A set of units and how many columns share a scale.
 
     Args:
-        kind: "int" (whole numbers) or "e2m1".
+        kind: "int" (whole numbers), "e2m1" (scales are e4m3 numbers, with one factor for a whole weight) or "nf4".
         low, high: smallest and largest unit.
         group_size: columns that share a scale; None: all of them.
     """
@@ -36,6 +42,9 @@ class Grid:
 
     def snap(self, units: Tensor) -> Tensor:
         """The nearest unit, ties to even, saturating: float32 (...) -> float32 (...)."""
+        if self.kind == "nf4":
+            values = torch.tensor(NF4_VALUES, device=units.device)
+            return values[torch.bucketize(units, (values[1:] + values[:-1]) / 2)]
         units = units.clamp(self.low, self.high)
         if self.kind == "int":
             return units.round_()
@@ -52,20 +61,30 @@ INT4 = Grid("int", -INT4_MAX, INT4_MAX, GROUP_SIZE_INT4)
 UINT4 = Grid("int", 0, UINT4_MAX, GROUP_SIZE_INT4)
 INT8_TOKEN = Grid("int", -INT8_MAX, INT8_MAX, None)
 NVFP4 = Grid("e2m1", -E2M1_MAX, E2M1_MAX, GROUP_SIZE_NVFP4)
+NF4 = Grid("nf4", -1.0, 1.0, GROUP_SIZE_INT4)
 
 
-def weight_grid(precision: str) -> Grid:
-    """The grid of the weights' codes in a file."""
-    return {"int4": INT4, "nvfp4": NVFP4}[precision]
+@dataclass(frozen=True)
+class Arithmetic:
+    """What the runtime multiplies.
+
+    Args:
+        weights: grid of the residual weight's codes.
+        activations: grid of the activations; None: 16 bits.
+        requantize: the weight is brought to one int8 scale for each output channel first.
+    """
+
+    weights: Grid
+    activations: Grid | None
+    requantize: bool = False
 
 
-def activation_grid(precision: str, activations: str, act_unsigned: bool) -> Grid:
-    """The grid that the runtime quantizes activations to."""
+def runtime_arithmetic(precision: str, activations: str, act_unsigned: bool) -> Arithmetic:
+    """What compute mode `activations` ("w4a4" or "w4a8") does with a file of this precision ("int4" or "nvfp4")."""
+    weights = {"int4": INT4, "nvfp4": NVFP4}[precision]
     if activations == "w4a8":
-        return INT8_TOKEN
-    if precision == "nvfp4":
-        return NVFP4
-    return UINT4 if act_unsigned else INT4
+        return Arithmetic(weights, INT8_TOKEN, requantize=True)
+    return Arithmetic(weights, UINT4 if act_unsigned else weights)
 
 
 def quantize_activations(x_hat: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:

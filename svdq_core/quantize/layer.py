@@ -13,11 +13,13 @@ from ...kernels.packing import pack_nibbles
 from ...kernels.reference import encode_e2m1
 from ..errors import SVDQuantError
 from ..layer import Part, QuantizedLayer
-from .fit import Fit, fit_part, overflow_error
+from .fit import BEST_TURNS, FAST_TURNS, Fit, fit_part, overflow_error
+from .gptq import Curvature, choose_damp
+from .grid import runtime_arithmetic
 from .plan import LayerPlan, PartPlan
 from .problem import Problem
 from .round import round_awq
-from .smooth import activation_level, choose_factor
+from .smooth import FactorFamily, activation_level
 from .spec import QuantSpec
 from .statistics import InputStatistics, named_generator
 
@@ -32,6 +34,7 @@ class PartReport:
         scheme: "int4", "nvfp4" or "awq".
         rank: of its low-rank branch.
         smoothing: how the smoothing factor was made, in words.
+        rounding: "nearest" or "gptq".
         relative_error: ||y_quantized - y|| / ||y|| on the tokens at hand; of the weight itself for awq.
         measured: the tokens were recorded from the model, not drawn.
     """
@@ -42,6 +45,7 @@ class PartReport:
     scheme: str
     rank: int
     smoothing: str
+    rounding: str
     relative_error: float
     measured: bool
 
@@ -61,14 +65,15 @@ def quantize_layer(
         bias: (N,) any float dtype, or None.
         plan: how it splits into parts; parts with the same columns share a smoothing factor.
         name: of the layer, for messages, the report and the random numbers.
-        statistics: of the layer's input, K channels; None: standard-normal tokens are drawn.
+        statistics: of the layer's input, K channels; None: standard-normal tokens are drawn ("fast" only).
 
     Returns:
         The layer, on the weight's device, and one report for each part. Its bias, of spec.scale_dtype, holds the shift
         correction of every unsigned part; it is None only if there is neither a bias nor such a part.
 
     Raises:
-        SVDQuantError: weight or bias hold NaN or infinite values, or a result does not fit spec.scale_dtype.
+        SVDQuantError: weight, bias or statistics hold NaN or infinite values, the statistics are missing or of another
+            width, or a result does not fit spec.scale_dtype.
         ArchitectureError: the format cannot hold a part of this size.
     """
     out_features, in_features = weight.shape
@@ -76,31 +81,39 @@ def quantize_layer(
     for what, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and not bool(torch.isfinite(tensor).all()):
             raise SVDQuantError(f"{name}: the {what} holds NaN or infinite values. Repair or re-download the model.")
-    total = torch.zeros(out_features, dtype=torch.float32, device=weight.device) if bias is None else bias.float()
+    total = (
+        torch.zeros(out_features, dtype=torch.float32, device=weight.device) if bias is None else bias.float().clone()
+    )
     if plan.awq:
         part, report = _quantize_awq(weight, plan.parts[0], spec, name)
         return _finish(weight, [part], None if bias is None else total, spec, name), [report]
-    if statistics is None:
-        gelu_columns = tuple(p.columns for p in plan.parts if p.after_gelu)
-        generator = named_generator(spec.seed, name + " tokens")
-        statistics = InputStatistics.synthetic(in_features, gelu_columns, spec.score_tokens, generator)
-    statistics = statistics.to(weight.device, spec.score_tokens)
+    statistics = _complete(statistics, plan, spec, in_features, name).to(weight.device)
 
     parts, reports = [], []
     for columns in dict.fromkeys(p.columns for p in plan.parts):
         members = [p for p in plan.parts if p.columns == columns]
         problems = [_pose(weight, member, statistics, spec, name) for member in members]
         smooth, label = _choose_shared_factor(problems, spec)
+        curvature = _measure_curvature(problems[0].statistics, smooth) if spec.method == "best" else None
         for member, problem in zip(members, problems, strict=True):
-            fit = fit_part(problem, smooth)
+            fit = fit_part(problem, smooth, FAST_TURNS if curvature is None else BEST_TURNS, curvature)
             if problem.shift:
                 rows = slice(*member.rows)
-                total[rows] = total[rows] - problem.shift * (fit.values / smooth).double().sum(dim=1).float()
+                total[rows] -= problem.shift * (fit.values / smooth).double().sum(dim=1).float()
             part = _to_part(fit, member, problem, spec)
             parts.append(part)
-            error = problem.relative_error(fit.values, smooth, fit.proj_down, fit.proj_up)
             reports.append(
-                PartReport(name, member.rows, columns, spec.precision, part.rank, label, error, statistics.measured)
+                PartReport(
+                    layer=name,
+                    rows=member.rows,
+                    columns=columns,
+                    scheme=spec.precision,
+                    rank=part.rank,
+                    smoothing=label,
+                    rounding="nearest" if curvature is None else "gptq",
+                    relative_error=fit.error(problem),
+                    measured=statistics.measured,
+                )
             )
     keep_bias = bias is not None or any(p.act_unsigned for p in parts)
     return _finish(weight, parts, total if keep_bias else None, spec, name), reports
@@ -124,24 +137,56 @@ def quantize_part(
     return layer.parts[0], layer.bias, reports[0]
 
 
+def _complete(
+    statistics: InputStatistics | None, plan: LayerPlan, spec: QuantSpec, in_features: int, name: str
+) -> InputStatistics:
+    """The statistics, checked, or synthetic ones."""
+    if statistics is None:
+        if spec.method == "best":
+            raise SVDQuantError(
+                f"{name}: method best needs recorded inputs, and the calibration holds none for this layer. "
+                "Record one with this model, or choose method fast."
+            )
+        gelu_columns = tuple(p.columns for p in plan.parts if p.after_gelu)
+        generator = named_generator(spec.seed, name + " tokens")
+        return InputStatistics.synthetic(in_features, gelu_columns, spec.score_tokens, generator)
+    if statistics.channels != in_features:
+        raise SVDQuantError(
+            f"{name}: the calibration has {statistics.channels} channels, expected {in_features}. "
+            "It belongs to another model; record one with this model."
+        )
+    for tensor in (statistics.tokens, statistics.mean_square, statistics.absmax, *statistics.grams.values()):
+        if not bool(torch.isfinite(tensor).all()):
+            raise SVDQuantError(f"{name}: the calibration holds NaN or infinite values. Record it again.")
+    return statistics
+
+
 def _pose(weight: Tensor, plan: PartPlan, statistics: InputStatistics, spec: QuantSpec, name: str) -> Problem:
-    shift = GELU_SHIFT if plan.after_gelu and spec.precision == "int4" else 0.0
+    act_unsigned = plan.after_gelu and spec.precision == "int4"
     return Problem(
         weight=weight[slice(*plan.rows), slice(*plan.columns)].float(),
         statistics=statistics.columns(*plan.columns),
-        shift=shift,
-        spec=spec,
+        arithmetic=runtime_arithmetic(spec.precision, spec.activations, act_unsigned),
+        shift=GELU_SHIFT if act_unsigned else 0.0,
+        rank=spec.rank,
+        scale_dtype=spec.scale_dtype,
+        seed=spec.seed,
         name=f"{name}, rows {plan.rows}, columns {plan.columns}",
+        score_tokens=spec.score_tokens,
+        exact_svd=spec.exact_svd,
     )
 
 
 def _choose_shared_factor(problems: list[Problem], spec: QuantSpec) -> tuple[Tensor, str]:
     statistics = problems[0].statistics
     weight = problems[0].weight if len(problems) == 1 else torch.cat([p.weight for p in problems])
-    level = activation_level(statistics, spec.precision)
-    return choose_factor(
-        weight, statistics, level, spec.scale_dtype, lambda smooth: sum(p.score_factor(smooth) for p in problems)
-    )
+    family = FactorFamily(weight, statistics, spec.scale_dtype, activation_level(statistics, spec.precision))
+    return family.search(lambda smooth: sum(p.score_factor(smooth) for p in problems))
+
+
+def _measure_curvature(statistics: InputStatistics, smooth: Tensor) -> Curvature | None:
+    gram, count = statistics.gram()
+    return Curvature.factor(gram / smooth / smooth[:, None], choose_damp(count, len(smooth)))
 
 
 def _to_part(fit: Fit, plan: PartPlan, problem: Problem, spec: QuantSpec) -> Part:
@@ -170,7 +215,7 @@ def _quantize_awq(weight: Tensor, plan: PartPlan, spec: QuantSpec, name: str) ->
     groups = codes.float().unflatten(-1, (scales.shape[1], -1))
     restored = torch.addcmul(zeros.float()[..., None], groups, scales.float()[..., None]).flatten(-2)
     error = float((restored - weight).norm() / weight.norm().clamp(min=1e-30))
-    report = PartReport(name, plan.rows, plan.columns, "awq", 0, "none", error, False)
+    report = PartReport(name, plan.rows, plan.columns, "awq", 0, "none", "nearest", error, False)
     return Part("awq", plan.rows, plan.columns, False, tensors), report
 
 

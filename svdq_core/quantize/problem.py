@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from ...kernels.reference import requantize_int8
-from .grid import Grid, activation_grid, weight_grid
+from .grid import Arithmetic, quantize_activations
 from .low_rank import draw_test_matrix, exact_svd, truncated_svd
 from .round import fit_scales, round_to_units, units_to_values
-from .smooth import smoothed_activations
-from .spec import QuantSpec
 from .statistics import InputStatistics, named_generator
 
 SEARCH_POWER_STEPS = 2
@@ -23,37 +22,59 @@ class Problem:
     Args:
         weight: (N, K) float32.
         statistics: of its input, on the weight's device.
+        arithmetic: what the runtime does with it.
         shift: added to the input by the runtime before quantization; 0 for signed activations.
-        spec: the user's settings.
-        name: of layer and part, for messages and for the random numbers of the decomposition.
+        rank: of the low-rank branch.
+        scale_dtype: of everything stored in 16 bits.
+        seed, name: what the random numbers of the decomposition depend on; the name is for messages, too.
+        score_tokens: how many tokens errors are measured on.
+        exact_svd: full decomposition.
     """
 
     weight: Tensor
     statistics: InputStatistics
-    shift: float
-    spec: QuantSpec
-    name: str
+    arithmetic: Arithmetic
+    shift: float = 0.0
+    rank: int = 32
+    scale_dtype: torch.dtype = torch.bfloat16
+    seed: int = 0
+    name: str = "layer"
+    score_tokens: int = 256
+    exact_svd: bool = False
 
     @cached_property
-    def grid(self) -> Grid:
-        return weight_grid(self.spec.precision)
+    def tokens(self) -> Tensor:
+        """The sample that errors are measured on: (T, K) float32."""
+        return self.statistics.sample(self.score_tokens)
 
     @cached_property
     def target(self) -> Tensor:
         """The exact output of the sample: (T, N) float32."""
-        return self.statistics.tokens @ self.weight.T
+        return self.tokens @ self.weight.T
 
     @cached_property
     def _test_matrix(self) -> Tensor:
-        generator = named_generator(self.spec.seed, self.name)
-        return draw_test_matrix(self.weight.shape[1], self.spec.rank, generator, self.weight.device)
+        generator = named_generator(self.seed, self.name)
+        return draw_test_matrix(self.weight.shape[1], self.rank, generator, self.weight.device)
 
     def decompose(self, matrix: Tensor, power_steps: int | None = None) -> tuple[Tensor, Tensor]:
         """Low-rank factors of an (N, K) matrix: up (N, R), down (R, K) float32."""
-        if self.spec.exact_svd and power_steps is None:
-            return exact_svd(matrix, self.spec.rank)
-        steps = {} if power_steps is None else {"power_steps": power_steps}
-        return truncated_svd(matrix, self.spec.rank, self._test_matrix, **steps)
+        if power_steps is not None:
+            return truncated_svd(matrix, self.rank, self._test_matrix, power_steps)
+        if self.exact_svd:
+            return exact_svd(matrix, self.rank)
+        return truncated_svd(matrix, self.rank, self._test_matrix)
+
+    def quantized_input(self, smooth: Tensor) -> Tensor:
+        """What the residual weight is multiplied by, the shift taken out again: (T, K) float32.
+
+        The runtime multiplies quant((x + shift) / smooth) and its bias holds -shift / smooth times the weight. Together
+        they act as quant((x + shift) / smooth) - shift / smooth.
+        """
+        x_hat = ((self.tokens + self.shift) / smooth).to(self.scale_dtype).float()
+        if self.arithmetic.activations is not None:
+            x_hat = quantize_activations(x_hat, self.arithmetic.activations, self.scale_dtype)
+        return x_hat - self.shift / smooth if self.shift else x_hat
 
     def squared_error(self, values: Tensor, smooth: Tensor, proj_down: Tensor, proj_up: Tensor) -> float:
         """Squared output error on the sample, activations quantized as the runtime does.
@@ -62,25 +83,23 @@ class Problem:
             values: (N, K) float32 dequantized residual in smoothed coordinates.
             smooth: (K,), proj_down: (K, R) for raw x, proj_up: (N, R).
         """
-        spec, tokens = self.spec, self.statistics.tokens
-        grid = activation_grid(spec.precision, spec.activations, self.shift != 0)
-        if spec.activations == "w4a8":
+        if self.arithmetic.requantize:
             codes, channel_scales = requantize_int8(values)
             values = codes.float() * channel_scales[:, None]
-        out = smoothed_activations(tokens, smooth, grid, self.shift, spec.scale_dtype) @ values.T
-        out += (tokens @ proj_down.float()) @ proj_up.float().T
+        out = self.quantized_input(smooth) @ values.T
+        out += (self.tokens @ proj_down.float()) @ proj_up.float().T
         return float(out.sub_(self.target).square_().sum())
-
-    def score_factor(self, smooth: Tensor) -> float:
-        """squared_error of a quick attempt with this smoothing factor."""
-        smoothed = self.weight * smooth
-        up, down = self.decompose(smoothed, SEARCH_POWER_STEPS)
-        residual = smoothed.sub_(up @ down)
-        scales = fit_scales(residual, self.grid, self.spec.scale_dtype, sweep=False)
-        values = units_to_values(round_to_units(residual, scales, self.grid), scales, self.grid)
-        return self.squared_error(values, smooth, (down / smooth).T, up)
 
     def relative_error(self, values: Tensor, smooth: Tensor, proj_down: Tensor, proj_up: Tensor) -> float:
         """||y_quantized - y|| / ||y|| on the sample; arguments as squared_error. 0 where y is all zero."""
         norm = float(self.target.square().sum())
         return (self.squared_error(values, smooth, proj_down, proj_up) / norm) ** 0.5 if norm > 0 else 0.0
+
+    def score_factor(self, smooth: Tensor) -> float:
+        """squared_error of a quick attempt with this smoothing factor."""
+        grid, smoothed = self.arithmetic.weights, self.weight * smooth
+        up, down = self.decompose(smoothed, SEARCH_POWER_STEPS)
+        residual = smoothed.sub_(up @ down)
+        scales = fit_scales(residual, grid, self.scale_dtype, sweep=False)
+        values = units_to_values(round_to_units(residual, scales, grid), scales, grid)
+        return self.squared_error(values, smooth, (down / smooth).T, up)

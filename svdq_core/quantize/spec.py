@@ -9,7 +9,7 @@ from ..errors import SVDQuantError
 
 PRECISIONS = ("int4", "nvfp4")
 ACTIVATIONS = ("w4a4", "w4a8")
-METHODS = ("fast",)
+METHODS = ("fast", "best")
 SCALE_DTYPES = (torch.bfloat16, torch.float16)
 MAX_RANK = 256
 
@@ -22,7 +22,7 @@ class QuantSpec:
         precision: number format of the weights: "int4" (groups of 64) or "nvfp4" (E2M1, groups of 16).
         activations: the compute mode that the smoothing is chosen for; files run in every mode.
         rank: of the low-rank branch, 0...256 in steps of 16; layers too small for it get less.
-        method: "fast" needs weights only.
+        method: "fast" needs weights only and gets better with statistics; "best" needs statistics of the inputs.
         seed: of the synthetic tokens and of the randomized SVD. Same seed, same machine: same bytes.
         scale_dtype: of smooth_factor, wscales, proj_down, proj_up and the bias.
         score_tokens: tokens that each smoothing candidate is scored on, more are strided down to it.

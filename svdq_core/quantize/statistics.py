@@ -1,11 +1,14 @@
 """What is known about the input of a layer: some of its tokens, and moments of all of them."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu
+
+GELU_MEAN_SQUARE = 0.4252  # of GELU(z) for standard-normal z
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:
@@ -16,28 +19,36 @@ def named_generator(seed: int, name: str) -> torch.Generator:
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """Statistics of the raw input x of a Linear: after a GELU, before shift and smoothing. All float32.
+    """Statistics of the raw input x of a Linear: after a GELU, before shift and smoothing.
 
     Args:
-        tokens: (T, K) a sample.
-        mean_square: (K,) mean of x^2.
-        absmax: (K,) largest |x|.
-        gram: (K, K) mean of x x^T, or None.
-        count: number of tokens behind the moments; 0: they are assumed, not measured.
+        tokens: (T, K) a sample, any float dtype.
+        mean_square: (K,) float32 mean of x^2.
+        absmax: (K,) float32 largest |x|.
+        count: number of tokens behind these two; 0: they are assumed, not measured.
+        grams: (start, stop) of consecutive channels -> (stop - start, stop - start) float32 mean of x x^T.
+        gram_count: number of tokens behind the Gram matrices.
     """
 
     tokens: Tensor
     mean_square: Tensor
     absmax: Tensor
-    gram: Tensor | None = None
     count: int = 0
+    grams: Mapping[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
+    gram_count: int = 0
 
     @property
     def measured(self) -> bool:
         return self.count > 0
 
+    @property
+    def channels(self) -> int:
+        return self.mean_square.shape[0]
+
     @staticmethod
-    def synthetic(in_features: int, gelu_columns: tuple[tuple[int, int], ...], tokens: int, generator: torch.Generator):
+    def synthetic(
+        in_features: int, gelu_columns: tuple[tuple[int, int], ...], tokens: int, generator: torch.Generator
+    ) -> "InputStatistics":
         """The input of a normalized layer as far as it is known without data: every channel standard normal.
 
         Args:
@@ -48,33 +59,50 @@ class InputStatistics:
         mean_square, absmax = torch.ones(in_features), torch.full((in_features,), 4.0)
         for start, stop in gelu_columns:
             x[:, start:stop] = gelu(x[:, start:stop], approximate="tanh")
-            mean_square[start:stop] = 0.4252  # E[gelu(z)^2] for standard-normal z
+            mean_square[start:stop] = GELU_MEAN_SQUARE
         return InputStatistics(x, mean_square, absmax)
 
     @staticmethod
     def from_tokens(tokens: Tensor) -> "InputStatistics":
         """Measured on the tokens alone: (T, K) any float dtype."""
         x = tokens.float()
-        return InputStatistics(x, x.square().mean(dim=0), x.abs().amax(dim=0), x.T @ x / len(x), len(x))
+        return InputStatistics(tokens, x.square().mean(dim=0), x.abs().amax(dim=0), len(x))
 
     def columns(self, start: int, stop: int) -> "InputStatistics":
-        """The statistics of some consecutive channels."""
-        gram = None if self.gram is None else self.gram[start:stop, start:stop]
+        """The statistics of some consecutive channels, renumbered from 0."""
+        grams = {}
+        for (left, right), gram in self.grams.items():
+            if left <= start and stop <= right:
+                grams[0, stop - start] = gram[start - left : stop - left, start - left : stop - left]
         return replace(
             self,
             tokens=self.tokens[:, start:stop],
             mean_square=self.mean_square[start:stop],
             absmax=self.absmax[start:stop],
-            gram=gram,
+            grams=grams,
         )
 
-    def to(self, device: torch.device, tokens: int) -> "InputStatistics":
-        """On another device, with the sample strided down to at most `tokens` rows."""
-        stride = max(1, -(-len(self.tokens) // tokens))
+    def to(self, device: torch.device) -> "InputStatistics":
+        """On another device."""
         return replace(
             self,
-            tokens=self.tokens[::stride].to(device, torch.float32),
+            tokens=self.tokens.to(device),
             mean_square=self.mean_square.to(device, torch.float32),
             absmax=self.absmax.to(device, torch.float32),
-            gram=None if self.gram is None else self.gram.to(device, torch.float32),
+            grams={k: g.to(device, torch.float32) for k, g in self.grams.items()},
         )
+
+    def sample(self, count: int) -> Tensor:
+        """At most `count` of the tokens, evenly strided: (T, K) float32."""
+        return self.tokens[:: max(1, -(-len(self.tokens) // count))].float()
+
+    def gram(self) -> tuple[Tensor, int]:
+        """Mean of x x^T over all channels, (K, K) float32, and the number of tokens behind it.
+
+        Recorded if there is such a record, else of the tokens at hand.
+        """
+        recorded = self.grams.get((0, self.channels))
+        if recorded is not None:
+            return recorded, self.gram_count
+        x = self.tokens.float()
+        return x.T @ x / max(1, len(x)), len(x)

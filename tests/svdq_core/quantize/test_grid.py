@@ -6,7 +6,15 @@ import torch
 from svdquant_pack.kernels import reference
 from svdquant_pack.kernels.format import E2M1_VALUES
 from svdquant_pack.kernels.packing import unpack_int4, unpack_uint4
-from svdquant_pack.svdq_core.quantize.grid import INT4, NVFP4, UINT4, activation_grid, quantize_activations
+from svdquant_pack.svdq_core.quantize.grid import (
+    INT4,
+    NF4,
+    NF4_VALUES,
+    NVFP4,
+    UINT4,
+    quantize_activations,
+    runtime_arithmetic,
+)
 
 
 def test_e2m1_snaps_as_the_encoder():
@@ -20,6 +28,13 @@ def test_int_grids_saturate():
     units = torch.tensor([-9.0, -0.5, 0.5, 1.5, 6.6, 22.0])
     assert INT4.snap(units).tolist() == [-7, 0, 0, 2, 7, 7]
     assert UINT4.snap(units).tolist() == [0, 0, 0, 2, 7, 15]
+
+
+def test_nf4_snaps_to_the_nearest_value():
+    units = torch.linspace(-1.2, 1.2, 999)
+    values = torch.tensor(NF4_VALUES)
+    nearest = values[(units[:, None] - values).abs().argmin(dim=1)]
+    assert torch.equal(NF4.snap(units), nearest)
 
 
 def _runtime_values(x, precision, activations, act_unsigned):
@@ -46,7 +61,7 @@ def test_activations_equal_the_runtime(precision, activations, act_unsigned):
     x[7, 100] = 9000.0
     if act_unsigned:
         x = torch.nn.functional.gelu(x, approximate="tanh")
-    grid = activation_grid(precision, activations, act_unsigned)
+    grid = runtime_arithmetic(precision, activations, act_unsigned).activations
     shifted = (x + 0.171875 if act_unsigned else x).float()
     found = quantize_activations(shifted, grid, torch.bfloat16)
     assert torch.equal(found, _runtime_values(x, precision, activations, act_unsigned))

@@ -7,7 +7,7 @@ from planted_layers import draw_tokens, draw_weight, nearest_tensors, output_err
 from svdquant_pack.kernels.format import GELU_SHIFT
 from svdquant_pack.kernels.linear import awq_linear, dequantize, svdquant_linear
 from svdquant_pack.svdq_core.errors import ArchitectureError, SVDQuantError
-from svdquant_pack.svdq_core.quantize import LayerPlan, QuantSpec, quantize_layer, quantize_part
+from svdquant_pack.svdq_core.quantize import InputStatistics, LayerPlan, QuantSpec, quantize_layer, quantize_part
 
 N, K = 256, 384
 
@@ -181,3 +181,76 @@ def test_float16_overflow_is_refused():
     spec = QuantSpec(scale_dtype=torch.float16)
     with pytest.raises(SVDQuantError, match=r"big.*: scales or factors exceed the range of float16"):
         quantize_part(draw_weight(128, 128).float() * 1e8, None, spec, "big")
+
+
+def _correlated_tokens(count, seed, after_gelu=False):
+    """Tokens of 48 common causes and noise, three channels ten times as large."""
+    g = torch.Generator().manual_seed(7)
+    mixing, hot = torch.randn(48, K, generator=g) / 48**0.5, torch.randperm(K, generator=g)[:3]
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 48, generator=g) @ mixing + 0.5 * torch.randn(count, K, generator=g)
+    x[:, hot] *= 10
+    return torch.nn.functional.gelu(x, approximate="tanh") if after_gelu else x
+
+
+# What recording leaves of the error without, and "best" of the error of "fast" with the same recording. Measured:
+# 0.55 and 0.86, 0.79 and 0.69, 0.80 and 0.90, 0.75 and 0.60.
+@pytest.mark.parametrize(
+    ("precision", "activations", "after_gelu", "recording", "gptq"),
+    [
+        ("int4", "w4a4", False, 0.65, 0.9),
+        ("int4", "w4a8", True, 0.85, 0.75),
+        ("nvfp4", "w4a4", False, 0.85, 0.94),
+        ("nvfp4", "w4a8", False, 0.82, 0.66),
+    ],
+)
+def test_recorded_inputs_help_and_gptq_helps_more(precision, activations, after_gelu, recording, gptq):
+    weight, x = draw_weight(N, K), _correlated_tokens(256, 1, after_gelu)
+    statistics = InputStatistics.from_tokens(_correlated_tokens(2048, 2, after_gelu))
+    errors, reports = [], []
+    for method, known in (("fast", None), ("fast", statistics), ("best", statistics)):
+        spec = QuantSpec(precision=precision, activations=activations, method=method)
+        part, bias, report = quantize_part(weight, None, spec, "layer", after_gelu, known)
+        part.check("layer")
+        errors.append(output_error(x, weight, None, part.tensors, precision, activations, bias, part.act_unsigned))
+        reports.append(report)
+    assert errors[1] < recording * errors[0]
+    assert errors[2] < gptq * errors[1]
+    assert [r.rounding for r in reports] == ["nearest", "nearest", "gptq"]
+    assert [r.measured for r in reports] == [False, True, True]
+
+
+def test_best_is_deterministic():
+    statistics = InputStatistics.from_tokens(_correlated_tokens(512, 2))
+    spec = QuantSpec(method="best")
+    plan = LayerPlan.stack_rows((128, 128), K)
+    layers = [_bytes(quantize_layer(draw_weight(N, K), None, plan, spec, "a", statistics)[0])[0] for _ in range(2)]
+    assert torch.equal(*layers)
+
+
+def test_best_without_recorded_inputs_is_refused():
+    with pytest.raises(SVDQuantError, match="layer: method best needs recorded inputs"):
+        quantize_part(draw_weight(N, K), None, QuantSpec(method="best"), "layer")
+
+
+def test_statistics_of_another_model_are_refused():
+    statistics = InputStatistics.from_tokens(draw_tokens(64, 128))
+    with pytest.raises(SVDQuantError, match="layer: the calibration has 128 channels, expected 384"):
+        quantize_part(draw_weight(N, K), None, QuantSpec(), "layer", statistics=statistics)
+    tokens = _correlated_tokens(64, 2)
+    tokens[3, 4] = float("nan")
+    with pytest.raises(SVDQuantError, match="layer: the calibration holds NaN"):
+        quantize_part(draw_weight(N, K), None, QuantSpec(), "layer", statistics=InputStatistics.from_tokens(tokens))
+
+
+def test_few_tokens_and_silent_channels_still_help():
+    weight, x = draw_weight(N, K), _correlated_tokens(256, 1)
+    tokens = _correlated_tokens(48, 2)
+    tokens[:, 5] = 0
+    statistics = InputStatistics.from_tokens(tokens)
+    errors = []
+    for method in ("fast", "best"):
+        part, bias, _ = quantize_part(weight, None, QuantSpec(method=method), "layer", statistics=statistics)
+        part.check("layer")
+        errors.append(output_error(x, weight, None, part.tensors, "int4", "w4a8", bias))
+    assert errors[1] < 0.88 * errors[0]  # measured: 0.82

@@ -1,14 +1,14 @@
-"""Smoothing factors: exact in 16 bits, bounded, 1 for dead channels, and chosen by score."""
+"""Smoothing factors: exact in 16 bits, bounded, 1 for dead channels, and found by score."""
 
 import pytest
 import torch
 
 from svdquant_pack.svdq_core.quantize import InputStatistics
 from svdquant_pack.svdq_core.quantize.smooth import (
+    Exponents,
+    FactorFamily,
     activation_level,
-    choose_factor,
     normalize_factor,
-    propose_factors,
 )
 
 
@@ -40,19 +40,50 @@ def test_level_follows_the_activations_for_nvfp4_only():
     assert activation_level(InputStatistics.from_tokens(torch.zeros(4, 64)), "nvfp4") == 1
 
 
-def test_activation_spans_need_measured_statistics():
-    weight = torch.randn(128, 64, generator=torch.Generator().manual_seed(0))
-    drawn = InputStatistics.synthetic(64, (), 16, torch.Generator().manual_seed(0))
-    labels = [label for label, _ in propose_factors(weight, drawn)]
-    assert not any("x^" in label for label in labels)
-    labels = [label for label, _ in propose_factors(weight, InputStatistics.from_tokens(drawn.tokens))]
-    assert len(labels) == 1 + 2 * 38
+def _weight():
+    return torch.randn(128, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-1, 1, 64)
 
 
-def test_chooses_the_lowest_score():
-    weight = torch.randn(128, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-1, 1, 64)
-    statistics = InputStatistics.synthetic(64, (), 16, torch.Generator().manual_seed(0))
-    wanted = normalize_factor(weight.abs().amax(dim=0) ** -0.3, torch.bfloat16)
-    found, label = choose_factor(weight, statistics, 1.0, torch.bfloat16, lambda f: float((f - wanted).norm()))
-    assert label == "absmax w^-0.3"
-    assert torch.equal(found, wanted)
+def _drawn():
+    return InputStatistics.synthetic(64, (), 16, torch.Generator().manual_seed(0))
+
+
+def test_without_measured_inputs_only_the_weight_speaks():
+    family = FactorFamily(_weight(), _drawn(), torch.bfloat16)
+    tried = []
+    _, label = family.search(lambda factor: tried.append(factor) or len(tried))
+    assert label == "none"
+    assert torch.equal(tried[0], torch.ones(64))
+    assert len(tried) >= 7
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.5, 0.5), (0.8, 0.0), (0.25, 0.7)])
+def test_search_walks_to_the_best_exponents(alpha, beta):
+    tokens = _drawn().tokens * torch.logspace(1.5, -1.5, 64)[torch.randperm(64)]
+    family = FactorFamily(_weight(), InputStatistics.from_tokens(tokens), torch.bfloat16)
+    wanted = family.factor(Exponents("rms", alpha, beta)).log2()
+    calls = []
+
+    def score(factor):
+        calls.append(factor)
+        return float((factor.log2() - wanted).norm())
+
+    found, _ = family.search(score)
+    assert (found.log2() - wanted).abs().max() < 0.6  # of spans over 2^10: half a small step in each exponent
+    assert len(calls) <= 33
+
+
+def test_a_score_that_is_not_finite_never_wins():
+    family = FactorFamily(_weight(), _drawn(), torch.bfloat16)
+    scores = iter([float("nan"), float("inf"), 5.0, *[float("nan")] * 40])
+    _, label = family.search(lambda factor: next(scores))
+    assert label != "none"
+
+
+def test_a_dead_channel_gets_one():
+    weight, tokens = _weight(), _drawn().tokens.clone()
+    weight[:, 3] = 0
+    tokens[:, 5] = 0
+    family = FactorFamily(weight, InputStatistics.from_tokens(tokens), torch.bfloat16)
+    for exponents in (Exponents("rms", 0.5, 0.5), Exponents("absmax", 0.8, 0.0), Exponents("rms", 0.0, 0.5)):
+        assert family.factor(exponents)[[3, 5]].tolist() == [1, 1]
