@@ -16,10 +16,7 @@ from torch import Tensor
 
 from ..kernels.format import BLOB_ALIGNMENT, GROUP_SIZE_AWQ, GROUP_SIZE_INT4, GROUP_SIZE_NVFP4
 from .errors import CheckpointError
-
-HALF = (torch.bfloat16, torch.float16)
-FLOAT = (*HALF, torch.float32)
-E4M3 = (torch.float8_e4m3fn,)
+from .values import E4M3, FLOAT, check_values
 
 # scheme -> tensor name -> (shape in symbols, dtypes, required). K2 = K//2, G = K//group_size of the scheme.
 _LOW_RANK = {
@@ -137,33 +134,6 @@ class Part:
             )
 
 
-def check_values(tensor: Tensor, dtypes: tuple[torch.dtype, ...], what: str) -> None:
-    """Raise CheckpointError unless the tensor has one of the dtypes and only finite values.
-
-    Args:
-        what: file, layer and tensor, for the message.
-    """
-    if tensor.dtype not in dtypes:
-        names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise CheckpointError(
-            f"{what} is {str(tensor.dtype).removeprefix('torch.')}, expected {names}. The file is damaged or of "
-            "another format."
-        )
-    if tensor.dtype.is_floating_point and not _is_finite(tensor):
-        raise CheckpointError(
-            f"{what} holds NaN or infinite values. The file is damaged; download or quantize it again."
-        )
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    if tensor.dtype == torch.float8_e4m3fn:
-        return not bool(((tensor.view(torch.uint8) & 0x7F) == 0x7F).any())  # e4m3fn has NaN only
-    if tensor.numel() == 0:
-        return True
-    low, high = torch.aminmax(tensor)  # NaN and infinities survive it; 38 times as fast as isfinite on bfloat16
-    return bool(torch.isfinite(low) & torch.isfinite(high))
-
-
 @dataclass(frozen=True)
 class QuantizedLayer:
     """All parts of one host Linear, and its bias.
@@ -178,6 +148,11 @@ class QuantizedLayer:
     out_features: int
     parts: tuple[Part, ...]
     bias: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        tensors = [tensor for part in self.parts for tensor in part.tensors.values()]
+        return sum(t.nbytes for t in tensors) + (0 if self.bias is None else self.bias.nbytes)
 
     def check(self, where: str) -> None:
         """Raise CheckpointError unless every part is sound, they tile the weight, and the bias fits.

@@ -35,6 +35,4 @@ class QuantizedModel:
 
     @property
     def nbytes(self) -> int:
-        tensors = [t for layer in self.layers.values() for part in layer.parts for t in part.tensors.values()]
-        tensors += [layer.bias for layer in self.layers.values() if layer.bias is not None] + list(self.plain.values())
-        return sum(t.nbytes for t in tensors)
+        return sum(entry.nbytes for entry in (*self.layers.values(), *self.plain.values()))
