@@ -189,3 +189,48 @@ NUNCHAKU = {
     "proj_down": Conversion(proj_down_from_nunchaku, proj_down_to_nunchaku),
     "proj_up": Conversion(proj_up_from_nunchaku, proj_up_to_nunchaku),
 }
+
+
+# comfy-kitchen's tiles of 128 rows: the codes of four rows follow each other within a group; the rest is in plain order
+KITCHEN_ROWS = 128
+_KITCHEN_QWEIGHT = TileOrder("T G q r b", "T q r, G b", q=32, r=4, b=32)
+_KITCHEN_WSCALES = TileOrder("T G n", "G, T n", n=KITCHEN_ROWS)
+_KITCHEN_PROJ_UP = TileOrder("T R n", "T n, R", n=KITCHEN_ROWS)
+
+
+def qweight_from_kitchen(stored: Tensor) -> Tensor:
+    """(N//128, K//64, 32, 128) int8 -> (N, K//2) int8 row-major, codes unchanged."""
+    return _KITCHEN_QWEIGHT.to_natural(stored, stored.shape[0] * KITCHEN_ROWS, stored.shape[1] * 32)
+
+
+def qweight_to_kitchen(qweight: Tensor) -> Tensor:
+    rows, half = qweight.shape
+    return _KITCHEN_QWEIGHT.to_stored(qweight, rows // KITCHEN_ROWS, half // 32, 32, 128)
+
+
+def wscales_from_kitchen(stored: Tensor) -> Tensor:
+    """(N//128, K//64, 128) -> (K//64, N)."""
+    return _KITCHEN_WSCALES.to_natural(stored, stored.shape[1], stored.shape[0] * KITCHEN_ROWS)
+
+
+def wscales_to_kitchen(wscales: Tensor) -> Tensor:
+    groups, rows = wscales.shape
+    return _KITCHEN_WSCALES.to_stored(wscales, rows // KITCHEN_ROWS, groups, KITCHEN_ROWS)
+
+
+def proj_up_from_kitchen(stored: Tensor) -> Tensor:
+    """(N//128, R, 128) -> (N, R)."""
+    return _KITCHEN_PROJ_UP.to_natural(stored, stored.shape[0] * KITCHEN_ROWS, stored.shape[1])
+
+
+def proj_up_to_kitchen(proj_up: Tensor) -> Tensor:
+    rows, rank = proj_up.shape
+    return _KITCHEN_PROJ_UP.to_stored(proj_up, rows // KITCHEN_ROWS, rank, KITCHEN_ROWS)
+
+
+# tensors of comfy-kitchen's tile-packed layers that are not in plain order
+KITCHEN = {
+    "qweight": Conversion(qweight_from_kitchen, qweight_to_kitchen),
+    "wscales": Conversion(wscales_from_kitchen, wscales_to_kitchen),
+    "proj_up": Conversion(proj_up_from_kitchen, proj_up_to_kitchen),
+}

@@ -2,9 +2,8 @@
 
 from ..model import QuantizedModel
 from .container import Checkpoint
-from .nunchaku_read import plan_nunchaku
+from .dialects import plan_checkpoint
 from .nunchaku_write import to_nunchaku
-from .packed import is_packed, read_packed
 from .save import require_space, save_tensors
 
 
@@ -14,7 +13,7 @@ def read_checkpoint(checkpoint: Checkpoint) -> QuantizedModel:
     Raises:
         CheckpointError: it is of no such kind, damaged or incomplete.
     """
-    return read_packed(checkpoint) if is_packed(checkpoint) else plan_nunchaku(checkpoint).read()
+    return plan_checkpoint(checkpoint).read()
 
 
-__all__ = ["Checkpoint", "read_checkpoint", "require_space", "save_tensors", "to_nunchaku"]
+__all__ = ["Checkpoint", "plan_checkpoint", "read_checkpoint", "require_space", "save_tensors", "to_nunchaku"]

@@ -2,14 +2,21 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .pickle_file import Flag, PickleFile
 from .safetensors_file import SafetensorsFile
 
-LEGACY_FILES = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")
+LEGACY_FILES = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")  # older nunchaku
+NATIVE_FILES = ("model.pt", "scale.pt")  # deepcompressor's own output; the next two may be absent
+NATIVE_OPTIONAL_FILES = ("smooth.pt", "branch.pt")
+DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
+DIFFUSERS_INDEX = f"{DIFFUSERS_FILE}.index.json"
+DIFFUSERS_FOLDER = "transformer"  # of a whole pipeline
+
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "model.")  # what other tools put in front
 MAX_CONFIG_BYTES = 10_000_000
 
@@ -18,20 +25,22 @@ class Checkpoint(Mapping[str, Tensor]):
     """Tensors by name, without the prefix that other tools put in front of all of them.
 
     Args:
-        path: a .safetensors file, or a legacy folder with the two files of LEGACY_FILES.
+        path: a .safetensors file, or a folder: nunchaku's older one, one that diffusers saved, or deepcompressor's own
+            output, whose tensors are named FILE/NAME.
 
     Raises:
-        CheckpointError: the path is neither, is damaged, or is a kind of file that cannot hold SVDQuant layers.
+        CheckpointError: the path is none of these, is damaged, or is a kind of file that cannot hold SVDQuant layers.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.metadata: dict[str, str] = {}
-        self._places: dict[str, tuple[SafetensorsFile, str]] = {}
+        self.flags: dict[str, Flag] = {}  # plain values among the tensors of a .pt file
+        self._places: dict[str, tuple[SafetensorsFile | PickleFile, str]] = {}
         self._files = [self._open(file) for file in self._paths()]
         for file in self._files:
             names = file.names()
-            prefix = _prefix(names)
+            prefix = _prefix(names) if isinstance(file, SafetensorsFile) else ""
             for name in names:
                 if not name.startswith(prefix):
                     continue  # a text encoder or autoencoder in the same file
@@ -40,33 +49,8 @@ class Checkpoint(Mapping[str, Tensor]):
                     raise CheckpointError(f"{path.name}: tensor {short} is stored twice. The file is damaged.")
                 self._places[short] = file, name
             self.metadata |= file.metadata
-        for name in ("config", "comfy_config"):
-            file = path / f"{name}.json"
-            if path.is_dir() and file.is_file():
-                self.metadata.setdefault(name, self._read_text(file))
-
-    def _paths(self) -> list[Path]:
-        if not self.path.is_dir():
-            return [self.path]
-        files = [self.path / name for name in LEGACY_FILES]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise CheckpointError(
-                f"{self.path.name}: {' and '.join(missing)} is missing. A legacy SVDQuant folder holds "
-                f"{' and '.join(LEGACY_FILES)}."
-            )
-        return files
-
-    def _open(self, file: Path) -> SafetensorsFile:
-        return SafetensorsFile(file, file.name if file == self.path else f"{self.path.name}/{file.name}")
-
-    def _read_text(self, file: Path) -> str:
-        try:
-            if file.stat().st_size > MAX_CONFIG_BYTES:
-                raise CheckpointError(f"{self.path.name}/{file.name}: larger than any config file.")
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{self.path.name}/{file.name}: cannot be read ({error}).") from error
+            self.flags |= getattr(file, "flags", {})
+        self._read_configs()
 
     @property
     def name(self) -> str:
@@ -86,7 +70,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return name in self._places  # Mapping's own would read the tensor
 
     def dtype(self, name: str) -> str:
-        """The dtype as the safetensors header names it, without reading the tensor: "BF16", "I8", ..."""
+        """The dtype as the header names it ("BF16", "I8", ...; of a .pt file as torch does), without reading."""
         file, stored = self._places[name]
         return file.dtype(stored)
 
@@ -95,10 +79,87 @@ class Checkpoint(Mapping[str, Tensor]):
         file, stored = self._places[name]
         return file.shape(stored)
 
+    @property
+    def files(self) -> list[Path]:
+        """The files it consists of, config files aside."""
+        return [file.path for file in self._files]
+
     def release(self) -> None:
         """Let go of the pages read so far; tensors that are still in use stay valid."""
         for file in self._files:
             file.release()
+
+    def _paths(self) -> list[Path]:
+        if not self.path.is_dir():
+            return [self.path]
+        inner = self.path / DIFFUSERS_FOLDER
+        folder = inner if inner.is_dir() and not (self.path / LEGACY_FILES[0]).is_file() else self.path
+        if all((folder / name).is_file() for name in LEGACY_FILES):
+            return [folder / name for name in LEGACY_FILES]
+        if all((folder / name).is_file() for name in NATIVE_FILES):
+            optional = [folder / name for name in NATIVE_OPTIONAL_FILES if (folder / name).is_file()]
+            return [folder / name for name in NATIVE_FILES] + optional
+        if (folder / DIFFUSERS_INDEX).is_file():
+            return self._shards(folder / DIFFUSERS_INDEX)
+        if (folder / DIFFUSERS_FILE).is_file():
+            return [folder / DIFFUSERS_FILE]
+        found = [name for name in (*LEGACY_FILES, *NATIVE_FILES) if (folder / name).is_file()]
+        begun = NATIVE_FILES if found and found[0] in NATIVE_FILES else LEGACY_FILES
+        missing = " and ".join(name for name in begun if name not in found)
+        raise CheckpointError(
+            f"{self.path.name}: {missing} is missing. A folder holds either {' and '.join(LEGACY_FILES)} (older "
+            f"nunchaku), or {DIFFUSERS_FILE} and config.json (diffusers), or "
+            f"{', '.join(NATIVE_FILES + NATIVE_OPTIONAL_FILES)} (deepcompressor)."
+        )
+
+    def _shards(self, index: Path) -> list[Path]:
+        weight_map = parse_json(self._read_text(index), f"{self.path.name}/{index.name}").get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise CheckpointError(f"{self.path.name}/{index.name}: weight_map is missing. The file is damaged.")
+        names = sorted(set(weight_map.values()))
+        for name in names:
+            if PurePosixPath(name).name != name or name in ("", ".", "..") or "\\" in name:
+                raise CheckpointError(f"{self.path.name}/{index.name}: {name!r} is no file of this folder. Refused.")
+        return [index.parent / name for name in names]
+
+    def _open(self, file: Path) -> SafetensorsFile | PickleFile:
+        shown = file.name if file == self.path else f"{self.path.name}/{file.relative_to(self.path).as_posix()}"
+        if file.suffix == ".pt" and file != self.path:
+            return PickleFile(file, shown)
+        return SafetensorsFile(file, shown)
+
+    def _read_configs(self) -> None:
+        """The config files of a folder as metadata; those beside a single file only where they speak of it."""
+        folder = self._files[0].path.parent
+        for name in ("config", "comfy_config"):
+            file = folder / f"{name}.json"
+            if self.path.is_dir() and file.is_file():
+                self.metadata.setdefault(name, self._read_text(file))
+        if not self.path.is_dir() and (folder / "config.json").is_file() and "config" not in self.metadata:
+            text = self._read_text(folder / "config.json")
+            if any(f"{target}.qweight" in self for target in lite_targets(text)):
+                self.metadata["config"] = text
+
+    def _read_text(self, file: Path) -> str:
+        shown = f"{self.path.name}/{file.name}"
+        try:
+            if file.stat().st_size > MAX_CONFIG_BYTES:
+                raise CheckpointError(f"{shown}: larger than any config file.")
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{shown}: cannot be read ({error}).") from error
+
+
+def lite_targets(config: str) -> list[str]:
+    """The modules that a diffusers config.json lists as quantized by Nunchaku Lite; [] for any other config."""
+    try:
+        quantization = json.loads(config)["quantization_config"]
+        if quantization["quant_method"] != "nunchaku_lite":
+            return []
+        kinds = [quantization.get("svdq_w4a4") or {}, quantization.get("awq_w4a16") or {}]
+        return [str(target) for kind in kinds for target in kind.get("targets", [])]
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return []
 
 
 def _prefix(names: list[str]) -> str:

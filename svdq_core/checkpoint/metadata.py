@@ -20,6 +20,12 @@ def pack_version() -> str:
     return line.split('"')[1]
 
 
+def provenance(source: str) -> dict[str, str]:
+    """What wrote a file, and from which one."""
+    written = {"svdquant_written_by": f"ComfyUI-SVDQuant {pack_version()}"}
+    return written | ({"svdquant_source": source} if source else {})
+
+
 def nunchaku_metadata(model: QuantizedModel) -> dict[str, str]:
     """All keys that nunchaku's loaders read, those that the model already carries taken as they are.
 

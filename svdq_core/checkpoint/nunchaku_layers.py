@@ -4,13 +4,19 @@ Both directions of each kind of layer stand next to each other. Names are canoni
 nunchaku_names.py. Source: deepcompressor's converter and nunchaku's loader, checked bit for bit on files of theirs.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from ...kernels.format import GROUP_SIZE_AWQ, RANK_MULTIPLE
 from .. import layouts
 from ..errors import CheckpointError
-from ..layer import FLOAT, Part, check_values
+from ..layer import Part
+from ..stack import same_bits
+from ..values import FLOAT, check_values
+from .nunchaku_names import EXACT, SIGNED_BIAS
+from .output import Output, whole
 
 TILE = 128  # rows and columns of a packed layer are multiples of it
 AWQ_GROUP_ROWS = 16  # scale rows of a modulation layer are padded with zeros to a multiple of it
@@ -43,7 +49,10 @@ def unpack_layer(stored: dict[str, Tensor], unsigned: bool, where: str) -> tuple
             f"{TILE // 2}. The file is damaged or of another format."
         )
     rows, columns = qweight.shape[0], qweight.shape[1] * 2
-    stored = _with_low_rank(dict(stored), rows, columns)
+    exact = {name: tensor for name, tensor in stored.items() if name.startswith(EXACT)}
+    signed_bias = stored.get(SIGNED_BIAS)
+    stored = {name: tensor for name, tensor in stored.items() if name in SVDQUANT_TENSORS}
+    stored = _with_low_rank(stored, rows, columns)
     scheme = "nvfp4" if "wscales" in stored and stored["wscales"].dtype == torch.float8_e4m3fn else "int4"
     if "wtscale" in stored and stored["wtscale"].ndim == 0:
         stored["wtscale"] = stored["wtscale"].reshape(1)
@@ -54,8 +63,24 @@ def unpack_layer(stored: dict[str, Tensor], unsigned: bool, where: str) -> tuple
             f"{where}: the rank is {part.rank}, expected a multiple of {RANK_MULTIPLE}. The file is damaged."
         )
     natural = {name: layouts.NUNCHAKU[name].from_stored(tensor) for name, tensor in stored.items()}
+    natural |= _exact_tensors(exact, natural, where)
     bias = natural.pop("bias", None)
+    if signed_bias is not None:
+        check_values(signed_bias, FLOAT, f"{where}: {SIGNED_BIAS}")
+        return Part(scheme, part.rows, part.columns, False, natural), signed_bias
     return Part(scheme, part.rows, part.columns, part.act_unsigned, natural), bias
+
+
+def _exact_tensors(exact: dict[str, Tensor], rounded: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """What was kept beside rounded tensors, by the names of those."""
+    found = {}
+    for name, tensor in exact.items():
+        short = name.removeprefix(EXACT)
+        check_values(tensor, FLOAT, f"{where}: {name}")
+        if short not in rounded or tensor.shape != rounded[short].shape:
+            raise CheckpointError(f"{where}: {name} has shape {tuple(tensor.shape)}, unlike {short}. It is damaged.")
+        found[short] = tensor
+    return found
 
 
 def _with_low_rank(stored: dict[str, Tensor], rows: int, columns: int) -> dict[str, Tensor]:
@@ -67,17 +92,21 @@ def _with_low_rank(stored: dict[str, Tensor], rows: int, columns: int) -> dict[s
     return stored
 
 
-def pack_layer(part: Part, bias: Tensor | None, dtype: torch.dtype) -> dict[str, Tensor]:
+def svdquant_outputs(
+    layer: str, part: Part, bias: Tensor | None, dtype: torch.dtype, suffixes: dict[str, str]
+) -> Iterator[Output]:
     """The inverse of unpack_layer.
 
     Args:
+        layer: its name in the file. suffixes: canonical tensor name -> suffix.
         bias: (N,) or None; a file always has one, of zeros if need be.
-        dtype: of the bias.
+        dtype: of such a bias.
     """
     tensors = dict(part.tensors)
-    tensors["bias"] = torch.zeros(part.out_features, dtype=dtype) if bias is None else bias.to(dtype)
+    tensors["bias"] = torch.zeros(part.out_features, dtype=dtype) if bias is None else bias
     tensors.setdefault("smooth_factor_orig", tensors["smooth_factor"])
-    return {name: layouts.NUNCHAKU[name].to_stored(tensor) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        yield whole(f"{layer}.{suffixes[name]}", tensor, layouts.NUNCHAKU[name].to_stored)
 
 
 def unpack_modulation(stored: dict[str, Tensor], chunks: int, where: str) -> tuple[Part, Tensor | None]:
@@ -117,10 +146,12 @@ def unpack_modulation(stored: dict[str, Tensor], chunks: int, where: str) -> tup
             )
         natural = layouts.rows_from_interleaved(bias, chunks)
         bias = layouts.remove_plus_one(natural, chunks)
-        again = layouts.add_plus_one(bias, chunks, natural.dtype)
-        if not torch.equal(again.view(torch.uint8), natural.contiguous().view(torch.uint8)):  # bits: -0.0 is not 0.0
+        if not same_bits(layouts.add_plus_one(bias, chunks, natural.dtype), natural):
             tensors["stored_bias"] = natural
-    part = Part("awq", (0, rows), (0, columns), False, tensors)
+    exact = {name: tensor for name, tensor in stored.items() if name.startswith(EXACT)}
+    found = _exact_tensors(exact, tensors | ({} if bias is None else {"bias": bias}), where)
+    bias = found.pop("bias", bias)
+    part = Part("awq", (0, rows), (0, columns), False, tensors | found)
     part.check(where)
     return part, bias
 
@@ -135,26 +166,33 @@ def _unpack_groups(stored: Tensor, rows: int, groups: int, chunks: int, what: st
     return layouts.rows_from_interleaved(stored[:groups], chunks, dim=1)
 
 
-def pack_modulation(part: Part, bias: Tensor | None, chunks: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def modulation_outputs(
+    layer: str, part: Part, bias: Tensor | None, chunks: int, dtype: torch.dtype, suffixes: dict[str, str]
+) -> Iterator[Output]:
     """The inverse of unpack_modulation.
 
     Args:
+        layer: its name in the file. suffixes: canonical tensor name -> suffix.
         bias: (N,) without the 1, or None.
-        dtype: of everything but the codes.
+        dtype: of the bias in the file.
     """
-    tensors = {"qweight": layouts.awq_qweight_to_nunchaku(layouts.rows_to_interleaved(part["qweight"], chunks))}
+    rows, columns = part.out_features, part.in_features
+
+    def qweight() -> list[Tensor]:
+        return [layouts.awq_qweight_to_nunchaku(layouts.rows_to_interleaved(part["qweight"], chunks))]
+
+    yield Output(f"{layer}.{suffixes['qweight']}", (rows // 4, columns // 2), torch.int32, qweight)
     for name in ("wscales", "wzeros"):
-        natural = layouts.rows_to_interleaved(part[name].to(dtype), chunks, dim=1)
-        padding = natural.new_zeros(-natural.shape[0] % AWQ_GROUP_ROWS, natural.shape[1])
-        tensors[name] = torch.cat((natural, padding))
+        natural = layouts.rows_to_interleaved(part[name], chunks, dim=1)
+        padding = natural.new_zeros(-natural.shape[0] % AWQ_GROUP_ROWS, rows)
+        yield whole(f"{layer}.{suffixes[name]}", torch.cat((natural, padding)))
     if part.rank:
-        tensors["proj_down"] = part["proj_down"].T
-        tensors["proj_up"] = layouts.rows_to_interleaved(part["proj_up"], chunks)
+        yield whole(f"{layer}.{suffixes['proj_down']}", part["proj_down"].T)
+        yield whole(f"{layer}.{suffixes['proj_up']}", layouts.rows_to_interleaved(part["proj_up"], chunks))
     if bias is not None:
         stored = part.get("stored_bias")
         natural = layouts.add_plus_one(bias, chunks, dtype) if stored is None else stored
-        tensors["bias"] = layouts.rows_to_interleaved(natural, chunks)
-    return tensors
+        yield whole(f"{layer}.{suffixes['bias']}", layouts.rows_to_interleaved(natural, chunks))
 
 
 def _is_matrix(tensor: Tensor, dtype: torch.dtype, rows: int, columns: int) -> bool:

@@ -27,8 +27,9 @@ NEWER_SUFFIXES = OLDER_SUFFIXES | {
     "proj_down": "proj_down",
     "proj_up": "proj_up",
 }
-# what this pack adds where rounding to the file's dtype would lose something; other readers pass over it
-KEPT_SUFFIXES = {"exact_bias": "exact_bias", "exact_wzeros": "exact_wzeros", "signed_bias": "signed_bias"}
+# What this pack adds, in plain order, when a model comes from a format that holds more; other readers pass over it.
+EXACT = "exact_"  # before the canonical name of a tensor that was rounded to the file's dtype
+SIGNED_BIAS = "signed_bias"  # of a layer that had signed activations where nunchaku has unsigned ones
 
 
 @dataclass(frozen=True)

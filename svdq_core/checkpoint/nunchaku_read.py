@@ -4,12 +4,12 @@ from .. import layouts
 from ..errors import CheckpointError
 from ..layer import QuantizedLayer
 from ..models import BlockMap, LinearMap
-from ..stack import stack_columns, stack_rows
+from .assemble import combine
 from .container import Checkpoint, read_json
 from .nunchaku_layers import MODULATION_TENSORS, SVDQUANT_TENSORS, unpack_layer, unpack_modulation
-from .nunchaku_names import Spelling, spelling_of
+from .nunchaku_names import EXACT, SIGNED_BIAS, Spelling, spelling_of
 from .plan import Plan, join
-from .recognize import recognize
+from .recognize import recognize_source
 
 
 def plan_nunchaku(checkpoint: Checkpoint) -> Plan:
@@ -18,7 +18,7 @@ def plan_nunchaku(checkpoint: Checkpoint) -> Plan:
     Raises:
         CheckpointError: another kind of file, or fewer blocks than it announces.
     """
-    architecture = recognize(checkpoint)
+    architecture = recognize_source(checkpoint.name, checkpoint)
     plan, spelling = Plan(checkpoint, architecture), spelling_of(architecture, checkpoint)
     counts = architecture.count_blocks(checkpoint, "source")
     check_counts(plan, counts)
@@ -37,7 +37,7 @@ def _plan_block(plan: Plan, spelling: Spelling, block: BlockMap, index: int) -> 
         if all(quantized):
             kinds = MODULATION_TENSORS if linear.modulation_chunks else SVDQUANT_TENSORS
             stored = [want_layer(plan, name, spelling.suffixes, kinds) for name in names]
-            plan.add(host, names[0], lambda linear=linear, stored=stored: read_linear(plan.checkpoint, linear, stored))
+            plan.add(host, names[0], lambda linear=linear, stored=stored: _read_linear(plan.checkpoint, linear, stored))
         elif any(quantized):
             raise CheckpointError(
                 f"{plan.checkpoint.name}: {' and '.join(names)} feed one layer, but only some of them are quantized. "
@@ -78,41 +78,30 @@ def want_layer(plan: Plan, name: str, suffixes: dict[str, str], kinds: tuple[str
     Returns:
         The layer's name, and canonical tensor name -> full name in the file.
     """
-    stored = {kind: f"{name}.{suffixes[kind]}" for kind in kinds if f"{name}.{suffixes[kind]}" in plan.checkpoint}
+    spelled = {kind: suffixes[kind] for kind in kinds} | {f"{EXACT}{kind}": f"{EXACT}{kind}" for kind in kinds}
+    spelled[SIGNED_BIAS] = SIGNED_BIAS
+    stored = {kind: f"{name}.{end}" for kind, end in spelled.items() if f"{name}.{end}" in plan.checkpoint}
     plan.want(*stored.values())
     return name, stored
 
 
-def read_linear(
-    checkpoint: Checkpoint, linear: LinearMap, layers: list[tuple[str, dict[str, str]]], signed: bool = False
-) -> QuantizedLayer:
-    """One host Linear from the checkpoint layers that it is made of.
-
-    Args:
-        layers: as want_layer returns them, in the order in which they are stacked.
-        signed: no layer has unsigned activations, whatever its role.
-    """
-    parts, biases = [], []
+def _read_linear(checkpoint: Checkpoint, linear: LinearMap, layers: list[tuple[str, dict[str, str]]]) -> QuantizedLayer:
+    """One host Linear from the checkpoint layers that it is made of, as want_layer returns them."""
+    parts = []
     for position, (name, stored) in enumerate(layers):
         tensors, where = {kind: checkpoint[full] for kind, full in stored.items()}, f"{checkpoint.name}: {name}"
         if linear.modulation_chunks:
             part, bias = unpack_modulation(tensors, linear.modulation_chunks, where)
         else:
-            part, bias = unpack_layer(tensors, position in linear.unsigned and not signed, where)
-        parts.append(part)
-        biases.append(bias)
-    shared = "in_features" if linear.stack == "rows" else "out_features"
-    if len({getattr(part, shared) for part in parts}) > 1:
-        sizes = " and ".join(f"{n}: {getattr(p, shared)}" for (n, _), p in zip(layers, parts, strict=True))
-        raise CheckpointError(
-            f"{checkpoint.name}: layers that feed one Linear disagree on {shared} ({sizes}). The file is damaged."
-        )
-    return (stack_rows if linear.stack == "rows" else stack_columns)(parts, biases)
+            part, bias = unpack_layer(tensors, position in linear.unsigned, where)
+        parts.append((name, part, bias))
+    return combine(checkpoint.name, linear.stack, parts)
 
 
-def plan_outside_blocks(plan: Plan) -> None:
-    """Everything under diffusers' names that lies outside the blocks."""
-    for host, source in plan.architecture.plain_tensors().items():
+def plan_outside_blocks(plan: Plan, prefix: str = "") -> None:
+    """Everything under diffusers' names, with that prefix, that lies outside the blocks."""
+    for host, name in plan.architecture.plain_tensors().items():
+        source = prefix + name
         if source in plan.checkpoint or not plan.architecture.is_optional(host):
             swapped = host.rpartition(".")[0] in plan.architecture.swapped_halves
             plan.add_plain(host, [source], layouts.swap_halves if swapped else None)

@@ -1,20 +1,163 @@
-"""Writing nunchaku files: the inverse of nunchaku_read.py, tensor for tensor.
-
-FLUX goes out under the older names, which every nunchaku release reads; PixArt under the newer ones.
-"""
+"""Writing nunchaku files: the inverse of nunchaku_read.py, tensor for tensor."""
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
+from ...kernels.format import GELU_SHIFT
+from ...kernels.linear import dequantize
 from .. import layouts
 from ..errors import ArchitectureError
-from ..layer import QuantizedLayer
+from ..layer import Part, QuantizedLayer
 from ..model import QuantizedModel
-from ..models import Architecture, LinearMap
-from .metadata import nunchaku_metadata
-from .nunchaku_layers import pack_layer, pack_modulation
-from .nunchaku_names import Spelling, writing_spelling
+from ..models import LinearMap
+from ..stack import cut, same_bits
+from .metadata import nunchaku_metadata, provenance
+from .nunchaku_layers import TILE, modulation_outputs, svdquant_outputs
+from .nunchaku_names import EXACT, SIGNED_BIAS, writing_spelling
+from .output import Output, cast, whole
+from .writer import Format
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+class NunchakuFormat(Format):
+    """The single file that nunchaku, its ComfyUI nodes and this pack read."""
+
+    title = "nunchaku"
+
+    def layer_outputs(self, host: str, layer: QuantizedLayer) -> Iterator[Output]:
+        found = self.architecture.find_linear(host)
+        if found is None:
+            raise ArchitectureError(
+                f"{host} is quantized, and a nunchaku file holds this layer only in 16 bits. Write another format."
+            )
+        names = self._names(host, found)
+        pieces = cut(layer, found.rectangles(layer.out_features, layer.in_features))
+        if pieces is None:
+            raise ArchitectureError(
+                f"{host} consists of {len(layer.parts)} parts that do not share their smoothing, and a nunchaku file "
+                f"holds it as {' and '.join(found.sources)}, each with one smoothing. Write another format."
+            )
+        for position, (name, (part, bias)) in enumerate(zip(names, pieces, strict=True)):
+            if bool(found.modulation_chunks) != (part.scheme == "awq"):
+                kind = "AWQ W4A16" if found.modulation_chunks else "SVDQuant W4A4"
+                raise ArchitectureError(
+                    f"{host} is stored as {part.scheme}, and a nunchaku file holds this layer as {kind} only."
+                )
+            if found.modulation_chunks:
+                yield from self._modulation(name, part, bias, found.modulation_chunks)
+            else:
+                yield from self._layer(host, name, part, bias, position in found.unsigned)
+
+    def plain_outputs(self, host: str, tensor: Tensor) -> Iterator[Output]:
+        module, _, end = host.rpartition(".")
+        linear = self.architecture.find_linear(module)
+        if linear is not None:
+            yield from self._plain_linear(self._names(module, linear), linear, end, tensor)
+            return
+        place = self.architecture.find_block(host)
+        if place is not None and place.rest in place.block.plain:
+            sources = place.block.plain[place.rest]
+            spelled = [writing_spelling(self.architecture).layer(place.block.source, place.index, s) for s in sources]
+            for name, piece in zip(spelled, tensor.chunk(len(sources)), strict=True):
+                yield whole(name, piece)
+            return
+        source = self.architecture.plain_tensors().get(host)
+        if source is None:
+            self.note(f"{host} has no place in a nunchaku file and was left out.")
+        elif module in self.architecture.swapped_halves:
+            yield whole(source, tensor, layouts.swap_halves)
+        else:
+            yield whole(source, tensor)
+
+    def metadata(self, outline: QuantizedModel) -> dict[str, str]:
+        return nunchaku_metadata(outline) | provenance(self.source)
+
+    def _names(self, host: str, linear: LinearMap) -> list[str]:
+        place = self.architecture.find_block(host)
+        spelling = writing_spelling(self.architecture)
+        return [spelling.layer(place.block.source, place.index, source) for source in linear.sources]
+
+    def _plain_linear(self, names: list[str], linear: LinearMap, end: str, tensor: Tensor) -> Iterator[Output]:
+        """A Linear that was left in 16 bits, in the pieces that the file knows."""
+        if len(names) == 1:
+            yield whole(f"{names[0]}.{end}", tensor)
+        elif end == "weight":
+            for name, (rows, columns) in zip(names, linear.rectangles(*tensor.shape), strict=True):
+                yield whole(f"{name}.{end}", tensor[rows[0] : rows[1], columns[0] : columns[1]])
+        elif linear.stack == "columns":
+            yield whole(f"{names[-1]}.{end}", tensor)
+        else:
+            width = tensor.shape[0] // linear.shape[0]
+            for name, (rows, _) in zip(names, linear.rectangles(tensor.shape[0], width), strict=True):
+                yield whole(f"{name}.{end}", tensor[rows[0] : rows[1]])
+
+    def _layer(self, host: str, name: str, part: Part, bias: Tensor | None, unsigned: bool) -> Iterator[Output]:
+        if part.out_features % TILE or part.in_features % TILE:
+            raise ArchitectureError(
+                f"{host} has {part.out_features} outputs and {part.in_features} inputs, and a nunchaku file holds "
+                f"multiples of {TILE} only. Write another format."
+            )
+        folded = part.scheme == "int4" and part.act_unsigned != unsigned
+        if folded:
+            if part.act_unsigned:
+                raise ArchitectureError(
+                    f"{host} has unsigned activations, and nunchaku runs this layer with signed ones. Write another "
+                    "format."
+                )
+            signed = torch.zeros(part.out_features) if bias is None else bias
+            bias = signed.float() - GELU_SHIFT * _residual(part).sum(dim=1)
+            self.note(
+                "Layers behind a GELU have signed activations; nunchaku runs them shifted and unsigned, so the shift "
+                "went into their bias."
+            )
+            if self.exact:
+                yield whole(f"{name}.{SIGNED_BIAS}", signed)
+        dtype = _half_dtype(part)
+        tensors = {n: self._rounded(name, n, t, dtype) for n, t in part.tensors.items()}
+        yield from self._exact(name, part.tensors, tensors)
+        stored = None
+        if bias is not None:
+            stored = self._rounded(name, "bias", bias, dtype)
+            yield from self._exact(name, {"bias": bias}, {} if folded else {"bias": stored})
+        packed = Part(part.scheme, part.rows, part.columns, part.act_unsigned, tensors)
+        yield from svdquant_outputs(name, packed, stored, dtype, writing_spelling(self.architecture).suffixes)
+
+    def _modulation(self, name: str, part: Part, bias: Tensor | None, chunks: int) -> Iterator[Output]:
+        dtype = _half_dtype(part)
+        tensors = {n: t if n == "stored_bias" else self._rounded(name, n, t, dtype) for n, t in part.tensors.items()}
+        yield from self._exact(name, part.tensors, tensors)
+        if self.exact and bias is not None and "stored_bias" not in tensors:
+            again = layouts.remove_plus_one(layouts.add_plus_one(bias, chunks, dtype), chunks)
+            if not same_bits(again, bias.float()):
+                yield whole(f"{name}.{EXACT}bias", bias)
+        packed = Part(part.scheme, part.rows, part.columns, False, tensors)
+        yield from modulation_outputs(name, packed, bias, chunks, dtype, writing_spelling(self.architecture).suffixes)
+
+    def _rounded(self, layer: str, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """A tensor in the dtype of the file; codes, fp8 scales and the one scale of a whole tensor stay as they are."""
+        if not tensor.dtype.is_floating_point or tensor.dtype == torch.float8_e4m3fn or name == "wtscale":
+            return tensor
+        return cast(tensor, dtype, f"{layer}.{name}")
+
+    def _exact(self, layer: str, before: dict[str, Tensor], after: dict[str, Tensor]) -> Iterator[Output]:
+        """What rounding lost, where it is to be kept."""
+        for name, tensor in before.items():
+            if self.exact and name in after and not same_bits(after[name].to(tensor.dtype), tensor):
+                yield whole(f"{layer}.{EXACT}{name}", tensor)
+
+
+def _residual(part: Part) -> Tensor:
+    """What the codes stand for, in unsmoothed coordinates: (N, K) float32."""
+    return dequantize(part.tensors, part.scheme) / part["smooth_factor"].float()
+
+
+def _half_dtype(part: Part) -> torch.dtype:
+    """The 16-bit dtype that a part's tensors have; bfloat16, as published files, where they are wider."""
+    names = ("wscales", "smooth_factor", "proj_up", "wcscales")
+    return next((part[n].dtype for n in names if n in part.tensors and part[n].dtype in _HALF), torch.bfloat16)
 
 
 def to_nunchaku(model: QuantizedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -23,62 +166,6 @@ def to_nunchaku(model: QuantizedModel) -> tuple[dict[str, Tensor], dict[str, str
     Raises:
         ArchitectureError: the format cannot hold one of the layers.
     """
-    architecture = model.architecture
-    spelling = writing_spelling(architecture)
-    tensors = dict(_tensors(model, architecture, spelling))
-    return {name: t.contiguous() for name, t in sorted(tensors.items())}, nunchaku_metadata(model)
-
-
-def _tensors(model: QuantizedModel, architecture: Architecture, spelling: Spelling) -> Iterator[tuple[str, Tensor]]:
-    counts = architecture.count_blocks([*model.layers, *model.plain], "host")
-    for block in architecture.blocks:
-        for index in range(counts[block.host]):
-            for linear in block.linears:
-                host = f"{block.host}.{index}.{linear.host}"
-                names = [spelling.layer(block.source, index, source) for source in linear.sources]
-                if host in model.layers:
-                    write = _modulation if linear.modulation_chunks else _layer
-                    yield from write(model.layers[host], linear, names, spelling)
-                else:
-                    yield from _unquantized(model, host, linear, names)
-            for host, sources in block.plain.items():
-                tensor = model.plain[f"{block.host}.{index}.{host}"]
-                for source, piece in zip(sources, tensor.chunk(len(sources)), strict=True):
-                    yield spelling.layer(block.source, index, source), piece
-    for host, source in architecture.plain_tensors().items():
-        if host in model.plain:
-            swapped = host.rpartition(".")[0] in architecture.swapped_halves
-            yield source, layouts.swap_halves(model.plain[host]) if swapped else model.plain[host]
-
-
-def _unquantized(model: QuantizedModel, host: str, linear: LinearMap, names: list[str]) -> Iterator[tuple[str, Tensor]]:
-    if len(names) > 1:
-        raise ArchitectureError(
-            f"{host} is not quantized, and a nunchaku file can hold it only split in {len(names)} quantized layers. "
-            "Quantize it as well."
-        )
-    for end in ("weight", "bias"):
-        if f"{host}.{end}" in model.plain:
-            yield f"{names[0]}.{end}", model.plain[f"{host}.{end}"]
-
-
-def _layer(
-    layer: QuantizedLayer, linear: LinearMap, names: list[str], spelling: Spelling
-) -> Iterator[tuple[str, Tensor]]:
-    for name, part in zip(names, layer.parts, strict=True):
-        dtype = part["smooth_factor"].dtype
-        if linear.stack == "rows":
-            bias = None if layer.bias is None else layer.bias[part.rows[0] : part.rows[1]]
-        else:
-            bias = layer.bias if part is layer.parts[-1] else part.get("bias")
-        for canonical, tensor in pack_layer(part, bias, dtype).items():
-            yield f"{name}.{spelling.suffixes[canonical]}", tensor
-
-
-def _modulation(
-    layer: QuantizedLayer, linear: LinearMap, names: list[str], spelling: Spelling
-) -> Iterator[tuple[str, Tensor]]:
-    (name,), (part,) = names, layer.parts
-    packed = pack_modulation(part, layer.bias, linear.modulation_chunks, part["wscales"].dtype)
-    for canonical, tensor in packed.items():
-        yield f"{name}.{spelling.suffixes[canonical]}", tensor
+    form = NunchakuFormat(model.architecture)
+    outputs = [o for host, entry in (model.layers | model.plain).items() for o in form.outputs(host, entry)]
+    return {o.name: o.tensor() for o in sorted(outputs, key=lambda o: o.name)}, nunchaku_metadata(model)

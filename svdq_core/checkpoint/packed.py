@@ -3,48 +3,64 @@
 `<layer>.weight` is the blob of layer.py, `<layer>.svdq_layout` its BlobLayout as JSON bytes, the rest ordinary tensors.
 """
 
+import torch
+
+from ...kernels.format import BLOB_ALIGNMENT
 from ..errors import CheckpointError
 from ..layer import BlobLayout, QuantizedLayer
-from ..model import QuantizedModel
-from ..models import ARCHITECTURES, SUPPORTED, Architecture
 from .container import Checkpoint
+from .plan import Plan
+from .recognize import recognize_host
 
 LAYOUT_SUFFIX = ".svdq_layout"
+MAX_LAYOUT_BYTES = 65536
+_DAMAGE = (ValueError, LookupError, TypeError, RuntimeError, AttributeError, ArithmeticError)
 
 
-def is_packed(checkpoint: Checkpoint) -> bool:
-    return any(name.endswith(LAYOUT_SUFFIX) for name in checkpoint)
-
-
-def read_packed(checkpoint: Checkpoint) -> QuantizedModel:
-    """Read a file saved by the host's ModelSave or CheckpointSave.
+def plan_packed(checkpoint: Checkpoint) -> Plan:
+    """The plan for a file of the host's ModelSave or CheckpointSave.
 
     Raises:
-        CheckpointError: a layout is damaged or does not fit its weight, or the model is of an unknown family.
+        CheckpointError: the model is of an unknown family.
     """
-    model = QuantizedModel(_architecture(checkpoint))
+    architecture = recognize_host(checkpoint.name, checkpoint)
+    plan = Plan(checkpoint, architecture)
+    counts = architecture.count_blocks(checkpoint, "host")
     layers = [name.removesuffix(LAYOUT_SUFFIX) for name in checkpoint if name.endswith(LAYOUT_SUFFIX)]
-    for name in layers:
-        where = f"{checkpoint.name}: {name}"
-        bias = f"{name}.bias"
-        try:
-            layout = BlobLayout.from_json(bytes(checkpoint[name + LAYOUT_SUFFIX].tolist()).decode())
-            layer = layout.read(checkpoint[f"{name}.weight"], checkpoint.get(bias))
-        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{where}: its layout does not fit its weight ({error}). The file is damaged."
-            ) from error
-        for part in layer.parts:
-            part.check(where)
-        model.layers[name] = QuantizedLayer(layer.in_features, layer.out_features, layer.parts, layer.bias)
-    taken = {f"{name}.{end}" for name in layers for end in ("weight", "bias", LAYOUT_SUFFIX[1:])}
-    model.plain = {name: checkpoint[name] for name in checkpoint if name not in taken}
-    return model
+    hosts = [host for host, _ in architecture.linears(counts)]
+    for host in [h for h in hosts if h in layers] + [name for name in layers if name not in hosts]:
+        bias = [f"{host}.bias"] if f"{host}.bias" in checkpoint else []
+        plan.want(f"{host}.weight", host + LAYOUT_SUFFIX, *bias)
+        plan.add(host, host, lambda host=host: _read_layer(checkpoint, host))
+    expected = [f"{h}.{end}" for h in hosts if h not in layers for end in ("weight", "bias")]
+    expected += [f"{b.host}.{i}.{name}" for b in architecture.blocks for i in range(counts[b.host]) for name in b.plain]
+    expected += [n for n in architecture.plain_tensors() if not architecture.is_optional(n)]
+    rest = [name for name in checkpoint if name.removesuffix(LAYOUT_SUFFIX).rpartition(".")[0] not in layers]
+    for name in dict.fromkeys([*expected, *(n for n in rest if not n.endswith(LAYOUT_SUFFIX))]):
+        if name.rpartition(".")[0] not in layers:
+            plan.add_plain(name, [name])
+    return plan
 
 
-def _architecture(checkpoint: Checkpoint) -> Architecture:
-    names = set(checkpoint)
-    for architecture in ARCHITECTURES.values():
-        if all(f"{b.host}.0.{b.linears[0].host}.weight" in names for b in architecture.blocks):
-            return architecture
-    raise CheckpointError(f"{checkpoint.name}: packed layers of an unknown model. Supported: {SUPPORTED}.")
+def _read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:
+    where = f"{checkpoint.name}: {name}"
+    blob, text = checkpoint[f"{name}.weight"], checkpoint[name + LAYOUT_SUFFIX]
+    if text.dtype != torch.uint8 or text.ndim != 1 or text.numel() > MAX_LAYOUT_BYTES or blob.dtype != torch.uint8:
+        raise CheckpointError(f"{where}: weight or layout are no rows of bytes. The file is damaged.")
+    try:
+        layout = BlobLayout.from_json(text.numpy().tobytes().decode())
+        _check_places(layout)
+        layer = layout.read(blob, checkpoint.get(f"{name}.bias"))
+        layer.check(where)
+    except _DAMAGE as error:
+        raise CheckpointError(f"{where}: its layout does not fit its weight ({error}). The file is damaged.") from error
+    return layer
+
+
+def _check_places(layout: BlobLayout) -> None:
+    """Raise ValueError where slices lie outside what a layout can mean."""
+    for part in layout.parts:
+        for name, place in part.slices.items():
+            sizes = (place.offset, *place.shape, *part.rows, *part.columns)
+            if not all(type(size) is int and size >= 0 for size in sizes) or place.offset % BLOB_ALIGNMENT:
+                raise ValueError(f"{name} at {place.offset} of shape {place.shape}")

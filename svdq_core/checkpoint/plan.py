@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..layer import FLOAT, QuantizedLayer, check_values
+from ..layer import QuantizedLayer
 from ..model import QuantizedModel
 from ..models import Architecture
+from ..values import FLOAT, check_values
 from .container import Checkpoint
 
 Entry = QuantizedLayer | Tensor

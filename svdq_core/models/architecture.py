@@ -66,6 +66,15 @@ class BlockMap:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A module or tensor of a block: the block, its index, and the name within it."""
+
+    block: BlockMap
+    index: int
+    rest: str
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A model family.
 
@@ -120,13 +129,17 @@ class Architecture:
                 for linear in block.linears:
                     yield f"{block.host}.{index}.{linear.host}", linear
 
-    def find_linear(self, host: str) -> LinearMap | None:
-        """The map of a host Linear of a block, or None where there is no such Linear."""
+    def find_block(self, host: str) -> "Place | None":
+        """Where in the blocks a host module or tensor lies, or None where it lies outside them."""
         prefix, _, rest = host.partition(".")
         index, _, name = rest.partition(".")
-        if not _is_index(index):
-            return None
-        return next((m for b in self.blocks if b.host == prefix for m in b.linears if m.host == name), None)
+        block = next((b for b in self.blocks if b.host == prefix), None)
+        return None if block is None or not _is_index(index) else Place(block, int(index), name)
+
+    def find_linear(self, host: str) -> LinearMap | None:
+        """The map of a host Linear of a block, or None where there is no such Linear."""
+        place = self.find_block(host)
+        return None if place is None else next((m for m in place.block.linears if m.host == place.rest), None)
 
     def shape_of(self, host_tensor: str, width: int) -> tuple[int | None, ...] | None:
         """The shape that a host tensor must have in a model of this width; None stands for any size, or any shape.
@@ -139,10 +152,8 @@ class Architecture:
         linear = self.find_linear(module)
         if linear is not None:
             return tuple(n * width for n in linear.shape)[: 2 if end == "weight" else 1]
-        prefix, _, rest = host_tensor.partition(".")
-        index, _, name = rest.partition(".")
-        block = next((b for b in self.blocks if b.host == prefix and _is_index(index)), None)
-        symbols = self.shapes.get(host_tensor) if block is None else block.plain_shapes.get(name)
+        place = self.find_block(host_tensor)
+        symbols = self.shapes.get(host_tensor) if place is None else place.block.plain_shapes.get(place.rest)
         if symbols is None and end == "bias":
             symbols = self.shapes.get(f"{module}.weight", ())[:1] or None
         return None if symbols is None else tuple(_size(symbol, width) for symbol in symbols)

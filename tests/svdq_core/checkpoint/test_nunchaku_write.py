@@ -47,13 +47,14 @@ def test_a_lora_in_the_branches_comes_back(tmp_path):
     """nunchaku keeps the one of a modulation layer in plain order, its rows interleaved like the weight's."""
     tensors, metadata = read_tensors(TINY["int4"])
     tensors["transformer_blocks.0.norm1.linear.lora_down"] = torch.randn(16, 256).bfloat16()
-    rows = torch.arange(1536.0).view(6, 256).T.reshape(-1, 1)  # stored row 6 j + c is row 256 c + j
-    tensors["transformer_blocks.0.norm1.linear.lora_up"] = rows.repeat(1, 16)
+    rows = torch.randn(1536, 16).bfloat16()
+    stored = torch.stack([rows[256 * c + j] for j in range(256) for c in range(6)])
+    tensors["transformer_blocks.0.norm1.linear.lora_up"] = stored
     path = write_tensors(tmp_path / "x.safetensors", tensors, metadata)
     model = read_checkpoint(Checkpoint(path))
     part = model.layers["double_blocks.0.img_mod.lin"].parts[0]
     assert part["proj_down"].shape == (256, 16)
-    assert torch.equal(part["proj_up"][:, 0], torch.arange(1536.0))
+    assert torch.equal(part["proj_up"], rows)
     assert prints(to_nunchaku(model)[0]) == prints(tensors)
 
 

@@ -1,0 +1,95 @@
+"""Reading comfy-native files: the host's own names, each layer with a small JSON that says how it is stored."""
+
+from ..errors import CheckpointError
+from ..layer import QuantizedLayer
+from ..models import LinearMap
+from .assemble import combine
+from .comfy_layers import unpack_awq, unpack_svdquant
+from .comfy_names import AWQ, CONFIG, CONFIGS, PART, SVDQUANT, find_tensors, layer_configs
+from .container import Checkpoint
+from .plan import Plan
+from .recognize import recognize_host
+
+_ONE_PIECE = LinearMap("", ("",))
+
+
+def plan_comfy(checkpoint: Checkpoint) -> Plan:
+    """The plan for a file with svdquant_w4a4 or awq_w4a16 layers.
+
+    Raises:
+        CheckpointError: the model is of an unknown family, or a layer is in a format that is not read here.
+    """
+    configs = layer_configs(checkpoint)
+    for layer, config in configs.items():
+        if config["format"] not in (SVDQUANT, AWQ):
+            raise CheckpointError(
+                f"{checkpoint.name}: {layer} is stored as {config['format']!r}, expected {SVDQUANT} or {AWQ}. ComfyUI "
+                "itself may load this file with Load Diffusion Model."
+            )
+    architecture = recognize_host(checkpoint.name, checkpoint)
+    metadata = {key: text for key, text in checkpoint.metadata.items() if key != CONFIGS}
+    plan = Plan(checkpoint, architecture, metadata)
+    counts = architecture.count_blocks(checkpoint, "host")
+    for host, linear in architecture.linears(counts):
+        _plan_linear(plan, configs, host, linear)
+    for block in architecture.blocks:
+        for index in range(counts[block.host]):
+            for name in block.plain:
+                _plan_plain(plan, f"{block.host}.{index}.{name}")
+    for module in architecture.modules:
+        if any(f"{module}.{end}" in checkpoint for end in ("weight", "bias")) or not architecture.is_optional(module):
+            _plan_linear(plan, configs, module, _ONE_PIECE)
+    for name in architecture.tensors:
+        if name in checkpoint or not architecture.is_optional(name):
+            _plan_plain(plan, name)
+    return plan
+
+
+def _plan_plain(plan: Plan, host: str) -> None:
+    """A tensor under its name, or the one that older hosts give it."""
+    for newer, older in plan.architecture.older_tensors.items():
+        if host not in plan.checkpoint and host.endswith(newer):
+            former = host.removesuffix(newer) + older
+            plan.add_plain(host, [former if former in plan.checkpoint else host])
+            return
+    plan.add_plain(host, [host])
+
+
+def _plan_linear(plan: Plan, configs: dict[str, dict], host: str, linear: LinearMap) -> None:
+    names = [host] if host in configs else []
+    while f"{host}.{PART}.{len(names)}" in configs and host not in configs:
+        names.append(f"{host}.{PART}.{len(names)}")
+    if not names:
+        for end in ("weight", "bias"):
+            plan.add_plain(f"{host}.{end}", [f"{host}.{end}"])
+        return
+    layers = [(name, find_tensors(plan.checkpoint, name, configs[name]["format"]), configs[name]) for name in names]
+    for name, stored, _ in layers:
+        plan.want(*stored.values())
+        if f"{name}.{CONFIG}" in plan.checkpoint:
+            plan.want(f"{name}.{CONFIG}")
+    plan.add(host, names[0], lambda: _read_linear(plan.checkpoint, linear, layers))
+
+
+def _read_linear(
+    checkpoint: Checkpoint, linear: LinearMap, layers: list[tuple[str, dict[str, str], dict]]
+) -> QuantizedLayer:
+    parts = []
+    for name, stored, config in layers:
+        tensors, where = {kind: checkpoint[full] for kind, full in stored.items()}, f"{checkpoint.name}: {name}"
+        if config["format"] == AWQ:
+            parts.append((name, *unpack_awq(tensors, config, where)))
+            continue
+        joined, bias = unpack_svdquant(tensors, config, where)
+        if len(joined) > 1 and len(layers) > 1:
+            raise CheckpointError(f"{where}: is a part of a layer and made of parts itself. The file is damaged.")
+        if len(joined) > 1:
+            return _checked(QuantizedLayer(joined[0].in_features, joined[-1].rows[1], tuple(joined), bias), where)
+        parts.append((name, joined[0], bias))
+    return combine(checkpoint.name, linear.stack if len(parts) > 1 else "rows", parts)
+
+
+def _checked(layer: QuantizedLayer, where: str) -> QuantizedLayer:
+    if layer.bias is None:
+        raise CheckpointError(f"{where}: bias is missing. The file is incomplete; download it again.")
+    return layer

@@ -1,0 +1,68 @@
+"""Writing comfy-native files: the host's own names, tensors in plain order, a small JSON beside each such layer."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from ..errors import ArchitectureError
+from ..layer import Part, QuantizedLayer
+from ..model import QuantizedModel
+from ..stack import join_rows
+from .comfy_layers import joined_config, pack_awq, pack_svdquant
+from .comfy_names import AWQ, CONFIG, CONFIGS, PART, SUFFIXES, SVDQUANT, config_tensor
+from .output import Output, whole
+from .writer import Format
+
+
+class ComfyFormat(Format):
+    """The natural layout of comfy-kitchen's svdquant_w4a4 and awq_w4a16."""
+
+    title = "comfy-native"
+
+    def layer_outputs(self, host: str, layer: QuantizedLayer) -> Iterator[Output]:
+        if any(part.scheme == "nvfp4" for part in layer.parts):
+            raise ArchitectureError(
+                f"{host} is NVFP4, and the comfy-native SVDQuant format holds 4-bit integers only. Write nunchaku or "
+                "bf16."
+            )
+        if any(part.scheme == "awq" and part.rank for part in layer.parts):
+            raise ArchitectureError(
+                f"{host} carries a LoRA, and the comfy-native format of modulation layers has no place for one. Write "
+                "nunchaku or bf16, or take the LoRA off."
+            )
+        joined = join_rows(layer.parts)
+        if joined is not None and joined.columns == (0, layer.in_features):
+            yield from self._layer(host, joined, layer.bias, layer.parts)
+            return
+        self.note(_reason(host, layer.parts))
+        for index, part in enumerate(layer.parts):
+            last = part.columns[1] == layer.in_features
+            bias = layer.bias[part.rows[0] : part.rows[1]] if last and layer.bias is not None else part.get("bias")
+            yield from self._layer(f"{host}.{PART}.{index}", part, bias, [part])
+
+    def plain_outputs(self, host: str, tensor: Tensor) -> Iterator[Output]:
+        yield whole(host, tensor)
+
+    def metadata(self, outline: QuantizedModel) -> dict[str, str]:
+        kept = super().metadata(outline)
+        return {key: text for key, text in kept.items() if key != CONFIGS}
+
+    def _layer(self, name: str, part: Part, bias: Tensor | None, parts: Sequence[Part]) -> Iterator[Output]:
+        kind, pack = (AWQ, pack_awq) if part.scheme == "awq" else (SVDQUANT, pack_svdquant)
+        tensors, config = pack(part)
+        if bias is not None:
+            tensors["bias"] = bias
+        for canonical, tensor in tensors.items():
+            yield whole(f"{name}.{SUFFIXES[kind][canonical][0]}", tensor)
+        yield whole(f"{name}.{CONFIG}", config_tensor(config | joined_config(parts)))
+
+
+def _reason(host: str, parts: Sequence[Part]) -> str:
+    """Why a layer is not one layer in this format."""
+    kind = host.rpartition(".")[2]
+    names = f"{kind}.{PART}.0 to {len(parts) - 1}"
+    if len({part.act_unsigned for part in parts}) > 1:
+        why = "signed and unsigned activations side by side, and a comfy-native layer has one kind"
+    else:
+        why = "parts that do not share their smoothing, and a comfy-native layer has one"
+    return f"{kind} has {why}: it was written as {names}, which only this pack reads."

@@ -1,0 +1,81 @@
+"""Every way of storing an SVDQuant model that is read here, and how each is told from the others."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import CheckpointError
+from .comfy_names import CONFIG, CONFIGS, layer_configs
+from .comfy_read import plan_comfy
+from .container import NATIVE_FILES, Checkpoint
+from .deepcompressor import plan_deepcompressor
+from .lite import is_lite, plan_lite
+from .nunchaku_read import plan_nunchaku
+from .packed import LAYOUT_SUFFIX, plan_packed
+from .plan import Plan
+from .recognize import describe_unquantized, refuse_text_encoder
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One way of storing a model.
+
+    Args:
+        name: stable id; title: for messages.
+        find_mark: something in a checkpoint that only this dialect has, or None.
+        plan: how it is read.
+    """
+
+    name: str
+    title: str
+    find_mark: Callable[[Checkpoint], str | None]
+    plan: Callable[[Checkpoint], Plan]
+
+
+def _ending(suffix: str) -> Callable[[Checkpoint], str | None]:
+    return lambda checkpoint: next((name for name in checkpoint if name.endswith(suffix)), None)
+
+
+def _find_native(checkpoint: Checkpoint) -> str | None:
+    return next((name for name in checkpoint if name.startswith(NATIVE_FILES[0] + "/")), None)
+
+
+def _find_comfy(checkpoint: Checkpoint) -> str | None:
+    named = _ending(f".{CONFIG}")(checkpoint)
+    return named or next(iter(layer_configs(checkpoint) if CONFIGS in checkpoint.metadata else ()), None)
+
+
+def _plan_tiled(checkpoint: Checkpoint) -> Plan:
+    refuse_text_encoder(checkpoint)
+    return plan_lite(checkpoint) if is_lite(checkpoint) else plan_nunchaku(checkpoint)
+
+
+DIALECTS = (
+    Dialect("packed", "a model saved by ComfyUI", _ending(LAYOUT_SUFFIX), plan_packed),
+    Dialect("native", "deepcompressor's own output", _find_native, plan_deepcompressor),
+    Dialect("comfy", "comfy-native", _find_comfy, plan_comfy),
+    Dialect("nunchaku", "nunchaku", _ending(".qweight"), _plan_tiled),
+)
+
+
+def find_dialect(checkpoint: Checkpoint) -> Dialect:
+    """The dialect of a checkpoint, by its content.
+
+    Raises:
+        CheckpointError: it is of none, or of several.
+    """
+    found = [(dialect, mark) for dialect in DIALECTS if (mark := dialect.find_mark(checkpoint)) is not None]
+    if not found:
+        raise CheckpointError(describe_unquantized(checkpoint))
+    if len(found) > 1:
+        listed = " and ".join(f"{dialect.title} ({mark})" for dialect, mark in found)
+        raise CheckpointError(f"{checkpoint.name}: layers are stored in several formats: {listed}. It is damaged.")
+    return found[0][0]
+
+
+def plan_checkpoint(checkpoint: Checkpoint) -> Plan:
+    """How to read a checkpoint of any dialect.
+
+    Raises:
+        CheckpointError: it is of none, of several, or of a model that is not supported.
+    """
+    return find_dialect(checkpoint).plan(checkpoint)

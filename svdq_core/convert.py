@@ -1,0 +1,117 @@
+"""From a file of any kind that is read here to one of another kind, piece by piece, in memory that stays small.
+
+The source is read twice: once to check all of it and to learn the shapes of what comes out, so that nothing is
+    written of a damaged file and the header can go first; once to write.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from .checkpoint import Checkpoint
+from .checkpoint.dialects import find_dialect
+from .checkpoint.formats import FORMATS
+from .checkpoint.output import Output
+from .checkpoint.plan import Entry, Plan
+from .checkpoint.stream import write_stream
+from .errors import SVDQuantError
+from .layer import Part, QuantizedLayer
+from .model import QuantizedModel
+
+RELEASE_BYTES = 256 << 20  # of a source, after which its pages are let go
+Progress = Callable[[int, int, str], None]  # steps done, steps in all, name of the piece
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was done.
+
+    Args:
+        source_title: what kind of file it was.
+        notes: what the user should know about the result, one sentence each.
+        tensors, nbytes: of the file written. seconds: it took.
+    """
+
+    source_title: str
+    notes: tuple[str, ...]
+    tensors: int
+    nbytes: int
+    seconds: float
+
+
+def convert(
+    source: Path, target: Path, to: str, overwrite: bool = False, on_progress: Progress = lambda *step: None
+) -> Conversion:
+    """Convert a file or folder.
+
+    Args:
+        to: a key of FORMATS.
+        overwrite: replace an existing target.
+        on_progress: called before each piece, twice for every piece of the model; what it raises ends the run.
+
+    Raises:
+        CheckpointError: the source is damaged, or of no kind that is read here.
+        ArchitectureError: the format cannot hold the model.
+        SVDQuantError: the target is there, or cannot be written. Nothing new remains then.
+    """
+    started = time.perf_counter()
+    if to not in FORMATS:
+        raise SVDQuantError(f"{to!r} is no format to write. Choose {', '.join(FORMATS)}.")
+    if target.exists() and not overwrite:
+        raise SVDQuantError(f"{target} exists already. Choose another name, or allow it to be replaced.")
+    if target.is_dir():
+        raise SVDQuantError(f"{target} is a folder. Give the name of a file.")
+    checkpoint = Checkpoint(source)
+    if target.exists() and any(target.samefile(file) for file in checkpoint.files):
+        raise SVDQuantError(f"{target} is the source itself. Choose another name.")
+    dialect = find_dialect(checkpoint)
+    plan = dialect.plan(checkpoint)
+    # of the formats read here only comfy-native holds more than another format can
+    form = FORMATS[to](plan.architecture, exact=dialect.name == "comfy", source=checkpoint.name)
+    outline, outputs, total = QuantizedModel(plan.architecture, metadata=plan.metadata), [], 2 * len(plan)
+    for step, (host, entry) in enumerate(_pieces(plan)):
+        on_progress(step, total, host)
+        outputs += [_without_data(output) for output in form.outputs(host, entry)]
+        _add_outline(outline, host, entry)
+
+    def made() -> Iterator[Output]:
+        for step, (host, entry) in enumerate(_pieces(plan), start=len(plan)):
+            on_progress(step, total, host)
+            yield from form.outputs(host, entry)
+
+    write_stream(target, outputs, form.metadata(outline), made())
+    on_progress(total, total, "")
+    nbytes = sum(output.nbytes for output in outputs)
+    return Conversion(dialect.title, tuple(form.notes), len(outputs), nbytes, time.perf_counter() - started)
+
+
+def _pieces(plan: Plan) -> Iterator[tuple[str, Entry]]:
+    """The pieces of the model; the pages of the source are let go now and then."""
+    read = 0
+    for host, entry in plan.entries():
+        yield host, entry
+        read += entry.nbytes
+        if read > RELEASE_BYTES:
+            read = 0
+            del entry
+            plan.checkpoint.release()
+
+
+def _without_data(output: Output) -> Output:
+    return Output(output.name, output.shape, output.dtype, tuple)
+
+
+def _add_outline(outline: QuantizedModel, host: str, entry: Entry) -> None:
+    """Note shapes and dtypes, which is all that metadata are made of."""
+    if isinstance(entry, Tensor):
+        outline.plain[host] = entry.to("meta")
+        return
+    parts = tuple(
+        Part(p.scheme, p.rows, p.columns, p.act_unsigned, {n: t.to("meta") for n, t in p.tensors.items()})
+        for p in entry.parts
+    )
+    bias = None if entry.bias is None else entry.bias.to("meta")
+    outline.layers[host] = QuantizedLayer(entry.in_features, entry.out_features, parts, bias)
