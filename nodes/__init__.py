@@ -6,6 +6,7 @@ from .apply_lora import SVDQuantLoraLoader
 from .environment_check import SVDQuantEnvironmentCheck
 from .export_model import SVDQuantExportModel
 from .load_model import SVDQuantModelLoader
+from .lora_stack import SVDQuantLoraStack
 from .quantize_model import SVDQuantQuantizeModel
 
 
@@ -16,6 +17,7 @@ class SVDQuantExtension(ComfyExtension):
         return [
             SVDQuantModelLoader,
             SVDQuantLoraLoader,
+            SVDQuantLoraStack,
             SVDQuantQuantizeModel,
             SVDQuantExportModel,
             SVDQuantEnvironmentCheck,

@@ -21,10 +21,11 @@ def exchange_patches(patcher, device: torch.device) -> None:
     model = patcher.model
     if model.current_weight_patches_uuid in (None, patcher.patches_uuid):
         return
-    wanted = patcher._other_patches()
+    wanted = patcher.other_patches()
     changed = {key for key, _ in wanted.items() ^ model.svdquant_loaded_patches.items()}
-    if changed & patcher.weight_wrapper_patches.keys():
-        return  # the host mixes the functions of both on a layer; it reloads
+    wrappers = patcher.weight_wrapper_patches
+    if wrappers != model.svdquant_loaded_wrappers or changed & wrappers.keys():
+        return  # the host keeps functions of both kinds in one list; it reloads
     with patcher.use_ejected():
         patcher.unpatch_hooks()
         for key in sorted(changed):

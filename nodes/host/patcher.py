@@ -34,7 +34,7 @@ class _SVDQuantPatching:
         finally:
             self.patches.update(hidden)
 
-    def _other_patches(self) -> dict[str, tuple]:
+    def other_patches(self) -> dict[str, tuple]:
         """Key -> signature of what is on weights that the host patches itself."""
         layers = self.svdquant_layers()
         return {key: signature_of(patches) for key, patches in self.patches.items() if key not in layers}
@@ -92,7 +92,8 @@ class _SVDQuantPatching:
         install(self, self.load_device)
         with self._patches_hidden():
             result = super().load(*args, **kwargs)
-        self.model.svdquant_loaded_patches = self._other_patches()
+        self.model.svdquant_loaded_patches = self.other_patches()
+        self.model.svdquant_loaded_wrappers = {k: list(v) for k, v in self.weight_wrapper_patches.items()}
         return result
 
     def partially_unload(self, *args, **kwargs):
@@ -175,6 +176,22 @@ class _SVDQuantPatching:
 class SVDQuantPatcher(_SVDQuantPatching, comfy.model_patcher.ModelPatcher):
     """For the host's estimate-based memory management."""
 
+    def load(self, *args, **kwargs):
+        super().load(*args, **kwargs)
+        # Loading more of a partly loaded model, the host can take a layer that is on the card, and patched, for one that
+        # is not: it would patch it once more in every step, and not count it.
+        loaded = 0
+        for *_, size, _, module, _ in self._load_list():
+            if getattr(module, "comfy_patched_weights", False) is True:
+                loaded += size
+                for name in ("weight_function", "bias_function"):
+                    functions = getattr(module, name, [])
+                    if any(isinstance(f, comfy.model_patcher.LowVramPatch) for f in functions):
+                        kept = [f for f in functions if not isinstance(f, comfy.model_patcher.LowVramPatch)]
+                        setattr(module, name, kept)
+        if self.model.model_lowvram:
+            self.model.model_loaded_weight_memory = loaded
+
     def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
         if not force_patch_weights:
             exchange_patches(self, device_to)
@@ -186,7 +203,7 @@ class SVDQuantPatcherDynamic(_SVDQuantPatching, comfy.model_patcher.ModelPatcher
 
     def load(self, *args, **kwargs):
         # the host would upload every weight again after any change; ours, and those with the same patches, stay
-        changed = {k for k, _ in self._other_patches().items() ^ self.model.svdquant_loaded_patches.items()}
+        changed = {k for k, _ in self.other_patches().items() ^ self.model.svdquant_loaded_patches.items()}
         modules = [
             module
             for name, module in self.model.named_modules()
@@ -216,5 +233,6 @@ def adopt(patcher: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.Mode
     model.svdquant_installed = None  # signature of the patches that are on the layers
     model.svdquant_hooked = False  # whether hooks have changed them
     model.svdquant_loaded_patches = {}  # key -> signature, on weights that the host patches
+    model.svdquant_loaded_wrappers = {}  # key -> functions of other nodes, on the same
     patcher.__class__ = SVDQuantPatcherDynamic if patcher.is_dynamic() else SVDQuantPatcher
     return patcher

@@ -14,56 +14,25 @@ import comfy.utils
 import pytest
 import torch
 from comfy_extras import nodes_model_merging
-from host_models import put_dense, put_tiny
 from lora_files import diffusers_lora
+from network_runs import NetworkRun
 from sampling import flux_conditioning, relative_error, sample_flux
 
 from svdquant_pack.nodes.host.model import load_model
 from svdquant_pack.nodes.host.patcher import SVDQuantPatcher, SVDQuantPatcherDynamic
-from svdquant_pack.svdq_core.errors import SVDQuantError
 
 # float32 on the CPU, the same weights, sums in another order
 ORDER = 2e-6
 
 
 @pytest.fixture(scope="module")
-def path(host):
-    folder = host.model_folder("diffusion_models")
-    return folder / put_tiny(folder)
-
-
-@pytest.fixture(scope="module")
-def model(path):
-    with torch.inference_mode():  # as nodes do
-        return load_model(str(path), "w4a16")
-
-
-@pytest.fixture(scope="module")
-def dense(host):
-    name = put_dense(host.model_folder("diffusion_models"))
-    return host.call("UNETLoader", unet_name=name, weight_dtype="default")[0]
-
-
-@pytest.fixture(scope="module")
-def plain(model):
-    """The picture without a LoRA."""
-    sample_flux(model)
-    return sample_flux(model)
-
-
-@pytest.fixture(scope="module")
-def with_lora(model):
-    return add_lora(model, 5)
+def with_lora(model, add):
+    return add(model, diffusers_lora(5), 0.8)
 
 
 @pytest.fixture(scope="module")
 def lora_picture(with_lora):
     return sample_flux(with_lora)
-
-
-def add_lora(model, seed: int, strength: float = 0.8):
-    """A copy of the model with a LoRA, as the stock loaders make it."""
-    return comfy.sd.load_lora_for_models(model, None, diffusers_lora(seed), strength, 0)[0]
 
 
 def unload() -> None:
@@ -86,17 +55,17 @@ def test_the_stock_loader_patches_every_layer_of_the_lora(model, with_lora):
     assert sum(len(p) for p in with_lora.patches.values()) == len(diffusers_lora(5)) // 3
 
 
-def test_lora_equals_the_hosts_own_model_with_it(dense, plain, lora_picture):
+def test_lora_equals_the_hosts_own_model_with_it(dense, plain, lora_picture, add):
     assert relative_error(lora_picture, plain) > 0.05
-    assert relative_error(lora_picture, sample_flux(add_lora(dense, 5))) < ORDER
+    assert relative_error(lora_picture, sample_flux(add(dense, diffusers_lora(5), 0.8))) < ORDER
 
 
-def test_strengths_and_stacks_come_and_go(model, with_lora, plain, lora_picture, dense):
-    weak = sample_flux(add_lora(model, 5, 0.3))
+def test_strengths_and_stacks_come_and_go(model, with_lora, plain, lora_picture, dense, add):
+    weak = sample_flux(add(model, diffusers_lora(5), 0.3))
     assert 0 < relative_error(weak, plain) < relative_error(lora_picture, plain)
     assert torch.equal(sample_flux(with_lora), lora_picture)
-    both = add_lora(with_lora, 6, 0.5)
-    expected = sample_flux(add_lora(add_lora(dense, 5), 6, 0.5))
+    both = add(with_lora, diffusers_lora(6), 0.5)
+    expected = sample_flux(add(add(dense, diffusers_lora(5), 0.8), diffusers_lora(6), 0.5))
     assert relative_error(sample_flux(both), expected) < ORDER
     assert torch.equal(sample_flux(with_lora), lora_picture)
     assert torch.equal(sample_flux(model), plain)
@@ -131,29 +100,12 @@ def test_two_models_in_turn(path, model, with_lora, plain, lora_picture):
     assert torch.equal(sample_flux(model), plain)
 
 
-class Network:
-    """The bare network on fixed inputs, for states that sampling would leave at once."""
-
-    def __init__(self, model):
-        network, dtype, device = model.model.diffusion_model, model.model.get_dtype(), model.load_device
-        text, extra = flux_conditioning()[0]
-        g = torch.Generator().manual_seed(3)
-        latent = torch.randn(1, 16, 8, 8, generator=g)
-        inputs = [latent, torch.tensor([0.7]), text, extra["pooled_output"], torch.tensor([3.5])]
-        self.network, self.inputs = network, [t.to(device, dtype) for t in inputs]
-
-    def __call__(self):
-        x, time, text, pooled, guidance = self.inputs
-        with torch.inference_mode():
-            return self.network(x, time, text, y=pooled, guidance=guidance).clone()
-
-
 @pytest.fixture
 def direct(model):
     if model.is_dynamic():
         pytest.skip("dynamic VRAM pages; it has no partial states")
     unload()
-    yield Network(model)
+    yield NetworkRun(model)
     model.detach()
 
 
@@ -182,6 +134,7 @@ def test_partial_load_and_unload(model, with_lora, direct):
 
     freed = with_lora.partially_unload(offload, part)
     assert freed >= part * 0.5 and layers_on_their_way(model) > 0
+    assert not any(m.weight_function for m in model.svdquant_layers().values())  # the host would patch our bytes
     assert torch.equal(direct(), expected_lora)
     with_lora.partially_unload(offload, 1e12)
     assert torch.equal(direct(), expected_lora)
@@ -191,27 +144,27 @@ def test_partial_load_and_unload(model, with_lora, direct):
 
 
 @pytest.mark.parametrize("strength", [0.8, 0.4])
-def test_a_lora_as_hook_equals_the_lora(model, plain, strength):
+def test_a_lora_as_hook_equals_the_lora(model, plain, strength, add):
     hook = comfy.hooks.create_hook_lora(diffusers_lora(5), strength, 0.0)
     hooked = comfy.hooks.set_hooks_for_conditioning(flux_conditioning(), hook)
     # a dynamic model runs hooks on a copy without dynamic VRAM, whose kernels see other shapes
     limit = 1e-2 if model.is_dynamic() else 0.0
-    expected = sample_flux(add_lora(model, 5, strength))
+    expected = sample_flux(add(model, diffusers_lora(5), strength))
     assert relative_error(sample_flux(model.clone(), conditioning=hooked), expected) <= limit
     assert torch.equal(sample_flux(model), plain)
 
 
-def test_a_hook_on_top_of_a_lora(model, plain, dense):
+def test_a_hook_on_top_of_a_lora(model, plain, dense, add):
     hooked = comfy.hooks.set_hooks_for_conditioning(
         flux_conditioning(), comfy.hooks.create_hook_lora(diffusers_lora(5), 0.8, 0.0)
     )
-    below = add_lora(model, 6, 0.5)
-    expected = sample_flux(add_lora(add_lora(dense, 6, 0.5), 5))
+    below = add(model, diffusers_lora(6), 0.5)
+    expected = sample_flux(add(add(dense, diffusers_lora(6), 0.5), diffusers_lora(5), 0.8))
     assert relative_error(sample_flux(below.clone(), conditioning=hooked), expected) < ORDER
     assert torch.equal(sample_flux(model), plain)
 
 
-def test_a_scheduled_hook_follows_its_keyframes(model, dense):
+def test_a_scheduled_hook_follows_its_keyframes(model, dense, add):
     def scheduled(target):
         group = comfy.hooks.create_hook_lora(diffusers_lora(5), 1.0, 0.0)
         keyframes = comfy.hooks.HookKeyframeGroup()
@@ -223,7 +176,7 @@ def test_a_scheduled_hook_follows_its_keyframes(model, dense):
 
     picture = scheduled(model)
     assert relative_error(picture, scheduled(dense)) < ORDER
-    assert relative_error(picture, sample_flux(add_lora(model, 5, 1.0))) > 0.01
+    assert relative_error(picture, sample_flux(add(model, diffusers_lora(5), 1.0))) > 0.01
 
 
 @pytest.mark.parametrize("loaded", [True, False])
@@ -253,18 +206,6 @@ def test_merging_from_us_into_a_dense_model(model, dense, with_lora, plain, lora
         merged = dense.clone()
         merged.add_patches(source.get_key_patches("diffusion_model."), 1.0, 0.0)
         assert relative_error(sample_flux(merged), expected) < ORDER
-
-
-def test_merging_into_us_is_refused(model, dense, plain):
-    with pytest.raises(SVDQuantError, match="cannot be merged into an SVDQuant model"):
-        model.clone().add_patches(dense.get_key_patches("diffusion_model."), 0.5, 0.5)
-    assert torch.equal(sample_flux(model), plain)
-
-
-def test_a_weight_wrapper_is_refused(model):
-    key = next(iter(model.svdquant_layers()))
-    with pytest.raises(SVDQuantError, match="packed in 4 bits"):
-        model.clone().add_weight_wrapper(key, lambda weight: weight)
 
 
 def test_compiled_by_the_host(model, with_lora, lora_picture):
