@@ -178,7 +178,7 @@ class SVDQuantPatcher(_SVDQuantPatching, comfy.model_patcher.ModelPatcher):
 
     def load(self, *args, **kwargs):
         super().load(*args, **kwargs)
-        # Loading more of a partly loaded model, the host can take a layer that is on the card, and patched, for one that
+        # Loading more of a partly loaded model, the host can take a layer that is on the card and patched for one that
         # is not: it would patch it once more in every step, and not count it.
         loaded = 0
         for *_, size, _, module, _ in self._load_list():
