@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .devices import generation
 from .format import GROUP_SIZE_NVFP4
 from .gemm_w4a8 import add_low_rank, tile_position
 from .tiles import gemm_tile
@@ -98,7 +99,7 @@ def gemm_nvfp4(
     """
     (M, R), (N, half) = x_down.shape, qweight.shape
     out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device)
-    tile = tile or gemm_tile("gemm_nvfp4", M, N, half * 2, qx.device)
+    tile = tile or gemm_tile("gemm_nvfp4", M, half * 2, generation(qx.device))
     grid = (triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(N, tile["BLOCK_N"]),)
     _gemm_nvfp4_kernel[grid](
         qx.view(torch.uint8),

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .devices import generation
 from .format import GROUP_SIZE_INT4
 from .gemm_w4a8 import add_low_rank, tile_position
 from .numerics import ROUND_MAGIC, ROUND_MAGIC_BITS
@@ -97,7 +98,7 @@ def gemm_w4a4(
     """
     (M, R), (N, K) = x_down.shape, qweight_codes.shape
     out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device)
-    tile = tile or gemm_tile("gemm_w4a4", M, N, K, qx.device)
+    tile = tile or gemm_tile("gemm_w4a4", M, K, generation(qx.device))
     grid = (triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(N, tile["BLOCK_N"]),)
     _gemm_w4a4_kernel[grid](
         qx,

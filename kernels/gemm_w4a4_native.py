@@ -56,7 +56,7 @@ MAGIC = gl.constexpr(12582912.0)
 
 @gluon.constexpr_function
 def _bases(first, count):
-    """Bases of a linear layout that counts in steps of `first`: [first], [2 * first], ... for a power of two of them."""
+    """Bases of a linear layout that counts in steps of `first`: [first], [2 * first], ...; count a power of two."""
     return [[first << bit] for bit in range(count.bit_length() - 1)]
 
 
@@ -153,11 +153,10 @@ def _gemm_w4a4_native_kernel(
     start_m, start_n = (first_m + within % height) * BLOCK_M, (within // height) * BLOCK_N
 
     FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    scale_m, scale_n = ascales_ptr.dtype.element_ty, wscales_ptr.dtype.element_ty
     qx_stages = gl.allocate_shared_memory(gl.int32, [STAGES, STAGE_GROUPS * BLOCK_M * 8], FLAT)
     qweight_stages = gl.allocate_shared_memory(gl.int32, [STAGES, STAGE_GROUPS * BLOCK_N * 8], FLAT)
-    ascales_stages = gl.allocate_shared_memory(scale_m, [STAGES, STAGE_GROUPS * BLOCK_M], FLAT)
-    wscales_stages = gl.allocate_shared_memory(scale_n, [STAGES, STAGE_GROUPS * BLOCK_N], FLAT)
+    ascales_stages = gl.allocate_shared_memory(ascales_ptr.dtype.element_ty, [STAGES, STAGE_GROUPS * BLOCK_M], FLAT)
+    wscales_stages = gl.allocate_shared_memory(wscales_ptr.dtype.element_ty, [STAGES, STAGE_GROUPS * BLOCK_N], FLAT)
     for stage in gl.static_range(STAGES - 1):
         _copy_stage(
             qx_ptr, qweight_ptr, ascales_ptr, wscales_ptr, qx_stages, qweight_stages, ascales_stages, wscales_stages,

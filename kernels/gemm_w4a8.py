@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .devices import generation
 from .tiles import gemm_tile
 
 
@@ -124,7 +125,7 @@ def gemm_w4a8(
     """
     (M, K), N, R = qx.shape, qweight_int8.shape[0], x_down.shape[1]
     out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device)
-    tile = tile or gemm_tile("gemm_w4a8", M, N, K, qx.device)
+    tile = tile or gemm_tile("gemm_w4a8", M, K, generation(qx.device))
     grid = (triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(N, tile["BLOCK_N"]),)
     _gemm_w4a8_kernel[grid](
         qx,

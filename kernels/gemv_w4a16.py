@@ -150,7 +150,7 @@ def gemv_w4a16(
         PTX=takes_ptx(x.device),
         SCHEME=scheme,
         GROUP_SIZE=GROUP_SIZE[scheme],
-        SHIFT=GELU_SHIFT if act_unsigned and scheme == "int4" else 0.0,
+        SHIFT=GELU_SHIFT if act_unsigned else 0.0,
         HAS_SMOOTH=smooth_factor is not None,
         HAS_RANK=R > 0,
         HAS_BIAS=bias is not None,

@@ -118,15 +118,15 @@ def rounded_quotient(x, divisor, DTYPE: tl.constexpr, PTX: tl.constexpr):
 
 
 @triton.jit
-def _nibble_to_float(words, I: tl.constexpr, SCHEME: tl.constexpr):
-    """Nibble I of int32 words -> float32 code value."""
+def _nibble_to_float(words, INDEX: tl.constexpr, SCHEME: tl.constexpr):
+    """Nibble INDEX of int32 words -> float32 code value."""
     if SCHEME == "nvfp4":
-        return decode_e2m1((words >> (4 * I)) & 15)
-    # Masked in place, a nibble is the low bits of the float 2^23 + code * 16^I (signed: code + 8, by flipping the top
-    # bit).
-    PLACE: tl.constexpr = I if I < 4 else I - 4
+        return decode_e2m1((words >> (4 * INDEX)) & 15)
+    # Masked in place, a nibble is the low bits of the float 2^23 + code * 16^INDEX; signed codes become code + 8 by
+    # flipping their top bit.
+    PLACE: tl.constexpr = INDEX if INDEX < 4 else INDEX - 4
     UNIT: tl.constexpr = 16**PLACE
-    shifted_words = words if I < 4 else words >> 16
+    shifted_words = words if INDEX < 4 else words >> 16
     if SCHEME == "int4":
         bits, offset = (shifted_words & (15 * UNIT)) ^ (0x4B000000 + 8 * UNIT), 8388608.0 + 8 * UNIT
     else:

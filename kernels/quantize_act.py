@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .devices import takes_ptx
+from .devices import generation, takes_ptx
 from .format import E2M1_MAX, E4M3_MAX, GELU_SHIFT, GROUP_SIZE_INT4, GROUP_SIZE_NVFP4, INT4_MAX, UINT4_MAX
 from .numerics import (
     ROUND_MAGIC,
@@ -151,7 +151,7 @@ def quantize_act(
         e4m3 patterns for nvfp4, None for "float"; x_down (M, R) of x.dtype.
     """
     (M, K), R = x.shape, proj_down.shape[1]
-    fused = fuses_rank(R, x.device) if tile is None else R > 0
+    fused = fuses_rank(R, generation(x.device)) if tile is None else R > 0
     if gelu and R and not fused:
         x, gelu = F.gelu(x, approximate="tanh"), False
     group_size = GROUP_SIZE_INT4 if scheme == "int4" else GROUP_SIZE_NVFP4
@@ -165,7 +165,7 @@ def quantize_act(
         scale_dtype = torch.uint8 if scheme == "nvfp4" else x.dtype
         ascales = torch.empty((K // group_size, rows), dtype=scale_dtype, device=x.device)
         x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)
-    tile = tile or quantizer_tile(M, K, R if fused else 0, x.device)
+    tile = tile or quantizer_tile(K, R if fused else 0)
     if R and not fused:
         torch.mm(x, proj_down.to(x.dtype), out=x_down)
     _quantize_groups_kernel[(triton.cdiv(M, tile["BLOCK_M"]),)](

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .devices import takes_ptx
+from .devices import generation, takes_ptx
 from .format import GELU_SHIFT, INT8_MAX
 from .numerics import (
     add_projection,
@@ -123,12 +123,12 @@ def quantize_act_int8(
     codes = torch.empty((M, K), dtype=torch.int8, device=x.device)
     ascales = torch.empty((M,), dtype=torch.float32, device=x.device)
     x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)
-    fused = fuses_rank(R, x.device) if tile is None else R > 0
+    fused = fuses_rank(R, generation(x.device)) if tile is None else R > 0
     if gelu and R and not fused:
         x, gelu = F.gelu(x, approximate="tanh"), False
     if R and not fused:
         torch.mm(x, proj_down.to(x.dtype), out=x_down)
-    tile = tile or quantizer_tile(M, K, R if fused else 0, x.device)
+    tile = tile or quantizer_tile(K, R if fused else 0)
     _quantize_tokens_kernel[(triton.cdiv(M, tile["BLOCK_M"]),)](
         x,
         smooth_factor,

@@ -1,13 +1,10 @@
 """Which tile each kernel uses on each GPU generation, in one place, with the evidence beside each row.
 
 Tables are fixed, not tuned at run time: a new image size, batch or LoRA rank never waits for a search, and Triton's own
-cache on disk holds the compiled kernels. Rows are keyed by the number of tokens M up to which they serve.
+cache on disk holds the compiled kernels. Rows are keyed by the generation of devices.generation and the number of tokens M up to which
+they serve.
 "compiled" means: cross-compiled for that GPU without a register spill and within its shared memory, not timed.
 """
-
-import torch
-
-from .devices import generation
 
 # Exact w4a4 runs on int8 tensor cores where those are at least four times as fast as 16-bit ones with float32 sums; on
 # the others the scaling after each group of 64 k costs more than 16-bit products. H200, 3072 -> 12288, M = 4608: int8
@@ -17,13 +14,19 @@ INT8_W4A4_GENERATIONS = ("sm_80", "sm_86", "sm_89", "sm_120")
 # Up to which rank the quantizers compute the down projection themselves; its sums stay in registers. On Hopper a matrix
 # product of its own is faster, because tensor-core tiles leave too few loads in flight. H200, M = 4608, rank 32, int8:
 # K = 3072 0.0132 + 0.0073 ms apart, 0.0323 fused; K = 12288 0.068 + 0.035 apart, 0.138 fused.
-_MAX_FUSED_RANK = {"sm_90": 0, "sm_100": 0}
-_DEFAULT_MAX_FUSED_RANK = 128  # not timed; a fused pass reads the activations once less, which slower memories reward
+# Elsewhere not timed: a fused pass reads the activations once less, which slower memories reward. On gfx11 and gfx12 it
+# spills.
+_MAX_FUSED_RANK = {"sm_90": 0, "sm_100": 0, "gfx11": 0, "gfx12": 0, "default": 128}
 
 
-def fuses_rank(R: int, device: torch.device) -> bool:
+def _of(table: dict, gpu: str):
+    """The entry of a table for a generation."""
+    return next(table[key] for key in (gpu, gpu[:5], "default") if key in table)
+
+
+def fuses_rank(R: int, gpu: str) -> bool:
     """Whether a quantizer computes a down projection of rank R itself."""
-    return 0 < R <= _MAX_FUSED_RANK.get(generation(device), _DEFAULT_MAX_FUSED_RANK)
+    return 0 < R <= _of(_MAX_FUSED_RANK, gpu)
 
 
 ANY = 1 << 62
@@ -38,7 +41,7 @@ def _divisor(K: int, largest: int) -> int:
     return min(K & -K, largest)
 
 
-def quantizer_tile(M: int, K: int, R: int, device: torch.device) -> dict[str, int]:
+def quantizer_tile(K: int, R: int) -> dict[str, int]:
     """Tile of the activation quantizers: BLOCK_M tokens in steps of BLOCK_K; R = 0 leaves out the down projection."""
     if R == 0:
         # Few rows and long steps. H200, M = 4608, int8, 4 x 1024: K = 3072 0.0132 ms, K = 12288 0.072; 16 x 256: 0.0165
@@ -102,6 +105,8 @@ GEMM_W4A8_TILES = {
     "cpu": ((ANY, _tile(32, 32, 64, 4, 1)),),
 }
 GEMM_W4A4_TILES = {
+    "gfx11": ((ANY, _tile(64, 128, 64, 8, 3)),),
+    "gfx12": ((ANY, _tile(64, 128, 64, 8, 3)),),
     "default": ((ANY, _tile(128, 128, 64, 8, 3)),),
     "cpu": ((ANY, _tile(32, 32, 64, 4, 1)),),
 }
@@ -111,11 +116,9 @@ GEMM_NVFP4_TILES = {
 _GEMM_TILES = {"gemm_w4a8": GEMM_W4A8_TILES, "gemm_w4a4": GEMM_W4A4_TILES, "gemm_nvfp4": GEMM_NVFP4_TILES}
 
 
-def gemm_tile(op: str, M: int, N: int, K: int, device: torch.device) -> dict[str, int]:
+def gemm_tile(op: str, M: int, K: int, gpu: str) -> dict[str, int]:
     """Tile of a GEMM kernel."""
-    table = _GEMM_TILES[op]
-    rows = table.get(generation(device), table["default"])
-    tile = next(tile for largest, tile in rows if largest >= M)
+    tile = next(tile for largest, tile in _of(_GEMM_TILES[op], gpu) if largest >= M)
     tile = {"BLOCK_R": 16 if M < 64 else 32, "SWIZZLE_M": 8, **tile}
     if op == "gemm_w4a4":
         del tile["BLOCK_K"]  # its block is the scale group

@@ -22,8 +22,8 @@ def _float_codes(codes: Tensor, scales: Tensor, group_size: int, dtype: torch.dt
 
 def _linear_with_branch(x_hat: Tensor, x_down: Tensor, weight: Tensor, proj_up: Tensor, bias: Tensor | None) -> Tensor:
     dtype = x_hat.dtype
-    out = F.linear(torch.cat((x_hat, x_down), dim=1), torch.cat((weight.to(dtype), proj_up.to(dtype)), dim=1))
-    return out if bias is None else out + bias.to(dtype)
+    factors = torch.cat((x_hat, x_down), dim=1), torch.cat((weight.to(dtype), proj_up.to(dtype)), dim=1)
+    return F.linear(*factors, None if bias is None else bias.to(dtype))
 
 
 def linear_w4a4(

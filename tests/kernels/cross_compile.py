@@ -1,0 +1,227 @@
+"""Compiles every kernel for one GPU generation, without that GPU, and prints what came out as JSON.
+
+    PYTHONPATH=tests python tests/kernels/cross_compile.py sm_89
+
+A program and not a fixture, because the interpreter that the other tests use must not be on when Triton is imported.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+
+import pack  # noqa: F401  makes svdquant_pack importable
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from svdquant_pack.kernels.tiles import fuses_rank, gemm_tile, native_int4_tile, quantizer_tile, unpack_tile
+
+KERNELS = "svdquant_pack.kernels."
+M, N, K, R = 4608, 3072, 3072, 32
+SIZES = dict.fromkeys(("M", "N", "K", "R", "stride_xm", "stride_cm", "stride_ag", "stride_dm"), "i32")
+ODD = ("M", "stride_ag")  # the only sizes that need not be multiples of 16
+HALF = "*bf16"
+
+
+def _target(name: str) -> GPUTarget:
+    if name.startswith("sm_"):
+        return GPUTarget("cuda", int(name.removeprefix("sm_")), 32)
+    return GPUTarget("hip", name, 64 if name.startswith("gfx9") else 32)
+
+
+def _quantizer(gpu: str, rank: int) -> dict:
+    ptx = gpu.startswith("sm_")
+    return {"PTX": ptx, "GELU": True, "SHIFT": 0.171875, "HAS_RANK": rank > 0, **quantizer_tile(K, rank)}
+
+
+def _groups(gpu: str, output: str, scheme: str = "int4") -> tuple:
+    pointers = {
+        "x_ptr": HALF,
+        "smooth_ptr": HALF,
+        "proj_down_ptr": HALF,
+        "codes_ptr": HALF if output == "float" else "*i8",
+        "ascales_ptr": "*u8" if scheme == "nvfp4" else HALF,
+        "x_down_ptr": HALF,
+    }
+    constants = {"SCHEME": scheme, "OUTPUT": output, "GROUP_SIZE": 64 if scheme == "int4" else 16, "CODE_MAX": 7.0}
+    rank = R if fuses_rank(R, gpu) else 0
+    return "quantize_act", "_quantize_groups_kernel", pointers, {**constants, **_quantizer(gpu, rank)}
+
+
+def _tokens(gpu: str) -> tuple:
+    pointers = {
+        "x_ptr": HALF,
+        "smooth_ptr": HALF,
+        "proj_down_ptr": HALF,
+        "codes_ptr": "*i8",
+        "ascales_ptr": "*fp32",
+        "x_down_ptr": HALF,
+    }
+    rank = R if fuses_rank(R, gpu) else 0
+    return "quantize_act_int8", "_quantize_tokens_kernel", pointers, _quantizer(gpu, rank)
+
+
+def _weight(kernel: str, op: str, scheme: str, pointers: dict, **constants) -> tuple:
+    group_size = {"SCHEME": scheme, "GROUP_SIZE": 16 if scheme == "nvfp4" else 64}
+    scales = {"wscales_ptr": "*u8" if scheme == "nvfp4" else HALF, "factors_ptr": "*fp32", "wzeros_ptr": HALF}
+    module = "gemv_w4a16" if op == "gemv" else "unpack_weight"
+    return (
+        module,
+        kernel,
+        {"qweight_ptr": "*i32", **scales, **pointers},
+        {**group_size, **unpack_tile(op, N, K), **constants},
+    )
+
+
+def _gemm(op: str, gpu: str, pointers: dict) -> tuple:
+    epilogue = {"x_down_ptr": HALF, "proj_up_ptr": HALF, "bias_ptr": HALF, "out_ptr": HALF}
+    return (
+        op,
+        f"_{op}_kernel",
+        {**pointers, **epilogue},
+        {"HAS_BIAS": True, "HAS_RANK": True, **gemm_tile(op, M, K, gpu)},
+    )
+
+
+def _cases(gpu: str) -> dict[str, tuple]:
+    """name -> module, kernel, pointer types, constants and options."""
+    int8 = {"qx_ptr": "*i8", "qweight_ptr": "*i8"}
+    requantized = {"codes_ptr": "*i8", "channel_scales_ptr": "*fp32"}
+    gemv = {
+        "x_ptr": HALF,
+        "smooth_ptr": HALF,
+        "x_down_ptr": HALF,
+        "proj_up_ptr": HALF,
+        "bias_ptr": HALF,
+        "out_ptr": HALF,
+    }
+    flags = {
+        "PTX": gpu.startswith("sm_"),
+        "SHIFT": 0.0,
+        "HAS_RANK": True,
+        "HAS_BIAS": True,
+        "BLOCK_M": 4,
+        "BLOCK_R": 16,
+    }
+    cases = {
+        "quantize_act packed": _groups(gpu, "packed"),
+        "quantize_act int8": _groups(gpu, "int8"),
+        "quantize_act float": _groups(gpu, "float"),
+        "quantize_act nvfp4": _groups(gpu, "packed", "nvfp4"),
+        "quantize_act_int8": _tokens(gpu),
+        "requantize_weight": _weight("_requantize_kernel", "requantize", "int4", requantized, HAS_CHANNEL_SCALES=False),
+        "dequantize_weight": _weight(
+            "_dequantize_kernel", "dequantize", "nvfp4", {"proj_up_ptr": HALF, "out_ptr": HALF}
+        ),
+        "gemv_w4a16": _weight("_gemv_w4a16_kernel", "gemv", "awq", gemv, HAS_SMOOTH=False, **flags),
+        "gemm_w4a8": _gemm("gemm_w4a8", gpu, {**int8, "ascales_ptr": "*fp32", "channel_scales_ptr": "*fp32"}),
+        "gemm_w4a4": _gemm("gemm_w4a4", gpu, {**int8, "ascales_ptr": HALF, "wscales_ptr": HALF}),
+    }
+    if gpu in ("sm_100", "sm_120"):
+        fp4 = {"qx_ptr": "*u8", "qweight_ptr": "*u8", "ascales_ptr": "*fp8e4nv", "wscales_ptr": "*fp8e4nv"}
+        cases["gemm_nvfp4"] = _gemm("gemm_nvfp4", gpu, {**fp4, "factors_ptr": "*fp32"})
+    if gpu in ("sm_80", "sm_86", "sm_89"):
+        int4 = {"qx_ptr": "*i32", "qweight_ptr": "*i32", "ascales_ptr": HALF, "wscales_ptr": HALF}
+        words = {"x_down_ptr": "*i32", "proj_up_ptr": "*i32", "bias_ptr": HALF, "out_ptr": HALF}
+        tile = native_int4_tile(M, N, K // 64)
+        tile["num_warps"] = tile["WARPS_M"] * tile["WARPS_N"]
+        for unsigned in (False, True):
+            constants = {"UNSIGNED": unsigned, "BFLOAT16": True, "HAS_BIAS": True, **tile}
+            name = f"gemm_w4a4_native {'unsigned' if unsigned else 'signed'}"
+            cases[name] = "gemm_w4a4_native", "_gemm_w4a4_native_kernel", {**int4, **words}, constants
+    if gpu == "sm_90":
+        cases["gemm_w4a8_hopper"] = _hopper()
+    return cases
+
+
+def _hopper() -> tuple:
+    from triton.experimental.gluon import language as gl
+
+    from svdquant_pack.kernels import gemm_w4a8_hopper as hopper
+
+    def descriptor(name: str, dtype: gl.dtype, *block: int) -> str:
+        return f"tensordesc<{name}{list(block)},{gl.NVMMASharedLayout.get_default_for(list(block), dtype)!r}>"
+
+    block_m, block_n, block_k, block_r = hopper.BLOCK_M, hopper.BLOCK_N, hopper.BLOCK_K, hopper.BLOCK_R
+    arguments = {
+        "qx_desc": descriptor("i8", gl.int8, block_m, block_k),
+        "qweight_desc": descriptor("i8", gl.int8, block_n, block_k),
+        "x_down_desc": descriptor("bf16", gl.bfloat16, block_m, block_r),
+        "proj_up_desc": descriptor("bf16", gl.bfloat16, block_n, block_r),
+        "out_desc": descriptor("bf16", gl.bfloat16, block_m // 2, block_n // 2),
+        "ascales_ptr": "*fp32",
+        "channel_scales_ptr": "*fp32",
+        "bias_ptr": HALF,
+        "PROGRAMS": "i32",
+    }
+    blocks = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "BLOCK_R": block_r, "SWIZZLE_M": 4}
+    constants = {"HAS_BIAS": True, "RANK_STEP": 32, "num_warps": 4, **blocks}
+    return "gemm_w4a8_hopper", "_gemm_w4a8_hopper_kernel", arguments, constants
+
+
+def compile_case(gpu: str, module: str, kernel: str, arguments: dict, constants: dict, odd: tuple = ODD):
+    """The compiled kernel of one case; sizes not in `odd` are promised to be multiples of 16."""
+    function = getattr(import_module(KERNELS + module), kernel)
+    names = function.arg_names
+    options = {key: value for key, value in constants.items() if key not in names}
+    constants = {key: value for key, value in constants.items() if key in names}
+    types = {**SIZES, "GROUPS": "i32", "M_PADDED": "i32", **arguments}
+    signature = {name: "constexpr" if name in constants else types[name] for name in names}
+    multiples = [
+        name for name in names if name not in odd and not signature[name].startswith(("constexpr", "tensordesc"))
+    ]
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in multiples}
+    source_class = ASTSource
+    if function.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        source_class = GluonASTSource
+    else:
+        options["enable_fp_fusion"] = module not in ("quantize_act", "quantize_act_int8", "unpack_weight")
+    source = source_class(
+        function, signature, {(names.index(key),): value for key, value in constants.items()}, attributes
+    )
+    return triton.compile(source, target=_target(gpu), options=options)
+
+
+def nvidia_report(compiled) -> dict:
+    """Matrix instructions in PTX and machine code, and loads and stores of spilled registers."""
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        machine_code = subprocess.run(
+            [tools / "nvdisasm", "-c", cubin], capture_output=True, text=True, check=True
+        ).stdout
+    return {
+        "instructions": sorted(
+            set(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\S+|setmaxnreg", compiled.asm["ptx"]))
+            | set(re.findall(r"\b[A-Z]{0,2}MMA\.[A-Z0-9.]+", machine_code))
+        ),
+        "spills": len(re.findall(r"\b(?:STL|LDL)\b", machine_code)),
+    }
+
+
+def _amd_report(compiled) -> dict:
+    assembly = compiled.asm["amdgcn"]
+    return {
+        "instructions": sorted(set(re.findall(r"\bv_(?:mfma|wmma)\w+", assembly))),
+        "spills": sum(int(count) for count in re.findall(r"\.vgpr_spill_count:\s*(\d+)", assembly)),
+    }
+
+
+def main(gpu: str) -> None:
+    reports = {}
+    for name, case in _cases(gpu).items():
+        compiled = compile_case(gpu, *case)
+        report = nvidia_report(compiled) if gpu.startswith("sm_") else _amd_report(compiled)
+        reports[name] = {"shared": compiled.metadata.shared, **report}
+    sys.stdout.write(json.dumps({"triton": triton.__version__, "kernels": reports}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,39 @@
+"""tiles: whole blocks of k for every K, and no new kernel for a new image size, batch or rank."""
+
+import pytest
+
+from svdquant_pack.kernels.tiles import fuses_rank, gemm_tile, native_int4_tile, quantizer_tile, unpack_tile
+
+GPUS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100", "gfx1201", "cpu", "other")
+WIDTHS = (64, 192, 256, 768, 1024, 1152, 3072, 3456, 4608, 9216, 12288, 15360)
+
+
+@pytest.mark.parametrize("K", WIDTHS)
+def test_blocks_divide_k(K):
+    for op in ("requantize", "dequantize", "gemv"):
+        assert K % unpack_tile(op, 3072, K)["BLOCK_K"] == 0
+    for R in (0, 16, 128):
+        assert K % quantizer_tile(K, R)["BLOCK_K"] == 0
+    for gpu in GPUS:
+        assert K % gemm_tile("gemm_w4a8", 4608, K, gpu)["BLOCK_K"] == 0
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("op", ["gemm_w4a8", "gemm_w4a4", "gemm_nvfp4"])
+def test_a_new_image_size_needs_no_new_kernel(gpu, op):
+    tiles = {str(sorted(gemm_tile(op, M, 3072, gpu).items())) for M in range(1024, 16384, 97)}
+    assert len(tiles) == 1
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_large_ranks_leave_the_quantizer(gpu):
+    assert not fuses_rank(0, gpu)
+    assert not fuses_rank(1024, gpu)
+
+
+@pytest.mark.parametrize("N", [64, 192, 768, 1152, 3456, 9216, 12288])
+@pytest.mark.parametrize("groups", [1, 4, 18, 48])
+def test_native_tiles_are_whole(N, groups):
+    tile = native_int4_tile(4608, N, groups)
+    assert N % tile["BLOCK_N"] == 0
+    assert groups % tile["STAGE_GROUPS"] == 0
