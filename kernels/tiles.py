@@ -1,9 +1,9 @@
 """Which tile each kernel uses on each GPU generation, in one place, with the evidence beside each row.
 
 Tables are fixed, not tuned at run time: a new image size, batch or LoRA rank never waits for a search, and Triton's own
-cache on disk holds the compiled kernels. Rows are keyed by the generation of devices.generation and the number of tokens M up to which
-they serve.
-"compiled" means: cross-compiled for that GPU without a register spill and within its shared memory, not timed.
+cache on disk holds the compiled kernels. Tables are keyed by the generation of devices.generation, or its first five
+letters, or "default"; rows by the number of tokens M up to which they serve. A row without times was only compiled,
+without a register spill and within the shared memory of sm_80, 86, 89, 100, 120, gfx942, gfx1100 and gfx1201.
 """
 
 # Exact w4a4 runs on int8 tensor cores where those are at least four times as fast as 16-bit ones with float32 sums; on

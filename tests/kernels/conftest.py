@@ -20,14 +20,14 @@ ON_GPU = torch.cuda.is_available()
 if not ON_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, so before any kernel
 
-_BOTH_16_BIT = "each side is rounded to 16 bits before the product: 2 roundings of 2^-{} against exact products"
+_BOTH_16_BIT = "both sides are rounded to 16 bits before the product, 2^-{} each; an outlier channel keeps its rounding"
 _BRANCH = "float32 sums in another order, rounded once: a value at a rounding boundary may land on the next one"
 _GELU = "the hardware's tanh is off by up to 2^-11"
 # Measured on an H200 with K from 1152 to 12288, and in the interpreter with K = 192.
 compare.TOLERANCES.update(
     {
-        ("16-bit product", torch.bfloat16): (4e-3, _BOTH_16_BIT.format(9)),
-        ("16-bit product", torch.float16): (7e-4, _BOTH_16_BIT.format(12)),
+        ("16-bit product", torch.bfloat16): (8e-3, _BOTH_16_BIT.format(9)),
+        ("16-bit product", torch.float16): (1e-3, _BOTH_16_BIT.format(12)),
         ("x_down", torch.bfloat16): (6e-4, _BRANCH),
         ("x_down", torch.float16): (1e-4, _BRANCH),
         ("x_down behind GELU", torch.bfloat16): (1e-3, _GELU),
