@@ -1,0 +1,347 @@
+"""Converting files: lossless where it can be, refused with the reason where not, in little memory, all or nothing."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_files import (
+    TINY,
+    fingerprint,
+    host_dense_samples,
+    read_tensors,
+    write_legacy_folder,
+    write_pixart,
+    write_tensors,
+)
+from comfy_files import ComfyFile
+from lite_folders import lite_tensors, write_lite
+from native_folders import flux_folder, write_native
+from pack import ROOT
+
+from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
+from svdquant_pack.svdq_core.convert import convert
+from svdquant_pack.svdq_core.errors import ArchitectureError, CheckpointError, SVDQuantError
+from svdquant_pack.svdq_core.linear import dense_bias, dense_weight
+
+
+def prints(path):
+    return {name: fingerprint(tensor) for name, tensor in read_tensors(path)[0].items()}
+
+
+def dense(path):
+    model = read_checkpoint(Checkpoint(path))
+    found = {name: tensor.float() for name, tensor in model.plain.items()}
+    for name, layer in model.layers.items():
+        found[f"{name}.weight"], found[f"{name}.bias"] = dense_weight(layer), dense_bias(layer)
+    return found
+
+
+def assert_equivalent(left, right, limit=1e-6):
+    """The same dense model: the largest difference of each tensor, relative to its largest value."""
+    first, second = dense(left), dense(right)
+    assert first.keys() == second.keys()
+    for name in first:
+        error = float((first[name] - second[name]).abs().max()) / float(first[name].abs().max())
+        assert error <= limit, f"{name}: {error}"
+
+
+def sources(tmp_path):
+    """One of every kind that is read, as (name, path)."""
+    yield "nunchaku int4", TINY["int4"]
+    yield "nunchaku nvfp4", TINY["nvfp4"]
+    yield "nunchaku pixart", write_pixart(tmp_path / "pixart.safetensors")
+    yield "legacy folder", write_legacy_folder(tmp_path / "legacy")
+    yield "lite int4", write_lite(tmp_path / "lite", lite_tensors())
+    yield "lite nvfp4", write_lite(tmp_path / "lite4", lite_tensors("nvfp4"))
+    yield "comfy flux", ComfyFile().write(tmp_path / "comfy.safetensors")
+    yield "comfy tiled", ComfyFile("pixart", "comfy-kitchen", tiled=True).write(tmp_path / "tiled.safetensors")
+    yield "deepcompressor", write_native(tmp_path / "run", flux_folder())
+
+
+# kind -> formats that cannot hold it, and why
+REFUSED = {
+    ("nunchaku nvfp4", "comfy"): "is NVFP4",
+    ("lite nvfp4", "comfy"): "is NVFP4",
+}
+NAMES = (
+    "nunchaku int4",
+    "nunchaku nvfp4",
+    "nunchaku pixart",
+    "legacy folder",
+    "lite int4",
+    "lite nvfp4",
+    "comfy flux",
+    "comfy tiled",
+    "deepcompressor",
+)
+
+
+@pytest.mark.parametrize("to", ["nunchaku", "comfy", "bf16"])
+@pytest.mark.parametrize("kind", NAMES)
+def test_every_kind_goes_to_every_format(kind, to, tmp_path):
+    """The dense model stays what it is; what a format cannot hold is refused and nothing is written."""
+    source, target = dict(sources(tmp_path))[kind], tmp_path / "out.safetensors"
+    if (kind, to) in REFUSED:
+        with pytest.raises(ArchitectureError, match=REFUSED[kind, to]):
+            convert(source, target, to)
+        assert not target.exists() and not list(tmp_path.glob("*.part"))
+        return
+    done = convert(source, target, to)
+    assert done.nbytes > 0 and done.tensors == len(read_tensors(target)[0])
+    if to == "bf16":
+        found = read_tensors(target)[0]
+        for name, expected in dense(source).items():
+            assert float((found[name].float() - expected).abs().max()) <= 2**-8 * float(expected.abs().max()), name
+    else:
+        # bfloat16 of a modulation bias with 1 added, and of a bias that took up the shift
+        assert_equivalent(source, target, 1e-6 if to == "comfy" else 0.05)
+
+
+@pytest.mark.parametrize("kind", ["nunchaku int4", "nunchaku pixart", "legacy folder"])
+def test_nunchaku_to_comfy_and_back_is_lossless(kind, tmp_path):
+    source = dict(sources(tmp_path))[kind]
+    convert(source, tmp_path / "c.safetensors", "comfy")
+    convert(tmp_path / "c.safetensors", tmp_path / "n.safetensors", "nunchaku")
+    original = TINY["int4"] if kind == "legacy folder" else source
+    assert prints(tmp_path / "n.safetensors") == prints(original)
+
+
+@pytest.mark.parametrize("precision", TINY)
+def test_nunchaku_to_nunchaku_is_lossless(precision, tmp_path):
+    convert(TINY[precision], tmp_path / "n.safetensors", "nunchaku")
+    assert prints(tmp_path / "n.safetensors") == prints(TINY[precision])
+
+
+def test_deepcompressor_to_nunchaku_is_what_its_own_converter_writes(tmp_path):
+    """Every tensor, bit for bit: the biases of modulation layers are rounded with 1 added, as there."""
+    convert(write_native(tmp_path / "run", flux_folder()), tmp_path / "n.safetensors", "nunchaku")
+    assert prints(tmp_path / "n.safetensors") == prints(TINY["int4"])
+
+
+@pytest.mark.parametrize("family", ["flux", "pixart"])
+@pytest.mark.parametrize("unsigned", [True, False], ids=["unsigned", "signed"])
+def test_comfy_to_nunchaku_and_back_is_lossless(family, unsigned, tmp_path):
+    """Also what nunchaku rounds (modulation biases, zeros) and what it runs differently (signed second MLP layers)."""
+    file = ComfyFile(family, unsigned=unsigned)
+    file.write(tmp_path / "a.safetensors")
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "comfy")  # the names that are written
+    convert(tmp_path / "b.safetensors", tmp_path / "n.safetensors", "nunchaku")
+    convert(tmp_path / "n.safetensors", tmp_path / "c.safetensors", "comfy")
+    before, after = prints(tmp_path / "b.safetensors"), prints(tmp_path / "c.safetensors")
+    split = {n for n in before if "single_blocks.0.linear" in n}  # one layer there, two in nunchaku
+    assert {n: before[n] for n in before.keys() - split} == {
+        n: after[n] for n in after if "single_blocks.0.linear" not in n
+    }
+    assert_equivalent(tmp_path / "b.safetensors", tmp_path / "c.safetensors", 1e-6)
+
+
+def test_signed_layers_behind_a_gelu_are_shifted_for_nunchaku(tmp_path):
+    """The dense layer stays the same: what the shift adds, the bias takes away."""
+    ComfyFile(unsigned=False).write(tmp_path / "a.safetensors")
+    done = convert(tmp_path / "a.safetensors", tmp_path / "n.safetensors", "nunchaku")
+    assert any("the shift went into their bias" in note for note in done.notes)
+    tensors, _ = read_tensors(tmp_path / "n.safetensors")
+    kept = {n: t for n, t in tensors.items() if not n.endswith("signed_bias") and ".exact_" not in n}
+    write_tensors(tmp_path / "plain.safetensors", kept)  # what nunchaku itself reads of it
+    model = read_checkpoint(Checkpoint(tmp_path / "plain.safetensors"))
+    assert model.layers["double_blocks.0.img_mlp.2"].parts[0].act_unsigned
+    first, second = dense(tmp_path / "a.safetensors"), dense(tmp_path / "plain.safetensors")
+    name = "double_blocks.0.img_mlp.2"
+    assert torch.equal(first[f"{name}.weight"], second[f"{name}.weight"])
+    stored = model.layers[name].bias  # rounded to bfloat16 with the shift in it
+    difference = (first[f"{name}.bias"] - second[f"{name}.bias"]).abs()
+    assert bool((difference <= 2**-8 * stored.abs().float() + 1e-5).all())
+    assert float((stored.float() - first[f"{name}.bias"]).abs().max()) > 0.1
+
+
+def test_modules_without_common_smoothing_do_not_fit_nunchaku(tmp_path):
+    tensors = lite_tensors()
+    name = "transformer_blocks.0.attn.to_k.smooth_factor"
+    tensors[name] = tensors[name] * 2
+    folder = write_lite(tmp_path / "lite", tensors)
+    with pytest.raises(ArchitectureError, match="3 parts that do not share their smoothing"):
+        convert(folder, tmp_path / "n.safetensors", "nunchaku")
+    done = convert(folder, tmp_path / "c.safetensors", "comfy")
+    assert any("qkv.parts.0 to 2" in note for note in done.notes)
+    assert_equivalent(folder, tmp_path / "c.safetensors")
+
+
+def quantized_embedder(file):
+    for end in ("weight", "bias"):
+        file.tensors.pop(f"img_in.{end}")
+    file.add_svdquant("img_in", 128, 64, unsigned=False)
+
+
+def svdquant_modulation(file):
+    name = "single_blocks.0.modulation.lin"
+    for end in ("weight", "bias", "weight_scale", "weight_zero"):
+        file.tensors.pop(f"{name}.{end}")
+    file.add_svdquant(name, 384, 128, unsigned=False)
+
+
+def unsigned_attention(file):
+    file.configs["double_blocks.0.img_attn.qkv"]["act_unsigned"] = True
+
+
+def too_large_for_half(file):
+    for name, tensor in file.tensors.items():
+        if tensor.dtype == torch.bfloat16 and "img_mlp.0" in name:
+            file.tensors[name] = tensor.half()
+    file.tensors["double_blocks.0.img_mlp.0.bias"] = torch.full((512,), 1e5)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (quantized_embedder, "img_in is quantized, and a nunchaku file holds this layer only in 16 bits"),
+        (svdquant_modulation, "is stored as int4, and a nunchaku file holds this layer as AWQ W4A16 only"),
+        (unsigned_attention, "has unsigned activations, and nunchaku runs this layer with signed ones"),
+        (too_large_for_half, r"mlp_fc1\.bias reaches 1e\+05, more than float16 holds"),
+    ],
+    ids=["embedder", "modulation", "unsigned", "range"],
+)
+def test_what_nunchaku_cannot_hold_is_refused(change, match, tmp_path):
+    file = ComfyFile()
+    change(file)
+    with pytest.raises(ArchitectureError, match=match):
+        convert(file.write(tmp_path / "a.safetensors"), tmp_path / "n.safetensors", "nunchaku")
+    assert not (tmp_path / "n.safetensors").exists()
+    convert(tmp_path / "a.safetensors", tmp_path / "d.safetensors", "bf16")
+
+
+def test_bf16_is_the_dense_oracle(tmp_path):
+    convert(TINY["int4"], tmp_path / "x.safetensors", "bf16")
+    found, _ = read_tensors(tmp_path / "x.safetensors")
+    for name, (index, expected) in host_dense_samples().items():
+        off = 2**-8 if "mod" in name and name.endswith("bias") else 0
+        assert (
+            float((found[name].flatten()[index].float() - expected).abs().max())
+            <= 2**-8 * float(expected.abs().max()) + off
+        )
+
+
+def test_metadata_are_kept_and_the_source_is_named(tmp_path):
+    convert(TINY["int4"], tmp_path / "c.safetensors", "comfy")
+    convert(tmp_path / "c.safetensors", tmp_path / "n.safetensors", "nunchaku")
+    before, after = read_tensors(TINY["int4"])[1], read_tensors(tmp_path / "n.safetensors")[1]
+    for key in ("config", "comfy_config", "model_class"):
+        assert after[key] == before[key]
+    assert after["svdquant_source"] == "c.safetensors" and after["svdquant_written_by"].startswith("ComfyUI-SVDQuant ")
+    assert json.loads(after["quantization_config"])["rank"] == 32
+
+
+def test_a_damaged_source_writes_nothing(tmp_path):
+    tensors, metadata = read_tensors(TINY["int4"])
+    tensors["single_transformer_blocks.0.mlp_fc2.wscales"][3, 7] = float("nan")
+    source = write_tensors(tmp_path / "x.safetensors", tensors, metadata)
+    with pytest.raises(CheckpointError, match="mlp_fc2: wscales holds NaN"):
+        convert(source, tmp_path / "y.safetensors", "comfy")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.safetensors"]
+
+
+def test_an_existing_target_is_kept_unless_it_may_be_replaced(tmp_path):
+    target = tmp_path / "y.safetensors"
+    target.write_bytes(b"before")
+    with pytest.raises(SVDQuantError, match="exists already"):
+        convert(TINY["int4"], target, "nunchaku")
+    assert target.read_bytes() == b"before"
+    convert(TINY["int4"], target, "nunchaku", overwrite=True)
+    assert prints(target) == prints(TINY["int4"])
+
+
+def test_impossible_targets_are_refused(tmp_path):
+    with pytest.raises(SVDQuantError, match="'gguf' is no format to write"):
+        convert(TINY["int4"], tmp_path / "y", "gguf")
+    with pytest.raises(SVDQuantError, match="is a folder"):
+        convert(TINY["int4"], tmp_path, "nunchaku", overwrite=True)
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(TINY["int4"])
+    with pytest.raises(SVDQuantError, match="is the source itself"):
+        convert(TINY["int4"], link, "nunchaku", overwrite=True)
+
+
+def test_interrupting_leaves_nothing(tmp_path):
+    def stop(done, total, name):
+        if done > total * 3 // 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(TINY["int4"], tmp_path / "y.safetensors", "nunchaku", on_progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_counts_every_piece_twice(tmp_path):
+    seen = []
+    convert(TINY["int4"], tmp_path / "y.safetensors", "comfy", on_progress=lambda *step: seen.append(step))
+    steps = [done for done, _, _ in seen]
+    assert steps == list(range(len(seen))) and seen[-1][0] == seen[-1][1]
+    assert "double_blocks.0.img_attn.qkv" in {name for _, _, name in seen}
+
+
+def run(*arguments):
+    command = [sys.executable, str(ROOT / "svdq_core"), "convert", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(ROOT).anchor, check=False)
+
+
+def test_the_command(tmp_path):
+    done = run(TINY["int4"], tmp_path / "c.safetensors", "--to", "comfy")
+    assert done.returncode == 0, done.stderr
+    assert "note: linear2 has signed and unsigned" in done.stdout and "117 tensors" in done.stdout
+    again = run(TINY["int4"], tmp_path / "c.safetensors", "--to", "comfy")
+    assert again.returncode == 1 and "exists already" in again.stderr and "Traceback" not in again.stderr
+    assert run(TINY["int4"], tmp_path / "d.safetensors", "--to", "gguf").returncode == 2
+
+
+def test_the_command_is_one_of_dev_py(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    arguments = importlib.import_module("dev").COMMANDS["convert"].arguments
+    assert [argument.format(root=ROOT) for argument in arguments] == [str(ROOT / "svdq_core"), "convert"]
+
+
+MEMORY = """
+import sys
+sys.path.insert(0, {tests!r})
+import pack
+from pathlib import Path
+from svdquant_pack.svdq_core import convert as module
+module.RELEASE_BYTES = 8 << 20
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+module.convert(Path({warm!r}), Path({target!r} + ".warm"), {to!r})  # what torch loads once
+before = peak()
+module.convert(Path({source!r}), Path({target!r}), {to!r})
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+@pytest.mark.parametrize("to", ["nunchaku", "bf16"])
+def test_memory_does_not_grow_with_the_model(to, tmp_path):
+    """A hundred single blocks, 87 MB: the pages of the source are let go, and count until then."""
+    tensors, metadata = read_tensors(TINY["int4"])
+    config = json.loads(metadata["config"]) | {"num_single_layers": 100}
+    many = {n: t for n, t in tensors.items() if not n.startswith("single_")}
+    for index in range(100):
+        many |= {
+            n.replace("_blocks.0.", f"_blocks.{index}."): t.clone()
+            for n, t in tensors.items()
+            if n.startswith("single_")
+        }
+    source = write_tensors(tmp_path / "big.safetensors", many, metadata | {"config": json.dumps(config)})
+    del many
+    code = MEMORY.format(
+        tests=str(ROOT / "tests"),
+        source=str(source),
+        warm=str(TINY["int4"]),
+        target=str(tmp_path / "out.safetensors"),
+        to=to,
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    grown = int(done.stdout) * 1024
+    assert grown < 0.6 * source.stat().st_size, f"{grown / 1e6:.0f} MB"
