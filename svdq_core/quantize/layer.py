@@ -85,7 +85,9 @@ def quantize_layer(
         torch.zeros(out_features, dtype=torch.float32, device=weight.device) if bias is None else bias.float().clone()
     )
     if plan.awq:
-        part, report = _quantize_awq(weight, plan.parts[0], spec, name)
+        part, report, restored = _quantize_awq(weight, plan.parts[0], spec, name)
+        if bias is not None and statistics is not None:  # its input has a large mean: what that loses is no noise
+            total += (weight.float() - restored) @ statistics.tokens.to(weight.device).float().mean(dim=0)
         return _finish(weight, [part], None if bias is None else total, spec, name), [report]
     statistics = _complete(statistics, plan, spec, in_features, name).to(weight.device)
 
@@ -204,7 +206,7 @@ def _to_part(fit: Fit, plan: PartPlan, problem: Problem, spec: QuantSpec) -> Par
     return Part(spec.precision, plan.rows, plan.columns, problem.shift != 0, tensors)
 
 
-def _quantize_awq(weight: Tensor, plan: PartPlan, spec: QuantSpec, name: str) -> tuple[Part, PartReport]:
+def _quantize_awq(weight: Tensor, plan: PartPlan, spec: QuantSpec, name: str) -> tuple[Part, PartReport, Tensor]:
     weight = weight.float()
     codes, scales, zeros = round_awq(weight, spec.scale_dtype)
     tensors = {
@@ -216,7 +218,7 @@ def _quantize_awq(weight: Tensor, plan: PartPlan, spec: QuantSpec, name: str) ->
     restored = torch.addcmul(zeros.float()[..., None], groups, scales.float()[..., None]).flatten(-2)
     error = float((restored - weight).norm() / weight.norm().clamp(min=1e-30))
     report = PartReport(name, plan.rows, plan.columns, "awq", 0, "none", "nearest", error, False)
-    return Part("awq", plan.rows, plan.columns, False, tensors), report
+    return Part("awq", plan.rows, plan.columns, False, tensors), report, restored
 
 
 def _finish(weight: Tensor, parts: list[Part], bias: Tensor | None, spec: QuantSpec, name: str) -> QuantizedLayer:

@@ -9,6 +9,7 @@ from ..errors import ArchitectureError
 from ..layer import QuantizedLayer
 from ..model import QuantizedModel
 from ..models import Architecture, LinearMap
+from .known_inputs import KNOWN_INPUTS
 from .layer import PartReport, quantize_layer
 from .plan import LayerPlan
 from .spec import QuantSpec
@@ -31,7 +32,7 @@ def quantize_model(
     """Quantize all Linears of a model's blocks; everything else is taken over in spec.scale_dtype.
 
     Args:
-        weights: host tensor name -> tensor of any float dtype; each is asked for once.
+        weights: host tensor name -> tensor of any float dtype.
         names: all host tensor names.
         device: where the arithmetic runs; results come back to the CPU.
         on_layer: called with the name of each Linear when it is done; what it raises ends the run.
@@ -44,15 +45,17 @@ def quantize_model(
     """
     model, reports, kept = QuantizedModel(architecture), [], []
     counts = architecture.count_blocks(names, "host")
+    inputs = KNOWN_INPUTS[architecture.name](weights, names, spec.seed, device)
     for block in architecture.blocks:
         for index in range(counts[block.host]):
+            known = inputs.of_block(f"{block.host}.{index}")
             for linear in block.linears:
                 name = f"{block.host}.{index}.{linear.host}"
                 weight = weights[f"{name}.weight"].to(device)
                 bias = weights[f"{name}.bias"].to(device) if f"{name}.bias" in names else None
                 try:
                     plan = plan_for(linear, *weight.shape)
-                    layer, parts = quantize_layer(weight, bias, plan, spec, name)
+                    layer, parts = quantize_layer(weight, bias, plan, spec, name, known.get(name))
                     model.layers[name] = _to_cpu(layer)
                     reports += parts
                 except ArchitectureError as error:
