@@ -130,7 +130,7 @@ def _report(path: Path, reports: list[PartReport], kept: list[str], weights: Den
     lines = [
         f"{path.name}: {len(layers)} parts in {seconds:.1f} s, {path.stat().st_size / 2**20:.1f} MiB "
         f"(16-bit: {weights.count * 2 / 2**20:.1f} MiB)",
-        f"relative output error on drawn tokens: mean {mean:.4f}",
+        f"relative output error on inputs drawn from the weights: mean {mean:.4f}",
         "largest errors:",
     ]
     for report in sorted(layers, key=lambda r: r.relative_error, reverse=True)[:WORST_SHOWN]:
