@@ -14,6 +14,7 @@ from torch import Tensor
 from .devices import generation
 from .format import GROUP_SIZE_NVFP4
 from .gemm_w4a8 import add_low_rank, tile_position
+from .launch import launch
 from .tiles import gemm_tile
 from .unpack_weight import channel_factors, scale_bits
 
@@ -100,23 +101,25 @@ def gemm_nvfp4(
     (M, R), (N, half) = x_down.shape, qweight.shape
     out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device)
     tile = tile or gemm_tile("gemm_nvfp4", M, half * 2, generation(qx.device))
-    grid = (triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(N, tile["BLOCK_N"]),)
-    _gemm_nvfp4_kernel[grid](
-        qx.view(torch.uint8),
-        qweight.view(torch.uint8),
-        ascales.view(torch.float8_e4m3fn),
-        scale_bits(wscales).view(torch.float8_e4m3fn),
-        channel_factors(N, wtscale, wcscales, qx.device),
-        x_down,
-        proj_up,
-        bias,
-        out,
-        M,
-        N,
-        half * 2,
-        R,
-        HAS_BIAS=bias is not None,
-        HAS_RANK=R > 0,
-        **tile,
+    grid = (-(-M // tile["BLOCK_M"]) * -(-N // tile["BLOCK_N"]),)
+    launch(
+        _gemm_nvfp4_kernel,
+        grid,
+        (
+            qx.view(torch.uint8),
+            qweight.view(torch.uint8),
+            ascales.view(torch.float8_e4m3fn),
+            scale_bits(wscales).view(torch.float8_e4m3fn),
+            channel_factors(N, wtscale, wcscales, qx.device),
+            x_down,
+            proj_up,
+            bias,
+            out,
+            M,
+            N,
+            half * 2,
+            R,
+        ),
+        {"HAS_BIAS": bias is not None, "HAS_RANK": R > 0, **tile},
     )
     return out

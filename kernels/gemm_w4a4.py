@@ -15,6 +15,7 @@ from torch import Tensor
 from .devices import generation
 from .format import GROUP_SIZE_INT4
 from .gemm_w4a8 import add_low_rank, tile_position
+from .launch import launch
 from .numerics import ROUND_MAGIC, ROUND_MAGIC_BITS
 from .tiles import gemm_tile
 
@@ -99,23 +100,25 @@ def gemm_w4a4(
     (M, R), (N, K) = x_down.shape, qweight_codes.shape
     out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device)
     tile = tile or gemm_tile("gemm_w4a4", M, K, generation(qx.device))
-    grid = (triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(N, tile["BLOCK_N"]),)
-    _gemm_w4a4_kernel[grid](
-        qx,
-        qweight_codes,
-        ascales,
-        wscales,
-        x_down,
-        proj_up,
-        bias,
-        out,
-        M,
-        N,
-        K,
-        R,
-        ascales.stride(0),
-        HAS_BIAS=bias is not None,
-        HAS_RANK=R > 0,
-        **tile,
+    grid = (-(-M // tile["BLOCK_M"]) * -(-N // tile["BLOCK_N"]),)
+    launch(
+        _gemm_w4a4_kernel,
+        grid,
+        (
+            qx,
+            qweight_codes,
+            ascales,
+            wscales,
+            x_down,
+            proj_up,
+            bias,
+            out,
+            M,
+            N,
+            K,
+            R,
+            ascales.stride(0),
+        ),
+        {"HAS_BIAS": bias is not None, "HAS_RANK": R > 0, **tile},
     )
     return out

@@ -16,6 +16,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 from .fragments import to_activation_fragments, to_weight_fragments
+from .launch import launch
 from .tiles import native_int4_tile
 
 # renamed in Triton 3.9
@@ -114,7 +115,7 @@ def _copy_stage(
     async_copy.commit_group()
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["M", "GROUPS"])
 def _gemm_w4a4_native_kernel(
     qx_ptr,  # (K // 64, M_PADDED // 16, 32, 4) int32
     qweight_ptr,  # (K // 64, N // 16, 32, 4) int32
@@ -265,23 +266,29 @@ def gemm_w4a4_native(
     proj_up = proj_up.to(x_down.dtype)
     # With R = 0 the kernel never reads the factors, but the pointers must be some.
     factors = (x_down.view(torch.int32), proj_up.view(torch.int32)) if R else (out, out)
-    _gemm_w4a4_native_kernel[(rows // tile["BLOCK_M"] * (N // tile["BLOCK_N"]),)](
-        to_activation_fragments(qx),
-        to_weight_fragments(qweight),
-        ascales,
-        wscales,
-        *factors,
-        bias,
-        out,
-        M,
-        rows,
-        N,
-        groups,
-        R,
-        UNSIGNED=act_unsigned,
-        BFLOAT16=x_down.dtype == torch.bfloat16,
-        HAS_BIAS=bias is not None,
-        num_warps=tile["WARPS_M"] * tile["WARPS_N"],
-        **tile,
+    launch(
+        _gemm_w4a4_native_kernel,
+        (rows // tile["BLOCK_M"] * (N // tile["BLOCK_N"]),),
+        (
+            to_activation_fragments(qx),
+            to_weight_fragments(qweight),
+            ascales,
+            wscales,
+            *factors,
+            bias,
+            out,
+            M,
+            rows,
+            N,
+            groups,
+            R,
+        ),
+        {
+            "UNSIGNED": act_unsigned,
+            "BFLOAT16": x_down.dtype == torch.bfloat16,
+            "HAS_BIAS": bias is not None,
+            "num_warps": tile["WARPS_M"] * tile["WARPS_N"],
+            **tile,
+        },
     )
     return out

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .devices import generation
+from .launch import launch
 from .tiles import gemm_tile
 
 
@@ -126,22 +127,24 @@ def gemm_w4a8(
     (M, K), N, R = qx.shape, qweight_int8.shape[0], x_down.shape[1]
     out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device)
     tile = tile or gemm_tile("gemm_w4a8", M, K, generation(qx.device))
-    grid = (triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(N, tile["BLOCK_N"]),)
-    _gemm_w4a8_kernel[grid](
-        qx,
-        qweight_int8,
-        ascales,
-        channel_scales,
-        x_down,
-        proj_up,
-        bias,
-        out,
-        M,
-        N,
-        K,
-        R,
-        HAS_BIAS=bias is not None,
-        HAS_RANK=R > 0,
-        **tile,
+    grid = (-(-M // tile["BLOCK_M"]) * -(-N // tile["BLOCK_N"]),)
+    launch(
+        _gemm_w4a8_kernel,
+        grid,
+        (
+            qx,
+            qweight_int8,
+            ascales,
+            channel_scales,
+            x_down,
+            proj_up,
+            bias,
+            out,
+            M,
+            N,
+            K,
+            R,
+        ),
+        {"HAS_BIAS": bias is not None, "HAS_RANK": R > 0, **tile},
     )
     return out

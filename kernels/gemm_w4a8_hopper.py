@@ -11,7 +11,6 @@ one more step of k. Reference: reference.gemm_w4a8. Layouts: format.py.
 from functools import cache
 
 import torch
-import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -25,6 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .devices import processors
+from .launch import launch
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 128
 HALF_M = gl.constexpr(BLOCK_M // 2)
@@ -127,7 +127,7 @@ def _multiply_tiles(
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["M"])
+@gluon.jit(do_not_specialize=["M", "PROGRAMS"])
 def _gemm_w4a8_hopper_kernel(
     qx_desc,  # (M, K) int8, blocks (BLOCK_M, BLOCK_K)
     qweight_desc,  # (N, K) int8, blocks (BLOCK_N, BLOCK_K)
@@ -199,31 +199,37 @@ def gemm_w4a8_hopper(
     (M, K), N, R = qx.shape, qweight_int8.shape[0], x_down.shape[1]
     out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device)
     proj_up = proj_up.to(x_down.dtype)
-    tiles = triton.cdiv(M, BLOCK_M) * triton.cdiv(N, BLOCK_N)
+    tiles = -(-M // BLOCK_M) * -(-N // BLOCK_N)
     programs = min(processors(qx.device.index), tiles)
     if not R:  # a descriptor cannot be empty; with R = 0 the kernel never reads these
         x_down, proj_up = out, out
-    _gemm_w4a8_hopper_kernel[(programs,)](
-        _descriptor(qx, BLOCK_M, BLOCK_K),
-        _descriptor(qweight_int8, BLOCK_N, BLOCK_K),
-        _descriptor(x_down, BLOCK_M, BLOCK_R),
-        _descriptor(proj_up, BLOCK_N, BLOCK_R),
-        _descriptor(out, BLOCK_M // 2, BLOCK_N // 2),
-        ascales,
-        channel_scales,
-        bias,
-        M,
-        N,
-        K,
-        R,
-        programs,
-        HAS_BIAS=bias is not None,
-        RANK_STEP=32 if R <= 32 else 64,
-        BLOCK_M=BLOCK_M,
-        BLOCK_N=BLOCK_N,
-        BLOCK_K=BLOCK_K,
-        BLOCK_R=BLOCK_R,
-        SWIZZLE_M=swizzle_m,
-        num_warps=4,
+    launch(
+        _gemm_w4a8_hopper_kernel,
+        (programs,),
+        (
+            _descriptor(qx, BLOCK_M, BLOCK_K),
+            _descriptor(qweight_int8, BLOCK_N, BLOCK_K),
+            _descriptor(x_down, BLOCK_M, BLOCK_R),
+            _descriptor(proj_up, BLOCK_N, BLOCK_R),
+            _descriptor(out, BLOCK_M // 2, BLOCK_N // 2),
+            ascales,
+            channel_scales,
+            bias,
+            M,
+            N,
+            K,
+            R,
+            programs,
+        ),
+        {
+            "HAS_BIAS": bias is not None,
+            "RANK_STEP": 32 if R <= 32 else 64,
+            "BLOCK_M": BLOCK_M,
+            "BLOCK_N": BLOCK_N,
+            "BLOCK_K": BLOCK_K,
+            "BLOCK_R": BLOCK_R,
+            "SWIZZLE_M": swizzle_m,
+            "num_warps": 4,
+        },
     )
     return out

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .devices import takes_ptx
 from .format import GELU_SHIFT
+from .launch import launch
 from .numerics import rounded, rounded_quotient
 from .tiles import unpack_tile
 from .unpack_weight import GROUP_SIZE, channel_factors, load_weight, scale_bits
@@ -131,31 +132,37 @@ def gemv_w4a16(
     out = torch.empty((M, N), dtype=x.dtype, device=x.device)
     factors = channel_factors(N, wtscale, wcscales, x.device) if scheme == "nvfp4" else None
     tile = unpack_tile("gemv", N, K)
-    _gemv_w4a16_kernel[(triton.cdiv(N, tile["BLOCK_N"]),)](
-        x,
-        smooth_factor,
-        qweight.view(torch.int32),
-        scale_bits(wscales),
-        wzeros,
-        factors,
-        x_down,
-        proj_up,
-        bias,
-        out,
-        M,
-        N,
-        K,
-        R,
-        x.stride(0),
-        PTX=takes_ptx(x.device),
-        SCHEME=scheme,
-        GROUP_SIZE=GROUP_SIZE[scheme],
-        SHIFT=GELU_SHIFT if act_unsigned else 0.0,
-        HAS_SMOOTH=smooth_factor is not None,
-        HAS_RANK=R > 0,
-        HAS_BIAS=bias is not None,
-        BLOCK_M=triton.next_power_of_2(M),
-        BLOCK_R=16,
-        **tile,
+    launch(
+        _gemv_w4a16_kernel,
+        (-(-N // tile["BLOCK_N"]),),
+        (
+            x,
+            smooth_factor,
+            qweight.view(torch.int32),
+            scale_bits(wscales),
+            wzeros,
+            factors,
+            x_down,
+            proj_up,
+            bias,
+            out,
+            M,
+            N,
+            K,
+            R,
+            x.stride(0),
+        ),
+        {
+            "PTX": takes_ptx(x.device),
+            "SCHEME": scheme,
+            "GROUP_SIZE": GROUP_SIZE[scheme],
+            "SHIFT": GELU_SHIFT if act_unsigned else 0.0,
+            "HAS_SMOOTH": smooth_factor is not None,
+            "HAS_RANK": R > 0,
+            "HAS_BIAS": bias is not None,
+            "BLOCK_M": 1 << (M - 1).bit_length(),
+            "BLOCK_R": 16,
+            **tile,
+        },
     )
     return out

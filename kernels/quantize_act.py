@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .devices import generation, takes_ptx
 from .format import E2M1_MAX, E4M3_MAX, GELU_SHIFT, GROUP_SIZE_INT4, GROUP_SIZE_NVFP4, INT4_MAX, UINT4_MAX
+from .launch import launch
 from .numerics import (
     ROUND_MAGIC,
     add_projection,
@@ -168,29 +169,35 @@ def quantize_act(
     tile = tile or quantizer_tile(K, R if fused else 0)
     if R and not fused:
         torch.mm(x, proj_down.to(x.dtype), out=x_down)
-    _quantize_groups_kernel[(triton.cdiv(M, tile["BLOCK_M"]),)](
-        x,
-        smooth_factor,
-        proj_down,
-        codes,
-        codes if ascales is None else ascales,
-        x_down,
-        M,
-        K,
-        R,
-        x.stride(0),
-        codes.stride(0),
-        0 if ascales is None else ascales.stride(0),
-        x_down.stride(0),
-        SCHEME=scheme,
-        OUTPUT=output,
-        PTX=takes_ptx(x.device),
-        GELU=gelu,
-        SHIFT=GELU_SHIFT if act_unsigned and scheme != "nvfp4" else 0.0,
-        GROUP_SIZE=group_size,
-        CODE_MAX=float(code_max),
-        HAS_RANK=fused,
-        enable_fp_fusion=False,
-        **tile,
+    launch(
+        _quantize_groups_kernel,
+        (-(-M // tile["BLOCK_M"]),),
+        (
+            x,
+            smooth_factor,
+            proj_down,
+            codes,
+            codes if ascales is None else ascales,
+            x_down,
+            M,
+            K,
+            R,
+            x.stride(0),
+            codes.stride(0),
+            0 if ascales is None else ascales.stride(0),
+            x_down.stride(0),
+        ),
+        {
+            "SCHEME": scheme,
+            "OUTPUT": output,
+            "PTX": takes_ptx(x.device),
+            "GELU": gelu,
+            "SHIFT": GELU_SHIFT if act_unsigned and scheme != "nvfp4" else 0.0,
+            "GROUP_SIZE": group_size,
+            "CODE_MAX": float(code_max),
+            "HAS_RANK": fused,
+            "enable_fp_fusion": False,
+            **tile,
+        },
     )
     return codes, ascales, x_down

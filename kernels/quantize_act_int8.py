@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .devices import generation, takes_ptx
 from .format import GELU_SHIFT, INT8_MAX
+from .launch import launch
 from .numerics import (
     add_projection,
     gelu_tanh,
@@ -129,22 +130,28 @@ def quantize_act_int8(
     if R and not fused:
         torch.mm(x, proj_down.to(x.dtype), out=x_down)
     tile = tile or quantizer_tile(K, R if fused else 0)
-    _quantize_tokens_kernel[(triton.cdiv(M, tile["BLOCK_M"]),)](
-        x,
-        smooth_factor,
-        proj_down,
-        codes,
-        ascales,
-        x_down,
-        M,
-        K,
-        R,
-        x.stride(0),
-        PTX=takes_ptx(x.device),
-        GELU=gelu,
-        SHIFT=GELU_SHIFT if act_unsigned else 0.0,
-        HAS_RANK=fused,
-        enable_fp_fusion=False,
-        **tile,
+    launch(
+        _quantize_tokens_kernel,
+        (-(-M // tile["BLOCK_M"]),),
+        (
+            x,
+            smooth_factor,
+            proj_down,
+            codes,
+            ascales,
+            x_down,
+            M,
+            K,
+            R,
+            x.stride(0),
+        ),
+        {
+            "PTX": takes_ptx(x.device),
+            "GELU": gelu,
+            "SHIFT": GELU_SHIFT if act_unsigned else 0.0,
+            "HAS_RANK": fused,
+            "enable_fp_fusion": False,
+            **tile,
+        },
     )
     return codes, ascales, x_down

@@ -16,7 +16,7 @@ from .gemm_w4a8 import gemm_w4a8
 from .gemv_w4a16 import MAX_ROWS, gemv_w4a16
 from .quantize_act import quantize_act
 from .quantize_act_int8 import quantize_act_int8
-from .tiles import INT8_W4A4_GENERATIONS, NATIVE_INT4_ROWS
+from .tiles import INT8_W4A4_GENERATIONS, NATIVE_INT4_ROWS, fills_hopper
 from .unpack_weight import dequantize_weight, expand_codes, requantize_weight
 
 Steps = list[tuple[str, Callable[[], Tensor]]]
@@ -110,7 +110,7 @@ def steps_w4a8(
         return with_gemm(gemm_w4a8_hopper)
 
     steps: Steps = [("w4a8 on int8 tensor cores", lambda: with_gemm(gemm_w4a8))]
-    if generation(x.device) == "sm_90":
+    if generation(x.device) == "sm_90" and fills_hopper(x.shape[0], tensors["qweight"].shape[0]):
         steps.insert(0, ("w4a8 on Hopper's asynchronous tensor cores", hopper))
     return steps
 

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .format import GROUP_SIZE_AWQ, GROUP_SIZE_INT4, GROUP_SIZE_NVFP4, INT8_MAX
+from .launch import launch
 from .numerics import decode_e4m3, nibbles_to_float, reciprocal_or_zero, round_to_bits
 from .tiles import unpack_tile
 
@@ -203,19 +204,25 @@ def requantize_weight(
         channel_scales = torch.empty((N,), dtype=torch.float32, device=qweight.device)
     factors = channel_factors(N, wtscale, wcscales, qweight.device) if scheme == "nvfp4" else None
     tile = tile or unpack_tile("requantize", N, K)
-    _requantize_kernel[(triton.cdiv(N, tile["BLOCK_N"]),)](
-        qweight.view(torch.int32),
-        scale_bits(wscales),
-        factors,
-        codes,
-        channel_scales,
-        N,
-        K,
-        HAS_CHANNEL_SCALES=has_channel_scales,
-        SCHEME=scheme,
-        GROUP_SIZE=GROUP_SIZE[scheme],
-        enable_fp_fusion=False,
-        **tile,
+    launch(
+        _requantize_kernel,
+        (-(-N // tile["BLOCK_N"]),),
+        (
+            qweight.view(torch.int32),
+            scale_bits(wscales),
+            factors,
+            codes,
+            channel_scales,
+            N,
+            K,
+        ),
+        {
+            "HAS_CHANNEL_SCALES": has_channel_scales,
+            "SCHEME": scheme,
+            "GROUP_SIZE": GROUP_SIZE[scheme],
+            "enable_fp_fusion": False,
+            **tile,
+        },
     )
     return codes, channel_scales
 
@@ -225,8 +232,16 @@ def expand_codes(qweight: Tensor, tile: dict[str, int] | None = None) -> Tensor:
     N, K = qweight.shape[0], qweight.shape[1] * 2
     codes = torch.empty((N, K), dtype=torch.int8, device=qweight.device)
     tile = tile or unpack_tile("dequantize", N, K)
-    _expand_kernel[(triton.cdiv(N, tile["BLOCK_N"]), K // tile["BLOCK_K"])](
-        qweight.view(torch.int32), codes, N, K, **tile
+    launch(
+        _expand_kernel,
+        (-(-N // tile["BLOCK_N"]), K // tile["BLOCK_K"]),
+        (
+            qweight.view(torch.int32),
+            codes,
+            N,
+            K,
+        ),
+        {**tile},
     )
     return codes
 
@@ -259,20 +274,21 @@ def dequantize_weight(
     out = torch.empty((N, K + R), dtype=dtype, device=qweight.device)
     factors = channel_factors(N, wtscale, wcscales, qweight.device) if scheme == "nvfp4" else None
     tile = tile or unpack_tile("dequantize", N, K)
-    grid = (triton.cdiv(N, tile["BLOCK_N"]), K // tile["BLOCK_K"] + triton.cdiv(R, tile["BLOCK_K"]))
-    _dequantize_kernel[grid](
-        qweight.view(torch.int32),
-        scale_bits(wscales),
-        wzeros,
-        factors,
-        out if proj_up is None else proj_up,
-        out,
-        N,
-        K,
-        R,
-        SCHEME=scheme,
-        GROUP_SIZE=GROUP_SIZE[scheme],
-        enable_fp_fusion=False,
-        **tile,
+    grid = (-(-N // tile["BLOCK_N"]), K // tile["BLOCK_K"] - (-R // tile["BLOCK_K"]))
+    launch(
+        _dequantize_kernel,
+        grid,
+        (
+            qweight.view(torch.int32),
+            scale_bits(wscales),
+            wzeros,
+            factors,
+            out if proj_up is None else proj_up,
+            out,
+            N,
+            K,
+            R,
+        ),
+        {"SCHEME": scheme, "GROUP_SIZE": GROUP_SIZE[scheme], "enable_fp_fusion": False, **tile},
     )
     return out

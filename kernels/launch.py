@@ -1,0 +1,70 @@
+"""Launching a compiled kernel again without Triton's search for it.
+
+A layer launches three or four kernels of some tens of microseconds; looking each up by the types and divisibilities of
+twenty arguments costs as much time on the CPU. Here a launch is found by what decides which compiled kernel it needs:
+tensor dtypes, sizes that are specialized on, constants. Anything unusual goes the ordinary way.
+"""
+
+from typing import Any
+
+import triton
+from torch import Tensor
+
+ALIGNMENT = 16  # bytes; what Triton specializes pointers on
+
+_compiled: dict[tuple, Any] = {}
+_unspecialized: dict[Any, frozenset[int]] = {}
+_refused: list[str] = []  # what this Triton said when its compiled kernels could not be launched like this
+
+
+def _unspecialized_positions(kernel: Any) -> frozenset[int]:
+    if kernel not in _unspecialized:
+        names = kernel.do_not_specialize
+        _unspecialized[kernel] = frozenset(i for i, name in enumerate(kernel.arg_names) if name in names)
+    return _unspecialized[kernel]
+
+
+def _launch_key(kernel: Any, arguments: tuple, constants: dict[str, Any]) -> tuple | None:
+    """What decides which compiled kernel a launch needs; None for a launch to leave to Triton."""
+    skip = _unspecialized_positions(kernel)
+    key: list[Any] = [kernel]
+    for i, argument in enumerate(arguments):
+        if isinstance(argument, Tensor):
+            if argument.data_ptr() % ALIGNMENT:
+                return None
+            key.append(argument.dtype)
+            device = argument.device
+        elif isinstance(argument, int):
+            key.append(None if i in skip else argument)
+        elif argument is None:
+            key.append(None)
+        else:  # a tensor descriptor
+            key += (argument.base.dtype, *argument.block_shape)
+    return (*key, device.index, *constants.values())
+
+
+def launch(kernel: Any, grid: tuple[int, ...], arguments: tuple, constants: dict[str, Any]) -> None:
+    """kernel[grid](*arguments, **constants).
+
+    Args:
+        kernel: a triton.jit or gluon.jit function.
+        grid: up to three sizes.
+        arguments: what is not constexpr, in the order of the signature, at least one tensor among them.
+        constants: every constexpr, in the order of the signature, and options such as num_warps.
+    """
+    if _refused or not isinstance(kernel, triton.JITFunction):
+        kernel[grid](*arguments, **constants)
+        return
+    key = _launch_key(kernel, arguments, constants)
+    compiled = _compiled.get(key)
+    if compiled is None:
+        compiled = kernel[grid](*arguments, **constants)
+        if key is not None:
+            _compiled[key] = compiled
+        return
+    names = kernel.arg_names[len(arguments) :]
+    try:
+        compiled[(*grid, 1, 1)[:3]](*arguments, *(constants[name] for name in names))
+    except TypeError as error:
+        _refused.append(str(error))
+        kernel[grid](*arguments, **constants)
