@@ -36,12 +36,12 @@ def plan_comfy(checkpoint: Checkpoint) -> Plan:
         for index in range(counts[block.host]):
             for name in block.plain:
                 _plan_plain(plan, f"{block.host}.{index}.{name}")
+    expected = architecture.expected_tensors(lambda host, source: host in checkpoint)
     for module in architecture.modules:
-        if any(f"{module}.{end}" in checkpoint for end in ("weight", "bias")) or not architecture.is_optional(module):
+        if f"{module}.weight" in expected:
             _plan_linear(plan, configs, module, _ONE_PIECE)
-    for name in architecture.tensors:
-        if name in checkpoint or not architecture.is_optional(name):
-            _plan_plain(plan, name)
+    for name in (n for n in architecture.tensors if n in expected):
+        _plan_plain(plan, name)
     return plan
 
 

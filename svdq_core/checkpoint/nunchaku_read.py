@@ -100,11 +100,10 @@ def _read_linear(checkpoint: Checkpoint, linear: LinearMap, layers: list[tuple[s
 
 def plan_outside_blocks(plan: Plan, prefix: str = "") -> None:
     """Everything under diffusers' names, with that prefix, that lies outside the blocks."""
-    for host, name in plan.architecture.plain_tensors().items():
-        source = prefix + name
-        if source in plan.checkpoint or not plan.architecture.is_optional(host):
-            swapped = host.rpartition(".")[0] in plan.architecture.swapped_halves
-            plan.add_plain(host, [source], layouts.swap_halves if swapped else None)
+    expected = plan.architecture.expected_tensors(lambda host, source: prefix + source in plan.checkpoint)
+    for host, source in expected.items():
+        swapped = host.rpartition(".")[0] in plan.architecture.swapped_halves
+        plan.add_plain(host, [prefix + source], layouts.swap_halves if swapped else None)
 
 
 def check_counts(plan: Plan, counts: dict[str, int]) -> None:

@@ -26,20 +26,29 @@ def plan_packed(checkpoint: Checkpoint) -> Plan:
     architecture = recognize_host(checkpoint.name, checkpoint)
     plan = Plan(checkpoint, architecture)
     counts = architecture.count_blocks(checkpoint, "host")
-    layers = [name.removesuffix(LAYOUT_SUFFIX) for name in checkpoint if name.endswith(LAYOUT_SUFFIX)]
-    hosts = [host for host, _ in architecture.linears(counts)]
-    for host in [h for h in hosts if h in layers] + [name for name in layers if name not in hosts]:
-        bias = [f"{host}.bias"] if f"{host}.bias" in checkpoint else []
-        plan.want(f"{host}.weight", host + LAYOUT_SUFFIX, *bias)
-        plan.add(host, host, lambda host=host: _read_layer(checkpoint, host))
-    expected = [f"{h}.{end}" for h in hosts if h not in layers for end in ("weight", "bias")]
-    expected += [f"{b.host}.{i}.{name}" for b in architecture.blocks for i in range(counts[b.host]) for name in b.plain]
-    expected += [n for n in architecture.plain_tensors() if not architecture.is_optional(n)]
-    rest = [name for name in checkpoint if name.removesuffix(LAYOUT_SUFFIX).rpartition(".")[0] not in layers]
-    for name in dict.fromkeys([*expected, *(n for n in rest if not n.endswith(LAYOUT_SUFFIX))]):
-        if name.rpartition(".")[0] not in layers:
-            plan.add_plain(name, [name])
+    for host, _ in architecture.linears(counts):
+        _plan_linear(plan, host)
+    for block in architecture.blocks:
+        for index in range(counts[block.host]):
+            for name in block.plain:
+                plan.add_plain(f"{block.host}.{index}.{name}", [f"{block.host}.{index}.{name}"])
+    expected = architecture.expected_tensors(lambda host, source: host in checkpoint)
+    for module in architecture.modules:
+        if f"{module}.weight" in expected:
+            _plan_linear(plan, module)
+    for name in (n for n in architecture.tensors if n in expected):
+        plan.add_plain(name, [name])
     return plan
+
+
+def _plan_linear(plan: Plan, host: str) -> None:
+    names = [f"{host}.{end}" for end in ("weight", "bias")]
+    if host + LAYOUT_SUFFIX in plan.checkpoint:
+        plan.want(*names, host + LAYOUT_SUFFIX)
+        plan.add(host, host, lambda: _read_layer(plan.checkpoint, host))
+        return
+    for name in names:
+        plan.add_plain(name, [name])
 
 
 def _read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:

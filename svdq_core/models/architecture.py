@@ -83,7 +83,7 @@ class Architecture:
         blocks: its kinds of blocks.
         modules: host module -> checkpoint module, each with weight and bias, outside the blocks.
         tensors: host tensor -> checkpoint tensor, outside the blocks.
-        optional: host names of modules and tensors that some members of the family lack.
+        optional: beginnings of host names that some members of the family lack, each altogether.
         swapped_halves: host modules whose checkpoint rows are (scale, shift) where the host wants (shift, scale).
         newer_names: older checkpoint layer name -> newer one, within a block of each kind (by BlockMap.source).
         shapes: host tensor outside the blocks -> its shape; each size is a number, "H", "2H", ... in terms of the
@@ -158,8 +158,24 @@ class Architecture:
             symbols = self.shapes.get(f"{module}.weight", ())[:1] or None
         return None if symbols is None else tuple(_size(symbol, width) for symbol in symbols)
 
+    def expected_tensors(self, present: Callable[[str, str], bool]) -> dict[str, str]:
+        """Host tensor -> checkpoint tensor of plain_tensors() that a file must have.
+
+        Args:
+            present: whether the file has a tensor, by its host name and by its checkpoint name. Of what is optional,
+                all
+                is expected where anything of it is present.
+        """
+        pairs = self.plain_tensors()
+        there = {group for h, s in pairs.items() if present(h, s) for group in self._groups(h)}
+        return {h: s for h, s in pairs.items() if not self.is_optional(h) or there & self._groups(h)}
+
     def is_optional(self, host_tensor: str) -> bool:
-        return any(host_tensor == name or host_tensor.startswith(name + ".") for name in self.optional)
+        return bool(self._groups(host_tensor))
+
+    def _groups(self, host_tensor: str) -> set[str]:
+        """The optional groups that a host tensor belongs to."""
+        return {name for name in self.optional if host_tensor == name or host_tensor.startswith(name + ".")}
 
 
 def _is_index(text: str) -> bool:

@@ -64,7 +64,7 @@ FLUX = Architecture(
         "final_layer.adaLN_modulation.1": "norm_out.linear",
         "final_layer.linear": "proj_out",
     },
-    optional=frozenset({"guidance_in.in_layer", "guidance_in.out_layer"}),  # schnell has none
+    optional=frozenset({"guidance_in"}),  # schnell has none
     swapped_halves=frozenset({"final_layer.adaLN_modulation.1"}),
     shapes={
         "img_in.weight": ("H", "*"),
