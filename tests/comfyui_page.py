@@ -11,6 +11,7 @@ from typing import Any
 SETTINGS = {
     "Comfy.TutorialCompleted": True,  # otherwise the template dialog covers a first visit
     "Comfy.InstalledVersion": "1.47.12",
+    "Comfy.Locale": "en",
     "Comfy.Workflow.Persist": False,  # no drafts of the last test
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False,
@@ -19,6 +20,7 @@ SETTINGS = {
     "Comfy.AppBuilder.VueNodeSwitchDismissed": True,
     "Comfy.RightSidePanel.IsOpen": False,
     "Comfy.RightSidePanel.ShowErrorsTab": True,
+    "Comfy.VueNodes.Enabled": False,  # nodes drawn on the canvas, or as elements of the page
 }
 FLAGS = [
     "--no-sandbox",
@@ -46,6 +48,9 @@ FIT = """() => { const c = app.canvas, nodes = app.rootGraph._nodes,
     top = Math.min(...nodes.map(n => n.pos[1])) - 60, bottom = Math.max(...nodes.map(n => n.pos[1] + n.size[1]));
     c.ds.scale = Math.min((c.canvas.clientWidth - 120) / (right - left), c.canvas.clientHeight / (bottom - top + 160));
     c.ds.offset[0] = 80 / c.ds.scale - left; c.ds.offset[1] = 90 / c.ds.scale - top; c.setDirty(true, true) }"""
+# a file that is dropped on a node's text field is text for it, so the old nodes are moved out of sight
+MAKE_ROOM = """() => { for (const n of app.rootGraph._nodes) n.fromBefore = true;
+    app.canvas.ds.offset[0] = -100000; app.canvas.setDirty(true, true) }"""
 CENTER = """id => { const n = app.rootGraph.getNodeById(id), c = app.canvas; c.ds.scale = 1;
     c.ds.offset[0] = c.canvas.clientWidth / 2 - n.pos[0] - n.size[0] / 2;
     c.ds.offset[1] = c.canvas.clientHeight / 2 - n.pos[1] - n.size[1] / 2; c.setDirty(true, true) }"""
@@ -98,7 +103,7 @@ class ComfyUIPage:
 
     def load(self, **settings: Any) -> None:
         """Open the page anew. Settings live on the server; they are set before the page asks for them."""
-        self.server.request("/api/settings", json.dumps(SETTINGS | {"Comfy.Locale": "en"} | settings).encode())
+        self.server.request("/api/settings", json.dumps(SETTINGS | settings).encode())
         self.page.goto(self.server.url, wait_until="domcontentloaded")
         self.page.wait_for_function(READY, timeout=120_000)
         self.page.get_by_test_id("queue-button").wait_for(timeout=30_000)
@@ -114,7 +119,8 @@ class ComfyUIPage:
 
     def drag_file(self, path: Path) -> list[dict]:
         """Drag a workflow file onto the canvas, as from a file manager; return the nodes."""
-        self.page.evaluate("() => { for (const n of app.rootGraph._nodes) n.fromBefore = true }")
+        self.page.evaluate(MAKE_ROOM)
+        self.page.evaluate(NEXT_FRAMES)
         dragged = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
         for step in ("dragEnter", "dragOver", "drop"):
             self._devtools.send("Input.dispatchDragEvent", {"type": step, "x": 800, "y": 700, "data": dragged})

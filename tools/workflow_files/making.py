@@ -28,7 +28,8 @@ def _quantize(workflow: Workflow, model: Node, prefix: str, activations: str = "
 def _show_quantized(workflow: Workflow, quantized: Node) -> None:
     parts.show_text(workflow, QUANTIZE, "File written", quantized[1])
     parts.show_text(workflow, QUANTIZE, "Report", quantized[2], (430, 300))
-    workflow.add(QUANTIZE, "PreviewImage", "Error of each layer", images=quantized[3])
+    plot = workflow.add(QUANTIZE, "PreviewImage", "Error of each layer", images=quantized[3])
+    plot.size = (640, 300)
 
 
 def environment_check() -> Workflow:

@@ -1,0 +1,67 @@
+"""The host's real page in a real browser; skipped, with the reason, where one of the two cannot be had.
+
+What it takes: `pip install playwright comfyui-frontend-package==<the host's pin>` and a Chromium of the system
+(Debian and Ubuntu: apt install chromium), or its path in CHROMIUM. Screenshots of a run lie in output/browser/.
+"""
+
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from comfyui_page import ComfyUIPage
+from comfyui_server import ComfyUIServer
+from comfyui_source import find_host
+from furnished_base import furnish
+from pack import ROOT
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+HERE = Path(__file__).parent
+
+
+def find_chromium() -> str | None:
+    named = os.environ.get("CHROMIUM")
+    return named or next((path for path in map(shutil.which, CHROMIUM_NAMES) if path), None)
+
+
+def why_not() -> str:
+    """What is missing for these tests, or ""."""
+    missing = [] if find_host() else ["ComfyUI (COMFYUI_PATH)"]
+    missing += [name for name in ("playwright", "comfyui_frontend_package") if find_spec(name) is None]
+    missing += [] if find_chromium() else ["a Chromium (CHROMIUM)"]
+    return f"browser tests need {', '.join(missing)}; see tests/browser/conftest.py" if missing else ""
+
+
+def pytest_collection_modifyitems(items):
+    reason = why_not()
+    for item in items:
+        if reason and HERE in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def browser_host(tmp_path_factory):
+    """A server with the real page, all files in place, and the demo's model in 4 bits."""
+    base = tmp_path_factory.mktemp("browser")
+    furnish(base)
+    page = Path(find_spec("comfyui_frontend_package").origin).parent / "static"
+    with ComfyUIServer(find_host(), base, device="cpu", front_end=page) as server:
+        assert not server.import_failures(), server.log_text()
+        yield server
+
+
+@pytest.fixture(scope="session")
+def page(browser_host):
+    """One page, kept open; nothing may go wrong in it, and nothing may be asked of another machine."""
+    from playwright.sync_api import sync_playwright
+
+    pictures = ROOT / "output" / "browser"
+    pictures.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        opened = ComfyUIPage(playwright, find_chromium(), browser_host, pictures)
+        try:
+            opened.load()
+            yield opened
+        finally:
+            opened.close()

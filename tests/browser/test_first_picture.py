@@ -1,0 +1,128 @@
+"""The first ten minutes: quantize, see a picture, change a LoRA's strength, read the help, meet an error."""
+
+import json
+import urllib.parse
+
+import pytest
+from comfyui_pack import PACK_NAME
+from pack import ROOT
+from workflow_files import write
+
+DEMO = ROOT / "workflows" / "demo" / "ui"
+NODES = sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md"))
+RENDERERS = {"canvas": False, "elements": True}  # both ways in which the page can draw nodes
+
+
+@pytest.fixture(scope="module")
+def quantized(page):
+    """The demo's model in 4 bits, made in the page."""
+    page.drag_file(DEMO / "flux_quantize.json")
+    entry = page.queue()
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+    return entry
+
+
+def saved(page, entry) -> dict:
+    node = page.find("SaveImage")
+    return entry["outputs"][node["id"]]["images"][0]
+
+
+def test_quantizing_shows_report_plot_and_picture(page, quantized):
+    page.drag_file(DEMO / "flux_quantize.json")
+    entry = page.queue()
+    assert page.shows_picture(page.find("SaveImage")["id"], saved(page, entry)["filename"])
+    plot = page.find("PreviewImage")
+    assert page.shows_picture(plot["id"], entry["outputs"][plot["id"]]["images"][0]["filename"])
+    page.picture("quantized")
+    texts = [output["text"][0] for output in entry["outputs"].values() if "text" in output]
+    assert any("relative output error" in text for text in texts)
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_picture_appears_and_follows_the_strength(page, quantized, renderer):
+    page.load(**{"Comfy.VueNodes.Enabled": RENDERERS[renderer]})
+    page.drag_file(DEMO / "flux_svdquant_lora.json")
+    save, lora = page.find("SaveImage")["id"], page.find("SVDQuantLoraLoader")["id"]
+    first = page.queue()
+    assert page.shows_picture(save, saved(page, first)["filename"])
+    page.picture(f"lora-1-{renderer}")
+    before = page.sent
+    page.type_number(lora, "strength", "0.25")
+    second = page.queue()
+    assert page.sent[lora]["inputs"].pop("strength") == 0.25
+    assert before[lora]["inputs"].pop("strength") == 1.0
+    assert page.sent == before, "more than the strength changed"
+    assert page.shows_picture(save, saved(page, second)["filename"])
+    page.picture(f"lora-2-{renderer}")
+    pictures = [page.server.view(saved(page, entry)) for entry in (first, second)]
+    assert pictures[0] != pictures[1]
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_help_opens(page, renderer):
+    page.load(**{"Comfy.VueNodes.Enabled": RENDERERS[renderer]})
+    page.drag_file(DEMO / "flux_svdquant_lora.json")
+    text, own = page.open_help(page.find("SVDQuantModelLoader")["id"])
+    page.picture(f"help-{renderer}")
+    assert own and "svdq-int4" in text and "compute" in text
+
+
+@pytest.mark.parametrize("node", NODES)
+@pytest.mark.parametrize("locale", ["en", "zh"])
+def test_every_help_page_is_served_with_its_pictures(page, node, locale):
+    path = f"/extensions/{PACK_NAME}/docs/{node}{'' if locale == 'en' else f'/{locale}'}.md"
+    text = page.server.request(urllib.parse.quote(path)).decode()
+    assert len(text) > 300
+    for picture in text.split("](pictures/")[1:]:
+        name = picture.partition(")")[0]
+        assert page.server.request(f"/extensions/{PACK_NAME}/docs/pictures/{name}")
+
+
+def test_an_error_is_readable(page, tmp_path):
+    page.load()
+    form = json.loads((DEMO / "flux_svdquant.json").read_text(encoding="utf-8"))
+    loader = next(node for node in form["nodes"] if node["type"] == "SVDQuantModelLoader")
+    loader["widgets_values"] = ["flux1-dev.safetensors", "auto"]  # an empty file
+    (tmp_path / "wrong.json").write_text(json.dumps(form))
+    page.drag_file(tmp_path / "wrong.json")
+    entry = page.queue()
+    assert entry["status"]["status_str"] == "error"
+    overlay, panel = page.read_error()
+    page.picture("error")
+    assert "4-bit model" in overlay
+    assert "flux1-dev.safetensors: the file is empty" in panel
+
+
+def test_the_check_shows_its_report(page):
+    page.load()
+    page.drag_file(ROOT / "workflows" / "environment-check.json")
+    page.queue()
+    page.fit()
+    page.picture("environment-check")
+    shown = [w["value"] for n in page.nodes() for w in n["widgets"] if "What will run" in str(w["value"])]
+    assert shown, "the report stands in no node"
+
+
+def test_templates_show_their_thumbnails_and_open(page):
+    page.load()
+    page.answers.clear()
+    page.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.page.get_by_role("dialog").get_by_text(PACK_NAME, exact=True).first.click()
+    names = [workflow.name for workflow in write.workflows()]
+    for name in names:
+        card = page.page.get_by_test_id(f"template-workflow-{name}")
+        card.scroll_into_view_if_needed(timeout=15_000)  # the page fetches a thumbnail when its card comes into view
+        card.locator("img").first.wait_for(timeout=10_000)
+    page.page.wait_for_timeout(500)
+    page.picture("templates")
+    fetched = [page.answers.get(f"/api/workflow_templates/{PACK_NAME}/{name}.jpg") for name in names]
+    assert fetched == [200] * len(names)
+    page.page.evaluate("() => { for (const n of app.rootGraph._nodes) n.fromBefore = true }")
+    page.page.get_by_test_id(f"template-workflow-{names[0]}").click()
+    page.page.wait_for_function("() => app.rootGraph._nodes.length && !app.rootGraph._nodes.some(n => n.fromBefore)")
+    assert all(node["known"] for node in page.nodes())
+
+
+def test_nothing_went_wrong_in_the_page(page):
+    assert page.exceptions == []
+    assert page.outside == [], "the page asked other machines"

@@ -1,0 +1,95 @@
+"""Every workflow file, dragged onto the page: it opens complete, and says the same as its API form."""
+
+import json
+
+import pytest
+from pack import ROOT
+from workflow_files import write
+
+FOLDER = ROOT / "workflows"
+NAMES = [workflow.name for workflow in write.workflows()]
+DEMO = [path.stem for path in sorted((FOLDER / "demo").glob("*.json"))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fresh(page):
+    page.load()
+
+
+def inputs(api: dict) -> dict:
+    """What the host would compute: class and inputs of each node, without titles."""
+    return {key: (node["class_type"], node["inputs"]) for key, node in api.items()}
+
+
+def numbered(api: dict) -> dict:
+    """A graph with named nodes under the numbers that the page's form gives them."""
+    numbers = {key: str(index) for index, key in enumerate(api, 1)}
+
+    def value(given):
+        return [numbers[given[0]], given[1]] if isinstance(given, list) else given
+
+    return {
+        numbers[key]: {**node, "inputs": {name: value(v) for name, v in node["inputs"].items()}}
+        for key, node in api.items()
+    }
+
+
+def wrong_values(nodes: list[dict]) -> list[str]:
+    """Widgets with a value that the page does not offer; it says nothing about them itself."""
+    wrong = []
+    for node in nodes:
+        for widget in node["widgets"]:
+            value, where = widget["value"], f"{node['type']}.{widget['name']}"
+            if widget["type"] == "combo" and widget["options"] is not None and value not in widget["options"]:
+                wrong.append(f"{where} = {value!r} is not offered")
+            if widget["type"] == "number" and not (
+                isinstance(value, (int, float)) and widget["min"] <= value <= widget["max"]
+            ):
+                wrong.append(f"{where} = {value!r} is out of range")
+    return wrong
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_opens_complete(page, name):
+    nodes = page.drag_file(FOLDER / f"{name}.json")
+    page.fit()
+    assert not [node["type"] for node in nodes if not node["known"]]
+    assert page.complaint() == ""
+    page.picture(f"workflow-{name}")
+    assert not wrong_values(nodes)
+    api = json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    assert inputs(page.api_form()) == inputs(api)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_do_not_grow_over_each_other(page, name):
+    """The page makes nodes as large as they must be; the layout has to have known."""
+    stored = {str(n["id"]): n for n in json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))["nodes"]}
+    for node in page.drag_file(FOLDER / f"{name}.json"):
+        width, height = stored[node["id"]]["size"]
+        assert node["size"][0] <= width + 20 and node["size"][1] <= height + 40, node["type"]
+
+
+@pytest.mark.parametrize("name", DEMO)
+def test_the_demos_workflows_open_too(page, name):
+    nodes = page.drag_file(FOLDER / "demo" / "ui" / f"{name}.json")
+    assert not [node["type"] for node in nodes if not node["known"]]
+    api = json.loads((FOLDER / "demo" / f"{name}.json").read_text(encoding="utf-8"))
+    assert inputs(page.api_form()) == inputs(numbered(api))
+
+
+def test_a_missing_node_would_be_seen(page, tmp_path):
+    form = json.loads((FOLDER / "flux.1-dev.json").read_text(encoding="utf-8"))
+    form["nodes"][0]["type"] = "SVDQuantNodeThatDoesNotExist"
+    (tmp_path / "broken.json").write_text(json.dumps(form))
+    nodes = page.drag_file(tmp_path / "broken.json")
+    assert [node["type"] for node in nodes if not node["known"]] == ["SVDQuantNodeThatDoesNotExist"]
+    assert "SVDQuantNodeThatDoesNotExist" in page.complaint()
+
+
+def test_a_shifted_value_would_be_seen(page, tmp_path):
+    form = json.loads((FOLDER / "flux.1-dev.json").read_text(encoding="utf-8"))
+    sampler = next(node for node in form["nodes"] if node["type"] == "KSampler")
+    sampler["widgets_values"].remove("fixed")
+    (tmp_path / "shifted.json").write_text(json.dumps(form))
+    assert wrong_values(page.drag_file(tmp_path / "shifted.json"))
