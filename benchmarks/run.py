@@ -126,9 +126,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", choices=LAYERS, help="one model's layers (default: all)")
     parser.add_argument("--tokens", type=int, help="tokens a layer sees (default: of a 1024 x 1024 image)")
-    parser.add_argument(
-        "--rank", type=int, action="append", help="rank of the low-rank branch (default: 0, 32, 128)"
-    )
+    parser.add_argument("--rank", type=int, action="append", help="rank of the low-rank branch (default: 0, 32, 128)")
     parser.add_argument("--seconds", type=float, default=0.1, help="time spent on each cell (default: 0.1)")
     parser.add_argument("--gpu-time", action="store_true", help="time CUDA graph replays, without launch overhead")
     options = parser.parse_args()

@@ -264,14 +264,15 @@ def gemm_w4a4_native(
         )
     out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device)
     proj_up = proj_up.to(x_down.dtype)
-    # With R = 0 the kernel never reads the factors, but the pointers must be some.
-    factors = (x_down.view(torch.int32), proj_up.view(torch.int32)) if R else (out, out)
+    activations, weights = to_activation_fragments(qx), to_weight_fragments(qweight)
+    # With R = 0 the kernel never reads the factors, but the pointers must be to words all the same.
+    factors = (x_down.view(torch.int32), proj_up.view(torch.int32)) if R else (weights, weights)
     launch(
         _gemm_w4a4_native_kernel,
         (rows // tile["BLOCK_M"] * (N // tile["BLOCK_N"]),),
         (
-            to_activation_fragments(qx),
-            to_weight_fragments(qweight),
+            activations,
+            weights,
             ascales,
             wscales,
             *factors,

@@ -20,18 +20,18 @@ ON_GPU = torch.cuda.is_available()
 if not ON_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, so before any kernel
 
-_BOTH_16_BIT = "both sides are rounded to 16 bits before the product, 2^-{} each; an outlier channel keeps its rounding"
-_BRANCH = "float32 sums in another order, rounded once: a value at a rounding boundary may land on the next one"
+_BOTH_16_BIT = "both sides are rounded to 16 bits, 2^-{} each, and torch lets cuBLAS add parts of k in 16 bits"
+_BRANCH = "sums in another order, rounded once; torch lets cuBLAS add parts of k in 16 bits"
 _GELU = "the hardware's tanh is off by up to 2^-11"
 # Measured on an H200 with K from 1152 to 12288, and in the interpreter with K = 192.
 compare.TOLERANCES.update(
     {
-        ("16-bit product", torch.bfloat16): (8e-3, _BOTH_16_BIT.format(9)),
-        ("16-bit product", torch.float16): (1e-3, _BOTH_16_BIT.format(12)),
-        ("x_down", torch.bfloat16): (6e-4, _BRANCH),
-        ("x_down", torch.float16): (1e-4, _BRANCH),
-        ("x_down behind GELU", torch.bfloat16): (1e-3, _GELU),
-        ("x_down behind GELU", torch.float16): (3e-4, _GELU),
+        ("16-bit product", torch.bfloat16): (1e-2, _BOTH_16_BIT.format(9)),
+        ("16-bit product", torch.float16): (2.5e-3, _BOTH_16_BIT.format(12)),
+        ("x_down", torch.bfloat16): (3e-3, _BRANCH),
+        ("x_down", torch.float16): (6e-4, _BRANCH),
+        ("x_down behind GELU", torch.bfloat16): (3e-3, _GELU),
+        ("x_down behind GELU", torch.float16): (6e-4, _GELU),
         ("codes behind GELU", torch.bfloat16): (2e-3, _GELU + ", which moves some codes by one"),
         ("codes behind GELU", torch.float16): (2e-3, _GELU + ", which moves some codes by one"),
     }
