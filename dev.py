@@ -56,6 +56,11 @@ COMMANDS = {
         ("{root}/tools/check_environment.py",),
         set_up=False,
     ),
+    "migrate-workflow": Command(
+        "IN OUT: turn a workflow of ComfyUI-nunchaku's FLUX nodes into one of this pack's",
+        ("{root}/tools/migrate_workflow.py",),
+        set_up=False,
+    ),
 }
 
 EXAMPLES = """

@@ -1,0 +1,274 @@
+"""Workflows of ComfyUI-nunchaku become ours: files, strengths and links stay, nothing dangles, the rest is said."""
+
+import copy
+import json
+
+import pytest
+from migrate_workflow import NoWorkflowError, main, migrate
+
+
+def node(number, class_type, values, inputs=(), outputs=(), **more):
+    """A node as the page saves it; inputs: (name, type, link[, is a widget]), outputs: (type, [links])."""
+    return {
+        "id": number,
+        "type": class_type,
+        "pos": [10 * number, 20],
+        "size": [300, 200],
+        "mode": 0,
+        "inputs": [
+            {"name": i[0], "type": i[1], "link": i[2], **({"widget": {"name": i[0]}} if len(i) > 3 else {})}
+            for i in inputs
+        ],
+        "outputs": [{"name": kind, "type": kind, "links": links or None} for kind, links in outputs],
+        "properties": {"cnr_id": "ComfyUI-nunchaku"},
+        "widgets_values": values,
+        **more,
+    }
+
+
+def page_form(nodes, links, **more):
+    numbers = [n["id"] for n in nodes]
+    last = {"last_node_id": max(numbers), "last_link_id": max((link[0] for link in links), default=0)}
+    return {"id": "x", "nodes": nodes, "links": links, "groups": [], "version": 0.4, **last, **more}
+
+
+def flux():
+    """Loader, two LoRAs, text encoders with 4-bit T5, a strength that comes from another node."""
+    return page_form(
+        [
+            node(
+                1,
+                "NunchakuFluxDiTLoader",
+                ["svdq-int4-flux.1-dev", 0.12, "nunchaku-fp16", "auto", 0, "bfloat16", "enabled"],
+                [("cache_threshold", "FLOAT", 9, True)],
+                [("MODEL", [1])],
+            ),
+            node(2, "NunchakuFluxLoraLoader", ["a.safetensors", 0.8], [("model", "MODEL", 1)], [("MODEL", [2])]),
+            node(
+                3,
+                "NunchakuFluxLoraLoader",
+                ["b.safetensors", 1],
+                [("model", "MODEL", 2), ("lora_strength", "FLOAT", 8, True)],
+                [("MODEL", [3])],
+                title="My LoRA",
+            ),
+            node(
+                4,
+                "NunchakuTextEncoderLoaderV2",
+                ["flux.1", "clip_l.safetensors", "awq-int4-flux.1-t5xxl.safetensors", 512],
+                [],
+                [("CLIP", [4, 5])],
+            ),
+            node(5, "CLIPTextEncode", ["hello"], [("clip", "CLIP", 4)], [("CONDITIONING", [6])]),
+            node(6, "CLIPTextEncode", ["world"], [("clip", "CLIP", 5)], [("CONDITIONING", [7])]),
+            node(
+                7,
+                "KSampler",
+                [1, "fixed", 8, 1, "euler", "simple", 1],
+                [("model", "MODEL", 3), ("positive", "CONDITIONING", 6), ("negative", "CONDITIONING", 7)],
+            ),
+            node(8, "PrimitiveNode", [0.5, "fixed"], [], [("FLOAT", [8, 9])]),
+        ],
+        [
+            [1, 1, 0, 2, 0, "MODEL"],
+            [2, 2, 0, 3, 0, "MODEL"],
+            [3, 3, 0, 7, 0, "MODEL"],
+            [4, 4, 0, 5, 0, "CLIP"],
+            [5, 4, 0, 6, 0, "CLIP"],
+            [6, 5, 0, 7, 1, "CONDITIONING"],
+            [7, 6, 0, 7, 2, "CONDITIONING"],
+            [8, 8, 0, 3, 1, "FLOAT"],
+            [9, 8, 0, 1, 0, "FLOAT"],
+        ],
+    )
+
+
+def stack(names, links_out=(2,)):
+    values = [v for name, strength in names for v in (name, strength)]
+    values += ["None", 1.0] * (15 - len(names))
+    return page_form(
+        [
+            node(1, "NunchakuFluxDiTLoader", ["m", 0, "a", "auto", 0, "b", "e"], [], [("MODEL", [1])]),
+            node(2, "NunchakuFluxLoraStack", values, [("model", "MODEL", 1)], [("MODEL", list(links_out))]),
+            node(3, "KSampler", [], [("model", "MODEL", 2)]),
+        ],
+        [[1, 1, 0, 2, 0, "MODEL"], [2, 2, 0, 3, 0, "MODEL"]],
+    )
+
+
+def check_links(form):
+    """Every link is known at both of its ends, and every end knows its link."""
+    nodes = {n["id"]: n for n in form["nodes"]}
+    ends = set()
+    for number, origin, slot, target, at, _ in form["links"]:
+        assert number in nodes[origin]["outputs"][slot]["links"]
+        assert nodes[target]["inputs"][at]["link"] == number
+        ends |= {(origin, "out", number), (target, "in", number)}
+    for n in form["nodes"]:
+        for entry in n["inputs"]:
+            assert entry["link"] is None or (n["id"], "in", entry["link"]) in ends
+        for output in n["outputs"]:
+            assert all((n["id"], "out", number) in ends for number in output["links"] or [])
+    assert form["last_node_id"] >= max(nodes) and form["last_link_id"] >= max((e[0] for e in form["links"]), default=0)
+
+
+def find(form, class_type):
+    return [n for n in form["nodes"] if n["type"] == class_type]
+
+
+def source_of(form, n, name):
+    """The node that an input comes from."""
+    link = next(entry["link"] for entry in n["inputs"] if entry["name"] == name)
+    origin = next(entry[1] for entry in form["links"] if entry[0] == link)
+    return next(other for other in form["nodes"] if other["id"] == origin)
+
+
+def test_files_strengths_and_links_stay():
+    form, _ = migrate(flux())
+    check_links(form)
+    (loader,) = find(form, "SVDQuantModelLoader")
+    assert loader["widgets_values"] == ["svdq-int4-flux.1-dev", "auto"] and loader["pos"] == [10, 20]
+    first, second = find(form, "SVDQuantLoraLoader")
+    assert (first["widgets_values"], second["widgets_values"]) == (["a.safetensors", 0.8], ["b.safetensors", 1.0])
+    assert second["title"] == "My LoRA"
+    assert source_of(form, first, "model") is loader and source_of(form, second, "model") is first
+    assert source_of(form, find(form, "KSampler")[0], "model") is second
+    assert source_of(form, second, "strength")["type"] == "PrimitiveNode"
+
+
+def test_text_encoders_become_core_nodes_with_the_same_length():
+    form, lines = migrate(flux())
+    (loader,), (options,) = find(form, "DualCLIPLoader"), find(form, "T5TokenizerOptions")
+    assert loader["widgets_values"] == [
+        "clip_l.safetensors",
+        "t5xxl_fp8_e4m3fn_scaled.safetensors",
+        "flux",
+        "default",
+    ]
+    assert options["widgets_values"] == [0, 512]
+    assert source_of(form, options, "clip") is loader
+    assert all(source_of(form, text, "clip") is options for text in find(form, "CLIPTextEncode"))
+    assert any("4-bit T5 has no loader" in line for line in lines)
+
+
+def test_a_length_that_is_comfyuis_own_needs_no_node():
+    form = flux()
+    form["nodes"][3]["widgets_values"][3] = 256
+    form, _ = migrate(form)
+    check_links(form)
+    assert not find(form, "T5TokenizerOptions") and find(form, "DualCLIPLoader")
+
+
+def test_what_is_left_out_is_said_and_its_link_goes():
+    form, lines = migrate(flux())
+    assert any("cache_threshold 0.12 is left out" in line for line in lines)
+    assert find(form, "PrimitiveNode")[0]["outputs"][0]["links"] == [8]
+    assert 9 not in [link[0] for link in form["links"]]
+
+
+def test_a_stack_keeps_the_rows_in_use():
+    form, _ = migrate(stack([("a", 1.0), ("None", 0.5), ("c", -0.25)]))
+    check_links(form)
+    (new,) = find(form, "SVDQuantLoraStack")
+    assert new["widgets_values"] == ["2", True, "a", 1.0, True, "c", -0.25]
+
+
+def test_more_rows_than_one_node_holds_become_two_nodes():
+    form, lines = migrate(stack([(f"l{i}", 1.0) for i in range(13)]))
+    check_links(form)
+    first, second = find(form, "SVDQuantLoraStack")
+    assert (first["widgets_values"][0], second["widgets_values"][0]) == ("10", "3")
+    assert source_of(form, second, "model") is first and source_of(form, find(form, "KSampler")[0], "model") is second
+    assert any("13 LoRAs: two nodes" in line for line in lines)
+
+
+def test_a_stack_without_loras_is_taken_out():
+    form, lines = migrate(stack([]))
+    check_links(form)
+    assert not find(form, "SVDQuantLoraStack")
+    assert source_of(form, find(form, "KSampler")[0], "model")["type"] == "SVDQuantModelLoader"
+    assert any("taken out" in line for line in lines)
+
+
+@pytest.mark.parametrize("class_type", ["NunchakuFluxPuLIDApplyV2", "NunchakuQwenImageDiTLoader", "NunchakuNewThing"])
+def test_what_has_no_counterpart_stays_and_is_said(class_type):
+    before = page_form([node(1, class_type, [1])], [])
+    after, lines = migrate(before)
+    assert after["nodes"] == before["nodes"]
+    assert len(lines) == 1 and class_type in lines[0]
+
+
+def test_subgraphs_are_migrated_with_their_kind_of_links():
+    inner = stack([(f"l{i}", 1.0) for i in range(11)])
+    keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    inner["links"] = [dict(zip(keys, link, strict=True)) for link in inner["links"]]
+    inner["state"] = {"lastNodeId": 20, "lastLinkId": 30}
+    form, _ = migrate(page_form([node(1, "Note", ["x"])], [], definitions={"subgraphs": [inner]}))
+    (graph,) = form["definitions"]["subgraphs"]
+    assert [n["type"] for n in graph["nodes"]].count("SVDQuantLoraStack") == 2
+    assert all(isinstance(link, dict) for link in graph["links"])
+    assert graph["state"] == {"lastNodeId": 21, "lastLinkId": 31}
+    graph["links"] = [list(link.values()) for link in graph["links"]]
+    graph |= {"last_node_id": 21, "last_link_id": 31}
+    check_links(graph)
+
+
+def test_the_api_form_too():
+    before = {
+        "1": {"class_type": "NunchakuFluxDiTLoader", "inputs": {"model_path": "m", "cache_threshold": 0}},
+        "2": {
+            "class_type": "NunchakuFluxLoraStack",
+            "inputs": {"model": ["1", 0], "lora_name_1": "a", "lora_strength_1": ["9", 0], "lora_name_2": "None"},
+        },
+        "3": {
+            "class_type": "NunchakuTextEncoderLoader",
+            "_meta": {"title": "T"},
+            "inputs": {"text_encoder1": "t5xxl.safetensors", "text_encoder2": "clip_l", "t5_min_length": 512},
+        },
+        "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["3", 0], "text": "x"}},
+        "5": {"class_type": "KSampler", "inputs": {"model": ["2", 0]}},
+    }
+    untouched = copy.deepcopy(before)
+    after, _ = migrate(before)
+    assert before == untouched
+    assert after == {
+        "1": {"class_type": "SVDQuantModelLoader", "inputs": {"model_name": "m", "compute": "auto"}},
+        "2": {
+            "class_type": "SVDQuantLoraStack",
+            "inputs": {
+                "loras": "1",
+                "loras.on_1": True,
+                "loras.lora_1": "a",
+                "loras.strength_1": ["9", 0],
+                "model": ["1", 0],
+            },
+        },
+        "3": {
+            "class_type": "DualCLIPLoader",
+            "_meta": {"title": "T"},
+            "inputs": {
+                "clip_name1": "t5xxl.safetensors",
+                "clip_name2": "clip_l",
+                "type": "flux",
+                "device": "default",
+            },
+        },
+        "3.1": {"class_type": "T5TokenizerOptions", "inputs": {"min_padding": 0, "min_length": 512, "clip": ["3", 0]}},
+        "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["3.1", 0], "text": "x"}},
+        "5": {"class_type": "KSampler", "inputs": {"model": ["2", 0]}},
+    }
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {}, "text"])
+def test_what_is_no_workflow_is_refused(content):
+    with pytest.raises(NoWorkflowError):
+        migrate(content)
+
+
+def test_the_command(tmp_path, capsys):
+    (tmp_path / "in.json").write_text(json.dumps(flux()))
+    assert main([str(tmp_path / "in.json"), str(tmp_path / "new" / "out.json")]) == 0
+    assert "NunchakuFluxDiTLoader -> SVDQuantModelLoader" in capsys.readouterr().out
+    check_links(json.loads((tmp_path / "new" / "out.json").read_text(encoding="utf-8")))
+    (tmp_path / "bad.json").write_text("{")
+    assert main([str(tmp_path / "bad.json"), str(tmp_path / "out.json")]) == 2

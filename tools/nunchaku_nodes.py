@@ -1,0 +1,179 @@
+"""What becomes of each node of ComfyUI-nunchaku: its values in ours or in core nodes, and what has no counterpart.
+
+Standard library only. Source of names and orders: ComfyUI-nunchaku 1.0 to 1.2.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+MOST_ROWS = 10  # of SVDQuantLoraStack
+T5_REPLACEMENT = "t5xxl_fp8_e4m3fn_scaled.safetensors"
+HOST_T5_LENGTH = 256  # what ComfyUI pads FLUX prompts to by itself
+
+# class -> its widgets in the order in which the page stores their values
+WIDGETS = {
+    "NunchakuFluxDiTLoader": (
+        "model_path",
+        "cache_threshold",
+        "attention",
+        "cpu_offload",
+        "device_id",
+        "data_type",
+        "i2f_mode",
+    ),
+    "NunchakuFluxLoraLoader": ("lora_name", "lora_strength"),
+    "NunchakuFluxLoraStack": tuple(f"lora_{kind}_{i}" for i in range(1, 16) for kind in ("name", "strength")),
+    "NunchakuTextEncoderLoader": (
+        "model_type",
+        "text_encoder1",
+        "text_encoder2",
+        "t5_min_length",
+        "use_4bit_t5",
+        "int4_model",
+    ),
+    "NunchakuTextEncoderLoaderV2": ("model_type", "text_encoder1", "text_encoder2", "t5_min_length"),
+    "NunchakuWheelInstaller": ("version", "dev_version", "mode"),
+}
+
+# nodes that stay as they are -> why
+WITHOUT_COUNTERPART = {
+    "NunchakuPuLIDLoader": "PuLID: take a PuLID pack for FLUX.",
+    "NunchakuPuLIDLoaderV2": "PuLID: take a PuLID pack for FLUX.",
+    "NunchakuPulidLoader": "PuLID: take a PuLID pack for FLUX.",
+    "NunchakuPulidApply": "PuLID: take a PuLID pack for FLUX.",
+    "NunchakuFluxPuLIDApplyV2": "PuLID: take a PuLID pack for FLUX.",
+    "NunchakuIPAdapterLoader": "IP-Adapter: take an IP-Adapter pack for FLUX, or FLUX.1 Redux (core nodes).",
+    "NunchakuFluxIPAdapterApply": "IP-Adapter: take an IP-Adapter pack for FLUX, or FLUX.1 Redux (core nodes).",
+    "NunchakuModelMerger": "Not needed: Load SVDQuant Model reads folders of older releases; Export SVDQuant Model "
+    "writes one file.",
+    "NunchakuQwenImageDiTLoader": "Qwen-Image is not supported by this pack.",
+    "NunchakuZImageDiTLoader": "Z-Image is not supported by this pack.",
+    "NunchakuDepthPreprocessor": "Depth maps: take a preprocessor pack, for example comfyui_controlnet_aux.",
+}
+
+
+@dataclass(frozen=True)
+class NewNode:
+    """A node in place of an old one.
+
+    Args:
+        values: input -> value, in the page's order, links excluded.
+        sockets: (input, type) of the inputs that are no widgets.
+        outputs: (name, type).
+        renamed: old input -> new input, where a link to it is kept.
+    """
+
+    class_type: str
+    values: dict[str, Any]
+    sockets: tuple[tuple[str, str], ...] = ()
+    outputs: tuple[tuple[str, str], ...] = ()
+    renamed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What an old node becomes: nodes one after the other (none: its input is joined to its output), and remarks."""
+
+    chain: tuple[NewNode, ...]
+    notes: tuple[str, ...] = ()
+
+
+def _model_loader(values: dict) -> Replacement:
+    notes = []
+    if float(values.get("cache_threshold") or 0) > 0:
+        notes.append(
+            f"cache_threshold {values['cache_threshold']:g} is left out: put the core node EasyCache behind the loader."
+        )
+    if values.get("cpu_offload") == "enable":
+        notes.append("cpu_offload is left out: ComfyUI moves the model as memory requires (start it with --lowvram).")
+    if int(values.get("device_id") or 0):
+        notes.append(f"device_id {values['device_id']} is left out: start ComfyUI with --cuda-device.")
+    node = NewNode(
+        "SVDQuantModelLoader",
+        {"model_name": values.get("model_path", ""), "compute": "auto"},
+        outputs=(("MODEL", "MODEL"), ("status", "STRING")),
+        renamed={"model_path": "model_name"},
+    )
+    return Replacement((node,), tuple(notes))
+
+
+_PATCHED = (("MODEL", "MODEL"), ("report", "STRING"))
+
+
+def _lora_loader(values: dict) -> Replacement:
+    node = NewNode(
+        "SVDQuantLoraLoader",
+        {"lora_name": values.get("lora_name", ""), "strength": float(values.get("lora_strength", 1.0))},
+        (("model", "MODEL"),),
+        _PATCHED,
+        {"model": "model", "lora_name": "lora_name", "lora_strength": "strength"},
+    )
+    return Replacement((node,))
+
+
+def _lora_stack(values: dict) -> Replacement:
+    rows = []
+    for i in range(1, 16):
+        name = values.get(f"lora_name_{i}", "None")
+        if name and name != "None":
+            rows.append((i, name, float(values.get(f"lora_strength_{i}", 1.0))))
+    chain = []
+    for start in range(0, len(rows), MOST_ROWS):
+        part = rows[start : start + MOST_ROWS]
+        new: dict[str, Any] = {"loras": str(len(part))}
+        renamed = {"model": "model"}
+        for row, (old, name, strength) in enumerate(part, start=1):
+            new |= {f"loras.on_{row}": True, f"loras.lora_{row}": name, f"loras.strength_{row}": strength}
+            renamed |= {f"lora_name_{old}": f"loras.lora_{row}", f"lora_strength_{old}": f"loras.strength_{row}"}
+        chain.append(NewNode("SVDQuantLoraStack", new, (("model", "MODEL"),), _PATCHED, renamed))
+    notes = ["every row was None: the node is taken out."] if not rows else []
+    if len(chain) > 1:
+        notes.append(f"{len(rows)} LoRAs: two nodes, since one holds {MOST_ROWS}.")
+    return Replacement(tuple(chain), tuple(notes))
+
+
+def _text_encoders(values: dict) -> Replacement:
+    notes, names = [], [values.get("text_encoder1", ""), values.get("text_encoder2", "")]
+    renamed = {"text_encoder1": "clip_name1", "text_encoder2": "clip_name2"}
+    four_bit = values.get("use_4bit_t5") == "enable"
+    for i, name in enumerate(names):
+        quantized = str(name).rpartition("/")[2].startswith("awq-int4")
+        if quantized or (four_bit and "t5" in str(name).lower()):
+            names[i] = T5_REPLACEMENT
+            notes.append(f"the 4-bit T5 has no loader here: {T5_REPLACEMENT} takes its place (5 GB, {_WHERE}).")
+    loader = NewNode(
+        "DualCLIPLoader",
+        {"clip_name1": names[0], "clip_name2": names[1], "type": "flux", "device": "default"},
+        outputs=(("CLIP", "CLIP"),),
+        renamed=renamed,
+    )
+    length = int(values.get("t5_min_length") or HOST_T5_LENGTH)
+    if length == HOST_T5_LENGTH:
+        return Replacement((loader,), tuple(notes))
+    notes.append(f"t5_min_length {length} is kept by the core node T5TokenizerOptions; ComfyUI's own value is 256.")
+    options = NewNode(
+        "T5TokenizerOptions",
+        {"min_padding": 0, "min_length": length},
+        (("clip", "CLIP"),),
+        (("CLIP", "CLIP"),),
+        {"t5_min_length": "min_length"},
+    )
+    return Replacement((loader, options), tuple(notes))
+
+
+_WHERE = "comfyanonymous/flux_text_encoders on Hugging Face, into models/text_encoders"
+
+
+def _installer(values: dict) -> Replacement:
+    return Replacement((), ("not needed: this pack installs no wheel.",))
+
+
+RULES: dict[str, Callable[[dict], Replacement]] = {
+    "NunchakuFluxDiTLoader": _model_loader,
+    "NunchakuFluxLoraLoader": _lora_loader,
+    "NunchakuFluxLoraStack": _lora_stack,
+    "NunchakuTextEncoderLoader": _text_encoders,
+    "NunchakuTextEncoderLoaderV2": _text_encoders,
+    "NunchakuWheelInstaller": _installer,
+}
