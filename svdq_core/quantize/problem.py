@@ -39,7 +39,7 @@ class Problem:
     scale_dtype: torch.dtype = torch.bfloat16
     seed: int = 0
     name: str = "layer"
-    score_tokens: int = 256
+    score_tokens: int = 512
     exact_svd: bool = False
 
     @cached_property

@@ -38,7 +38,7 @@ class QuantSpec:
     method: str = "fast"
     seed: int = 0
     scale_dtype: torch.dtype = torch.bfloat16
-    score_tokens: int = 256
+    score_tokens: int = 512
     exact_svd: bool = False
 
     def __post_init__(self):

@@ -1,0 +1,66 @@
+"""Linear layers with the difficulties of a diffusion transformer, drawn from a seed.
+
+Weights: Gaussian noise, a rank-48 part with falling strengths, 0.2 % entries of four times the size, and columns that
+are small where the input is large. Inputs: 256 correlated factors and noise, heavy tails over tokens, channel sizes
+from a log-normal law, a few outlier channels, off centre. `fc2` inputs are the GELU of such a signal.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SHAPES = {"out": (1024, 1024), "qkv": (3072, 1024), "fc2": (1024, 2048)}  # (N, K)
+CALIBRATION_TOKENS = {"out": 16384, "qkv": 16384, "fc2": 24576}
+OUTLIERS = {"out": (4, 14), "qkv": (10, 35), "fc2": (3, 10)}  # times an ordinary channel
+HELD_OUT_TOKENS = 2048
+FACTORS = 256
+
+
+@dataclass(frozen=True)
+class SyntheticLayer:
+    """A weight and tokens of its input.
+
+    Args:
+        weight: (N, K) float32 whose values bfloat16 holds.
+        calibration: (T, K), held_out: (2048, K) float32 likewise.
+        after_gelu: the input is the output of a GELU.
+    """
+
+    name: str
+    weight: Tensor
+    calibration: Tensor
+    held_out: Tensor
+    after_gelu: bool
+
+
+def draw_layer(name: str, seed: int, device: str = "cpu") -> SyntheticLayer:
+    """One of SHAPES; the same numbers on every device."""
+    g = torch.Generator().manual_seed(seed)
+    (rows, columns), after_gelu = SHAPES[name], name == "fc2"
+    channels = torch.exp(0.5 * torch.randn(columns, generator=g))
+    hot = torch.randperm(columns, generator=g)[: 8 if after_gelu else int(torch.randint(3, 11, (1,), generator=g))]
+    low, high = OUTLIERS[name]
+    channels[hot] = low + (high - low) * torch.rand(len(hot), generator=g)
+    offsets = torch.zeros(columns)
+    offsets[hot] = torch.randn(len(hot), generator=g)
+
+    strengths = torch.arange(1, 49) ** -0.7
+    low_rank = (torch.randn(rows, 48, generator=g) * strengths) @ torch.randn(48, columns, generator=g)
+    weight = torch.randn(rows, columns, generator=g) + 0.7 * low_rank
+    weight = torch.where(torch.rand(weight.shape, generator=g) < 0.002, 4 * weight, weight)
+    weight = 0.02 * weight / channels**0.4
+    mixing = torch.randn(FACTORS, columns, generator=g) * (torch.arange(1, FACTORS + 1) ** -0.5)[:, None]
+
+    def draw_tokens(count: int) -> Tensor:
+        factors = torch.randn(count, FACTORS, generator=g) @ mixing / mixing.square().sum(dim=0).sqrt()
+        x = 0.8 * factors + 0.6 * torch.randn(count, columns, generator=g)
+        tails = torch.randn(count, 8, generator=g).square().mean(dim=1, keepdim=True)
+        x = x / tails.sqrt()
+        x = (x + offsets) * channels
+        if after_gelu:
+            x = torch.nn.functional.gelu(x - 0.5, approximate="tanh")
+        return x.bfloat16().to(device, torch.float32)
+
+    calibration, held_out = draw_tokens(CALIBRATION_TOKENS[name]), draw_tokens(HELD_OUT_TOKENS)
+    return SyntheticLayer(name, weight.bfloat16().to(device, torch.float32), calibration, held_out, after_gelu)
