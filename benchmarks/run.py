@@ -41,7 +41,7 @@ def _commit() -> str:
     return result.stdout.strip() or "unknown commit"
 
 
-def _header() -> str:
+def _header(commit: str) -> str:
     try:
         import triton
 
@@ -51,7 +51,7 @@ def _header() -> str:
     gpu = torch.cuda.get_device_properties(0)
     return (
         f"{gpu.name}, {gpu.multi_processor_count} processors, torch {torch.__version__}, Triton {triton_version}, "
-        f"Python {platform.python_version()}, {_commit()}"
+        f"Python {platform.python_version()}, {commit}"
     )
 
 
@@ -128,6 +128,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, help="tokens a layer sees (default: of a 1024 x 1024 image)")
     parser.add_argument("--rank", type=int, action="append", help="rank of the low-rank branch (default: 0, 32, 128)")
     parser.add_argument("--seconds", type=float, default=0.1, help="time spent on each cell (default: 0.1)")
+    parser.add_argument("--commit", help="what to print for the commit where git is not (default: ask git)")
     parser.add_argument("--gpu-time", action="store_true", help="time CUDA graph replays, without launch overhead")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -145,7 +146,7 @@ def main() -> int:
     except MismatchError as error:
         sys.stderr.write(f"No table, because a result is wrong: {error}\n")
         return 1
-    sys.stdout.write(_header() + (", GPU time" if options.gpu_time else "") + "\n\n")
+    sys.stdout.write(_header(options.commit or _commit()) + (", GPU time" if options.gpu_time else "") + "\n\n")
     sys.stdout.write("\n".join(tables))
     return 0
 

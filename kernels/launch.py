@@ -13,34 +13,37 @@ from torch import Tensor
 ALIGNMENT = 16  # bytes; what Triton specializes pointers on
 
 _compiled: dict[tuple, Any] = {}
-_unspecialized: dict[Any, frozenset[int]] = {}
+_unspecialized: dict[int, frozenset[int]] = {}  # by id: a kernel's own hash is slow, and kernels live for ever
 _refused: list[str] = []  # what this Triton said when its compiled kernels could not be launched like this
-
-
-def _unspecialized_positions(kernel: Any) -> frozenset[int]:
-    if kernel not in _unspecialized:
-        names = kernel.do_not_specialize
-        _unspecialized[kernel] = frozenset(i for i, name in enumerate(kernel.arg_names) if name in names)
-    return _unspecialized[kernel]
 
 
 def _launch_key(kernel: Any, arguments: tuple, constants: dict[str, Any]) -> tuple | None:
     """What decides which compiled kernel a launch needs; None for a launch to leave to Triton."""
-    skip = _unspecialized_positions(kernel)
-    key: list[Any] = [kernel]
+    identity = id(kernel)
+    unspecialized = _unspecialized.get(identity)
+    if unspecialized is None:
+        names = kernel.do_not_specialize
+        unspecialized = frozenset(i for i, name in enumerate(kernel.arg_names) if name in names)
+        _unspecialized[identity] = unspecialized
+    key: list[Any] = [identity]
+    device = None
     for i, argument in enumerate(arguments):
-        if isinstance(argument, Tensor):
+        if type(argument) is int:
+            key.append(0 if i in unspecialized else argument)
+        elif argument is None:
+            key.append(None)
+        elif isinstance(argument, Tensor):
             if argument.data_ptr() % ALIGNMENT:
                 return None
             key.append(argument.dtype)
             device = argument.device
-        elif isinstance(argument, int):
-            key.append(None if i in skip else argument)
-        elif argument is None:
-            key.append(None)
         else:  # a tensor descriptor
-            key += (argument.base.dtype, *argument.block_shape)
-    return (*key, device.index, *constants.values())
+            key.append(argument.base.dtype)
+            key.append(tuple(argument.block_shape))
+            device = argument.base.device
+    key.append(device)
+    key.extend(constants.values())
+    return tuple(key)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], arguments: tuple, constants: dict[str, Any]) -> None:
@@ -49,7 +52,7 @@ def launch(kernel: Any, grid: tuple[int, ...], arguments: tuple, constants: dict
     Args:
         kernel: a triton.jit or gluon.jit function.
         grid: up to three sizes.
-        arguments: what is not constexpr, in the order of the signature, at least one tensor among them.
+        arguments: what is not constexpr, in the order of the signature.
         constants: every constexpr, in the order of the signature, and options such as num_warps.
     """
     if _refused or not isinstance(kernel, triton.JITFunction):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import reference, torch_path
 from .devices import FP4_GENERATIONS, INT4_GENERATIONS, generation, why_no_triton
+from .format import RANK_MULTIPLE
 from .ladder import climb, say_once
 
 COMPUTE_MODES = ("w4a4", "w4a8", "w4a16")
@@ -148,6 +149,12 @@ def _(x, qweight, *_others):
     return x.new_empty((x.shape[0], qweight.shape[0]))
 
 
+def _append_factors(factors: Tensor, lora: Tensor) -> Tensor:
+    """(A, R) and (A, r) -> (A, R + r), with columns of zeros up to a multiple of RANK_MULTIPLE."""
+    padding = lora.new_zeros((lora.shape[0], -(factors.shape[1] + lora.shape[1]) % RANK_MULTIPLE))
+    return torch.cat((factors.to(lora.dtype), lora, padding), dim=1)
+
+
 def svdquant_linear(
     x: Tensor,
     tensors: Mapping[str, Tensor],
@@ -184,8 +191,7 @@ def svdquant_linear(
         raise ValueError(f"compute mode {compute!r}: expected one of {', '.join(COMPUTE_MODES)}.")
     proj_down, proj_up = tensors["proj_down"], tensors["proj_up"]
     if lora_down is not None and lora_up is not None:
-        proj_down = torch.cat((proj_down.to(lora_down.dtype), lora_down), dim=1)
-        proj_up = torch.cat((proj_up.to(lora_up.dtype), lora_up), dim=1)
+        proj_down, proj_up = _append_factors(proj_down, lora_down), _append_factors(proj_up, lora_up)
     # Outside of torch.compile the dispatcher would only add time.
     run = _linear_op if torch.compiler.is_compiling() else _linear
     return run(

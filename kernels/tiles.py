@@ -97,9 +97,9 @@ def native_int4_tile(M: int, N: int, groups: int) -> dict[str, int]:
 
 # generation -> rows of (largest M, tile)
 GEMM_W4A8_TILES = {
-    # H200, M = 4608, 3072 -> 3072, 9216, 12288 and 12288 -> 3072: 128 x 128 0.087, 0.230, 0.314, 0.285 ms; 128 x 256 with
-    # 8 warps 0.109, 0.275, 0.385, 0.361. M = 512, 3072 -> 3072 and 12288 -> 3072: 64 x 64 0.0127, 0.0428; 64 x 128 0.0136,
-    # 0.0425; 128 x 128 0.0162, 0.0606. M = 16: 16 x 32 0.0055, 0.0139; 16 x 64 0.0067, 0.0193; 64 x 64 0.0078, 0.0222.
+    # H200, M = 4608, 3072 -> 3072, 9216, 12288 and 12288 -> 3072: 128 x 128 0.087, 0.230, 0.314, 0.285 ms; 128 x 256
+    # with 8 warps 0.109, 0.275, 0.385, 0.361. M = 512, 3072 -> 3072 and 12288 -> 3072: 64 x 64 0.0127, 0.0428; 64 x 128
+    # 0.0136, 0.0425; 128 x 128 0.0162, 0.0606. M = 16: 16 x 32 0.0055, 0.0139; 16 x 64 0.0067, 0.0193.
     "sm_90": (
         (16, _tile(16, 32, 256, 4, 4)),
         (512, _tile(64, 64, 128, 4, 4)),
@@ -128,8 +128,8 @@ _GEMM_TILES = {"gemm_w4a8": GEMM_W4A8_TILES, "gemm_w4a4": GEMM_W4A4_TILES, "gemm
 def fills_hopper(M: int, N: int) -> bool:
     """Whether gemm_w4a8_hopper has enough tiles of 128 x 256 to keep the GPU busy.
 
-    H200, against the tile above: M = 512, 3072 -> 12288 (192 tiles) 0.0394 ms against 0.0429; M = 1024, 3072 -> 3072 and
-    12288 -> 3072 (96 tiles) 0.0226 and 0.0666 against 0.0193 and 0.0696; M = 512 (48 tiles) 0.0202 against 0.0127.
+    H200, against the tile above: M = 512, 3072 -> 12288 (192 tiles) 0.0394 ms against 0.0429; M = 1024, 3072 -> 3072
+    and 12288 -> 3072 (96 tiles) 0.0226 and 0.0666 against 0.0193 and 0.0696; M = 512 (48 tiles) 0.0202 against 0.0127.
     M = 4608: 0.076, 0.187, 0.264, 0.257 for the four shapes above.
     """
     return -(-M // 128) * -(-N // 256) >= 96

@@ -110,7 +110,8 @@ def steps_w4a8(
         return with_gemm(gemm_w4a8_hopper)
 
     steps: Steps = [("w4a8 on int8 tensor cores", lambda: with_gemm(gemm_w4a8))]
-    if generation(x.device) == "sm_90" and fills_hopper(x.shape[0], tensors["qweight"].shape[0]):
+    N, R = proj_up.shape
+    if generation(x.device) == "sm_90" and fills_hopper(x.shape[0], N) and N % 8 == 0 and R % 8 == 0:
         steps.insert(0, ("w4a8 on Hopper's asynchronous tensor cores", hopper))
     return steps
 

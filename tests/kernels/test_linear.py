@@ -51,7 +51,7 @@ def test_gelu_and_shift(compute, dtype, device):
 
 @pytest.mark.parametrize("compute", COMPUTE_MODES)
 @pytest.mark.parametrize("scheme", LAYERS)
-@pytest.mark.parametrize("r", [16, 160])
+@pytest.mark.parametrize("r", [4, 16, 160])
 def test_a_lora_adds_its_product(compute, scheme, r, dtype, device):
     M, N, K = 19, 72, 192
     x, tensors = activations(M, K, dtype, device), LAYERS[scheme](N, K, 16, dtype, device)
