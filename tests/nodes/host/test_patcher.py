@@ -206,11 +206,3 @@ def test_merging_from_us_into_a_dense_model(model, dense, with_lora, plain, lora
         merged = dense.clone()
         merged.add_patches(source.get_key_patches("diffusion_model."), 1.0, 0.0)
         assert relative_error(sample_flux(merged), expected) < ORDER
-
-
-def test_compiled_by_the_host(model, with_lora, lora_picture):
-    from comfy_api.torch_helpers import set_torch_compile_wrapper
-
-    compiled = with_lora.clone()
-    set_torch_compile_wrapper(model=compiled, backend="eager")
-    assert relative_error(sample_flux(compiled, steps=4), lora_picture) < 1e-5
