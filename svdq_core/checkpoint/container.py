@@ -19,6 +19,7 @@ DIFFUSERS_FOLDER = "transformer"  # of a whole pipeline
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "model.")  # what other tools put in front
 MAX_CONFIG_BYTES = 10_000_000
+MAX_NAME_LENGTH = 300  # names end up in messages
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -45,6 +46,10 @@ class Checkpoint(Mapping[str, Tensor]):
                 if not name.startswith(prefix):
                     continue  # a text encoder or autoencoder in the same file
                 short = name.removeprefix(prefix)
+                if len(short) > MAX_NAME_LENGTH or not short.isprintable():
+                    raise CheckpointError(
+                        f"{path.name}: {short[:40]!r}... is no tensor name of any model. The file is damaged."
+                    )
                 if short in self._places:
                     raise CheckpointError(f"{path.name}: tensor {short} is stored twice. The file is damaged.")
                 self._places[short] = file, name

@@ -3,6 +3,8 @@
 `<layer>.weight` is the blob of layer.py, `<layer>.svdq_layout` its BlobLayout as JSON bytes, the rest ordinary tensors.
 """
 
+import math
+
 import torch
 
 from ...kernels.format import BLOB_ALIGNMENT
@@ -58,7 +60,7 @@ def _read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:
         raise CheckpointError(f"{where}: weight or layout are no rows of bytes. The file is damaged.")
     try:
         layout = BlobLayout.from_json(text.numpy().tobytes().decode())
-        _check_places(layout)
+        _check_places(layout, blob.numel())
         layer = layout.read(blob, checkpoint.get(f"{name}.bias"))
         layer.check(where)
     except _DAMAGE as error:
@@ -66,10 +68,15 @@ def _read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:
     return layer
 
 
-def _check_places(layout: BlobLayout) -> None:
-    """Raise ValueError where slices lie outside what a layout can mean."""
+def _check_places(layout: BlobLayout, nbytes: int) -> None:
+    """Raise ValueError where slices are no sizes, or do not end with the blob."""
+    end = 0
     for part in layout.parts:
         for name, place in part.slices.items():
             sizes = (place.offset, *place.shape, *part.rows, *part.columns)
             if not all(type(size) is int and size >= 0 for size in sizes) or place.offset % BLOB_ALIGNMENT:
                 raise ValueError(f"{name} at {place.offset} of shape {place.shape}")
+            stop = place.offset + math.prod(place.shape) * getattr(torch, place.dtype).itemsize
+            end = max(end, stop + -stop % BLOB_ALIGNMENT)
+    if end != nbytes:
+        raise ValueError(f"{end} bytes described, {nbytes} there")

@@ -52,6 +52,7 @@ class Plan:
         self._wanted: set[str] = set()
         self._missing: list[str] = []
         self._width: int | None = None
+        self._outputs: dict[str, int] = {}  # rows of the weights read so far, by module
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -125,10 +126,15 @@ class Plan:
         else:
             check_values(entry, FLOAT, where)
             shape, tensor_name = tuple(entry.shape), job.host
-        linear = self.architecture.find_linear(tensor_name.rpartition(".")[0])
+        module, _, end = tensor_name.rpartition(".")
+        linear = self.architecture.find_linear(module)
         if self._width is None and linear is not None and len(shape) == 2:
             self._width = max(shape[1] // linear.shape[1], 1)
         expected = self.architecture.shape_of(tensor_name, self._width or 1)
+        if end == "weight" and shape:
+            self._outputs[module] = shape[0]
+        elif end == "bias" and module in self._outputs:
+            expected = (self._outputs[module],)
         if expected is None or (
             len(expected) == len(shape) and all(e in (None, n) for e, n in zip(expected, shape, strict=True))
         ):

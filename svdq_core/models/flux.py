@@ -69,9 +69,9 @@ FLUX = Architecture(
     shapes={
         "img_in.weight": ("H", "*"),
         "txt_in.weight": ("H", "*"),
-        "time_in.in_layer.weight": ("H", "*"),
+        "time_in.in_layer.weight": ("H", "256"),
         "time_in.out_layer.weight": ("H", "H"),
-        "guidance_in.in_layer.weight": ("H", "*"),
+        "guidance_in.in_layer.weight": ("H", "256"),
         "guidance_in.out_layer.weight": ("H", "H"),
         "vector_in.in_layer.weight": ("H", "*"),
         "vector_in.out_layer.weight": ("H", "H"),
