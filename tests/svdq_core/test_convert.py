@@ -49,42 +49,30 @@ def assert_equivalent(left, right, limit=1e-6):
         assert error <= limit, f"{name}: {error}"
 
 
-def sources(tmp_path):
-    """One of every kind that is read, as (name, path)."""
-    yield "nunchaku int4", TINY["int4"]
-    yield "nunchaku nvfp4", TINY["nvfp4"]
-    yield "nunchaku pixart", write_pixart(tmp_path / "pixart.safetensors")
-    yield "legacy folder", write_legacy_folder(tmp_path / "legacy")
-    yield "lite int4", write_lite(tmp_path / "lite", lite_tensors())
-    yield "lite nvfp4", write_lite(tmp_path / "lite4", lite_tensors("nvfp4"))
-    yield "comfy flux", ComfyFile().write(tmp_path / "comfy.safetensors")
-    yield "comfy tiled", ComfyFile("pixart", "comfy-kitchen", tiled=True).write(tmp_path / "tiled.safetensors")
-    yield "deepcompressor", write_native(tmp_path / "run", flux_folder())
-
-
+# one of every kind that is read
+SOURCES = {
+    "nunchaku int4": lambda folder: TINY["int4"],
+    "nunchaku nvfp4": lambda folder: TINY["nvfp4"],
+    "nunchaku pixart": lambda folder: write_pixart(folder / "pixart.safetensors"),
+    "legacy folder": lambda folder: write_legacy_folder(folder / "legacy"),
+    "lite int4": lambda folder: write_lite(folder / "lite", lite_tensors()),
+    "lite nvfp4": lambda folder: write_lite(folder / "lite", lite_tensors("nvfp4")),
+    "comfy flux": lambda folder: ComfyFile().write(folder / "comfy.safetensors"),
+    "comfy tiled": lambda folder: ComfyFile("pixart", "comfy-kitchen", tiled=True).write(folder / "t.safetensors"),
+    "deepcompressor": lambda folder: write_native(folder / "run", flux_folder()),
+}
 # kind -> formats that cannot hold it, and why
 REFUSED = {
     ("nunchaku nvfp4", "comfy"): "is NVFP4",
     ("lite nvfp4", "comfy"): "is NVFP4",
 }
-NAMES = (
-    "nunchaku int4",
-    "nunchaku nvfp4",
-    "nunchaku pixart",
-    "legacy folder",
-    "lite int4",
-    "lite nvfp4",
-    "comfy flux",
-    "comfy tiled",
-    "deepcompressor",
-)
 
 
 @pytest.mark.parametrize("to", ["nunchaku", "comfy", "bf16"])
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", SOURCES)
 def test_every_kind_goes_to_every_format(kind, to, tmp_path):
     """The dense model stays what it is; what a format cannot hold is refused and nothing is written."""
-    source, target = dict(sources(tmp_path))[kind], tmp_path / "out.safetensors"
+    source, target = SOURCES[kind](tmp_path), tmp_path / "out.safetensors"
     if (kind, to) in REFUSED:
         with pytest.raises(ArchitectureError, match=REFUSED[kind, to]):
             convert(source, target, to)
@@ -103,7 +91,7 @@ def test_every_kind_goes_to_every_format(kind, to, tmp_path):
 
 @pytest.mark.parametrize("kind", ["nunchaku int4", "nunchaku pixart", "legacy folder"])
 def test_nunchaku_to_comfy_and_back_is_lossless(kind, tmp_path):
-    source = dict(sources(tmp_path))[kind]
+    source = SOURCES[kind](tmp_path)
     convert(source, tmp_path / "c.safetensors", "comfy")
     convert(tmp_path / "c.safetensors", tmp_path / "n.safetensors", "nunchaku")
     original = TINY["int4"] if kind == "legacy folder" else source
