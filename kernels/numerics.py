@@ -104,7 +104,8 @@ def quotient(x, divisor, DTYPE: tl.constexpr, PTX: tl.constexpr):
     result = x * inverse
     # A quotient of two 8-bit mantissas never lies within 2^-16 of a rounding boundary of bfloat16, so there a product
     # with an approximate reciprocal will do. Wider mantissas need one step of correction.
-    if tl.bfloat16 != DTYPE or divisor.dtype != tl.bfloat16:
+    # | and not or: Triton 3.3 has no `or` of plain truth values
+    if (tl.bfloat16 != DTYPE) | (divisor.dtype != tl.bfloat16):
         remainder = tl.fma(-result, tl.broadcast_to(factor[None, :], x.shape), x)
         result = tl.fma(remainder, inverse, result)
     return result

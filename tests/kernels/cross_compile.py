@@ -2,6 +2,9 @@
 
     PYTHONPATH=tests python tests/kernels/cross_compile.py sm_89
 
+With another Triton in front on PYTHONPATH it tells what that version compiles; "missing" is what it has no language
+for.
+
 A program and not a fixture, because the interpreter that the other tests use must not be on when Triton is imported.
 """
 
@@ -87,8 +90,8 @@ def _gemm(op: str, gpu: str, pointers: dict) -> tuple:
     )
 
 
-def _cases(gpu: str) -> dict[str, tuple]:
-    """name -> module, kernel, pointer types, constants and options."""
+def _cases(gpu: str) -> dict:
+    """name -> module, kernel, pointer types, constants and options; or a function that says so."""
     int8 = {"qx_ptr": "*i8", "qweight_ptr": "*i8"}
     requantized = {"codes_ptr": "*i8", "channel_scales_ptr": "*fp32"}
     gemv = {
@@ -134,7 +137,7 @@ def _cases(gpu: str) -> dict[str, tuple]:
             name = f"gemm_w4a4_native {'unsigned' if unsigned else 'signed'}"
             cases[name] = "gemm_w4a4_native", "_gemm_w4a4_native_kernel", {**int4, **words}, constants
     if gpu == "sm_90":
-        cases["gemm_w4a8_hopper"] = _hopper()
+        cases["gemm_w4a8_hopper"] = _hopper
     return cases
 
 
@@ -176,7 +179,7 @@ def compile_case(gpu: str, module: str, kernel: str, arguments: dict, constants:
     ]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in multiples}
     source_class = ASTSource
-    if function.is_gluon():
+    if getattr(function, "is_gluon", bool)():
         from triton.experimental.gluon._runtime import GluonASTSource
 
         source_class = GluonASTSource
@@ -215,12 +218,21 @@ def _amd_report(compiled) -> dict:
 
 
 def main(gpu: str) -> None:
-    reports = {}
+    reports, missing, failed = {}, {}, {}
     for name, case in _cases(gpu).items():
-        compiled = compile_case(gpu, *case)
+        try:
+            compiled = compile_case(gpu, *(case() if callable(case) else case))
+        except ImportError as error:  # an older Triton without Gluon, or without what Gluon has for this GPU
+            missing[name] = str(error)
+            continue
+        except Exception as error:  # noqa: BLE001  compilers fail in their own ways; the reader decides what to expect
+            failed[name] = str(error.__cause__ or error).strip().splitlines()[-1:]
+            continue
         report = nvidia_report(compiled) if gpu.startswith("sm_") else _amd_report(compiled)
         reports[name] = {"shared": compiled.metadata.shared, **report}
-    sys.stdout.write(json.dumps({"triton": triton.__version__, "kernels": reports}))
+    sys.stdout.write(
+        json.dumps({"triton": triton.__version__, "kernels": reports, "missing": missing, "failed": failed})
+    )
 
 
 if __name__ == "__main__":
