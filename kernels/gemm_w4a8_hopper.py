@@ -185,7 +185,7 @@ class _Descriptor(TensorDescriptor):
     """A TensorDescriptor without the checks of its dataclass, which take longer than the rest of a launch."""
 
     def __init__(self, tensor: Tensor, *block: int):
-        self.base, self.shape, self.strides = tensor, tensor.shape, tensor.stride()
+        self.base, self.shape, self.strides = tensor, list(tensor.shape), list(tensor.stride())
         self.block_shape, self.layout, self.padding = list(block), _shared_layout(block, tensor.dtype), "zero"
 
 

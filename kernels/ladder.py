@@ -36,6 +36,9 @@ def climb(device: torch.device, steps: Sequence[tuple[str, Callable[[], Tensor]]
     Args:
         steps: (name in words for the user, what to call), best first.
     """
+    if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
+        with torch.cuda.device(device):  # Triton launches on the current device
+            return climb(device, steps)
     for (name, compute), (next_name, _) in pairwise(steps):
         if (str(device), name) in _broken:
             continue

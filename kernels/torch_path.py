@@ -62,7 +62,7 @@ def linear_w4a8(
     qx, ascales, x_down = reference.quantize_act_int8(x, smooth_factor, proj_down, act_unsigned, gelu)
     codes, channel_scales = reference.requantize_int8(weight)
     (M, K), N = qx.shape, codes.shape[0]
-    if M <= 16 or K % 8 or N % 8:  # torch._int_mm does not take these
+    if x.device.type not in ("cuda", "cpu") or M <= 16 or K % 8 or N % 8:  # torch._int_mm does not take these
         return reference.gemm_w4a8(qx, ascales, codes, channel_scales, x_down, proj_up, bias)
     out = torch._int_mm(qx, codes.T).float() * ascales[:, None] * channel_scales
     out += x_down.float() @ proj_up.float().T
