@@ -91,8 +91,8 @@ def measure(kind: str, tokens: int, ranks: tuple[int, ...], seconds: float, gpu_
 def _table(rows: dict[str, list[float]], shapes, tokens: int) -> str:
     heads = [f"{k} → {n}" for n, k in shapes]
     base = rows["BF16 F.linear"]
-    floor = [_speed_of_light(tokens, n, k) for n, k in shapes]
-    if None not in floor:
+    floor = [time for time in (_speed_of_light(tokens, n, k) for n, k in shapes) if time is not None]
+    if len(floor) == len(shapes):
         rows = {**rows, "speed of light (int8 peak, measured copy rate)": floor}
     lines = [f"| ms, {tokens} tokens | " + " | ".join(heads) + " | against BF16 |", "|---" * (len(shapes) + 2) + "|"]
     for name, times in rows.items():
