@@ -27,7 +27,7 @@ class SVDQuantLoraStack(io.ComfyNode):
             "Changing any of them never reloads the model.",
             search_aliases=["Nunchaku FLUX LoRA Stack", "lora stack", "multi lora", "power lora"],
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="An SVDQuant model, or any other that takes the LoRAs."),
                 io.DynamicCombo.Input("loras", options=options, tooltip="How many rows the node has."),
             ],
             outputs=[

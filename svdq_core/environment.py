@@ -17,13 +17,14 @@ from . import kernel_probe, published_files
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 GIB = 2**30
+INDENT = "\n" + 10 * " "  # of the further lines of a finding, below the first one's text
 WINDOWS = platform.system() == "Windows"
 TRITON_PACKAGE = "triton-windows" if WINDOWS else "triton"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: level OK, NOTE or PROBLEM; advice says what to do, or is empty."""
+    """One entry of the report: level OK, NOTE or PROBLEM; advice says what to do, or is empty."""
 
     level: str
     text: str
@@ -49,11 +50,11 @@ def report(device: torch.device | None = None) -> str:
     sections = check_environment(device)
     lines = ["SVDQuant environment check"]
     for heading, findings in sections:
-        lines += ["", heading, *(f"  {f.level:8}{f.text}" for f in findings)]
+        lines += ["", heading, *(f"  {f.level:8}{INDENT.join(f.text.splitlines())}" for f in findings)]
     todo = [f for _, findings in sections for f in findings if f.advice]
     lines += ["", "What to do"]
     for number, finding in enumerate(todo, 1):
-        lines += [f"  {number}. {finding.text}", f"     {finding.advice}"]
+        lines += [f"  {number}. {finding.text.splitlines()[0]}", f"     {finding.advice}"]
     if not any(f.level == PROBLEM for f in todo):
         lines.append("  Nothing has to be repaired." if not todo else "  Nothing else; models will run.")
     return "\n".join(lines)
@@ -193,20 +194,21 @@ def _triton(device: torch.device) -> Iterator[Finding]:
     if reason:
         yield Finding(NOTE, f"Triton {state.version} is there, but {reason}")
         return
-    failure = kernel_probe.try_triton(device)
-    if failure:
-        yield Finding(
-            PROBLEM, f"Triton {state.version} cannot compile, so slower paths run: {failure}", _advice_compile()
-        )
     folder = kernel_probe.cache_folder()
     refusal = kernel_probe.why_not_writable(folder)
     if refusal:
         yield Finding(
             PROBLEM,
-            f"compiled kernels cannot be kept in {folder} ({refusal}), so every start compiles anew",
+            f"compiled kernels cannot be kept in {folder} ({refusal}), so slower paths run",
             "Make the folder writable, or name another one in the environment variable TRITON_CACHE_DIR.",
         )
-    elif not failure:
+        return
+    failure = kernel_probe.try_triton(device)
+    if failure:
+        yield Finding(
+            PROBLEM, f"Triton {state.version} cannot compile, so slower paths run: {failure}", _advice_compile()
+        )
+    else:
         yield Finding(OK, f"Triton {state.version} compiles; it keeps its kernels in {folder}")
 
 
@@ -228,26 +230,34 @@ def _pip_install(option: str = "") -> str:
 
 
 def _kernels(device: torch.device) -> Iterator[Finding]:
+    compiles = not kernel_probe.try_triton(device)
     for precision in ("int4", "nvfp4"):
         trial = kernel_probe.try_layer(precision, device)
-        head = f"{precision} files: {trial.compute}, {trial.reason}"
-        notes = "".join(f"; {note}" for note in trial.notes)
+        head = f"{precision} files: {trial.compute}"
+        notes = "".join(f"\n{note}" for note in (trial.reason, *trial.notes))
         if trial.failure:
             advice = "Please report this with the whole text; until then choose compute w4a16 in the loader."
-            yield Finding(PROBLEM, f"{head}. A trial failed: {trial.failure}{notes}", advice)
+            yield Finding(PROBLEM, f"{head}: a trial failed: {trial.failure}{notes}", advice)
         elif not trial.right:
             advice = "Choose compute w4a16 in the loader, and please report this with the whole text."
-            yield Finding(PROBLEM, f"{head}. A trial gave wrong values (error {trial.error:.3f}){notes}", advice)
+            yield Finding(PROBLEM, f"{head}: a trial gave wrong values (error {trial.error:.3f}){notes}", advice)
         else:
-            tried = f"tried on a small layer: right, first call {trial.seconds:.1f} s"
-            yield Finding(OK, f"{head}; {speed_class(trial.compute, precision, device)}; {tried}{notes}")
+            speed = speed_class(trial.compute, precision, device, compiles)
+            tried = f"tried on a small layer: right; the first call took {trial.seconds:.1f} s"
+            yield Finding(OK, f"{head}, {speed}{notes}\n{tried}")
 
 
-def speed_class(compute: str, precision: str, device: torch.device) -> str:
-    """What to expect of a mode on a device, in words; the README has the figures."""
+def speed_class(compute: str, precision: str, device: torch.device, compiles: bool) -> str:
+    """What to expect of a mode on a device, in words; the README has the figures.
+
+    Args:
+        compiles: whether kernels can be compiled; otherwise plain torch runs.
+    """
     kind = generation(device)
     if kind == "cpu":
         return "for trying out only"
+    if not compiles:
+        return "in plain torch: saves memory, not time"
     native = INT4_GENERATIONS if precision == "int4" else FP4_GENERATIONS
     if compute == "w4a4" and kind in native:
         return "4-bit tensor cores, the fastest class"

@@ -4,25 +4,17 @@ What it takes: `pip install playwright comfyui-frontend-package==<the host's pin
 (Debian and Ubuntu: apt install chromium), or its path in CHROMIUM. Screenshots of a run lie in output/browser/.
 """
 
-import os
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from comfyui_page import ComfyUIPage
+from comfyui_page import ComfyUIPage, find_chromium
 from comfyui_server import ComfyUIServer
 from comfyui_source import find_host
 from furnished_base import furnish
 from pack import ROOT
 
-CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 HERE = Path(__file__).parent
-
-
-def find_chromium() -> str | None:
-    named = os.environ.get("CHROMIUM")
-    return named or next((path for path in map(shutil.which, CHROMIUM_NAMES) if path), None)
 
 
 def why_not() -> str:

@@ -130,6 +130,12 @@ def test_problems_are_named_with_what_to_do(machine, options, problem, advice):
     assert problem in to_do(text)
 
 
+def test_without_a_compiler_no_speed_is_promised(machine):
+    assert "tensor cores" in machine()()
+    text = machine(failure="RuntimeError: no compiler")()
+    assert "tensor cores" not in text and "saves memory, not time" in text
+
+
 def test_missing_build_tools_are_named(machine, monkeypatch):
     monkeypatch.setattr(kernel_probe, "missing_build_tools", lambda: ["a C compiler", "Python's headers (Python.h)"])
     text = machine(failure="RuntimeError: no compiler")()
@@ -140,14 +146,14 @@ def test_a_cache_that_cannot_be_written_is_a_problem(machine, monkeypatch, tmp_p
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "cache"))
     text = machine()()
-    assert "every start compiles anew" in "\n".join(levels(text, PROBLEM))
+    assert "compiled kernels cannot be kept" in "\n".join(levels(text, PROBLEM))
     assert "TRITON_CACHE_DIR" in to_do(text)
 
 
 @pytest.mark.parametrize(
     ("trial", "words"),
     [
-        (kernel_probe.Trial("w4a8", "r", failure="RuntimeError: bad PTX"), "A trial failed: RuntimeError: bad PTX"),
+        (kernel_probe.Trial("w4a8", "r", failure="RuntimeError: bad PTX"), "a trial failed: RuntimeError: bad PTX"),
         (kernel_probe.Trial("w4a8", "r", 1.0, 0.7), "wrong values (error 0.700)"),
         (kernel_probe.Trial("w4a8", "r", 1.0, float("nan")), "wrong values"),
     ],

@@ -84,6 +84,9 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as base:
         install.install_nodes(Path(base))
         with ComfyUIServer(check_host(options.host), Path(base), device="cpu") as server:
+            if server.import_failures():
+                print("\n".join(server.import_failures()))
+                return 1
             object_info = server.object_info()
     for path, text in contents(object_info):
         path.parent.mkdir(parents=True, exist_ok=True)
