@@ -2,15 +2,14 @@
 
 import logging
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
-from ..svdq_core.checkpoint import save_tensors, to_nunchaku
+from ..svdq_core.checkpoint.formats import FORMATS, save_model
 from .host import files
 from .host.model import extract_model
+from .host.progress import Progress
 
 logger = logging.getLogger("svdquant")
-
-FORMATS = {"nunchaku": to_nunchaku}
 
 
 class SVDQuantExportModel(io.ComfyNode):
@@ -23,7 +22,7 @@ class SVDQuantExportModel(io.ComfyNode):
             display_name="Export SVDQuant Model",
             category="SVDQuant",
             description="Writes an SVDQuant model to output/diffusion_models. LoRAs on it are kept as extra rank.",
-            search_aliases=["save", "nunchaku", "convert", "merge lora"],
+            search_aliases=["save", "nunchaku", "comfy-native", "convert", "dequantize", "merge lora"],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="A model from Load or Quantize; LoRAs on it are kept."),
@@ -31,7 +30,8 @@ class SVDQuantExportModel(io.ComfyNode):
                     "format",
                     options=list(FORMATS),
                     default="nunchaku",
-                    tooltip="nunchaku: the single-file layout that nunchaku, diffusers and this pack read.",
+                    tooltip="nunchaku: the single file that nunchaku and this pack read. comfy: the svdquant_w4a4 "
+                    "layout of comfy-kitchen, INT4 only. bf16: the full-precision model that it stands for.",
                 ),
                 io.String.Input(
                     "filename_prefix",
@@ -46,7 +46,13 @@ class SVDQuantExportModel(io.ComfyNode):
     @classmethod
     def execute(cls, model, format: str, filename_prefix: str, overwrite: bool = False) -> io.NodeOutput:
         path = files.output_path(filename_prefix, overwrite)
-        tensors, metadata = FORMATS[format](extract_model(model))
-        save_tensors(path, tensors, metadata)
-        logger.info("wrote %s: %d tensors, %.2f GiB", path, len(tensors), path.stat().st_size / 2**30)
-        return io.NodeOutput(str(path))
+        quantized = extract_model(model)
+        form = FORMATS[format](quantized.architecture)
+        progress = Progress(len(quantized.layers) + len(quantized.plain))
+        save_model(path, quantized, form, progress.step)
+        size = f"{path.stat().st_size / 2**30:.2f} GiB"
+        logger.info("wrote %s: %s, %s", path, form.title, size)
+        for note in form.notes:
+            logger.warning("%s: %s", path.name, note)
+        text = "\n".join([f"{path.name}: {form.title}, {size}", *form.notes])
+        return io.NodeOutput(str(path), ui=ui.PreviewText(text))

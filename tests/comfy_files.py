@@ -43,24 +43,30 @@ FLUX_MODULES = {
 }
 FLUX_NORMS = [f"double_blocks.0.{s}_attn.norm.{n}_norm" for s in ("img", "txt") for n in ("query", "key")]
 FLUX_NORMS += [f"single_blocks.0.norm.{n}_norm" for n in ("query", "key")]
-PIXART_LAYERS = {
-    "blocks.0.attn.qkv": (3 * H, H),
-    "blocks.0.attn.proj": (H, H),
-    "blocks.0.cross_attn.q_linear": (H, H),
-    "blocks.0.cross_attn.proj": (H, H),
-    "blocks.0.mlp.fc1": (4 * H, H),
-    "blocks.0.mlp.fc2": (H, 4 * H),
-}
-PIXART_MODULES = {
-    "blocks.0.cross_attn.kv_linear": (2 * H, H),
-    "x_embedder.proj": (H, 4, 2, 2),
-    "t_block.1": (6 * H, H),
-    "t_embedder.mlp.0": (H, 256),
-    "t_embedder.mlp.2": (H, H),
-    "y_embedder.y_proj.fc1": (H, 64),
-    "y_embedder.y_proj.fc2": (H, H),
-    "final_layer.linear": (32, H),
-}
+
+
+def pixart_layers(width: int) -> dict[str, tuple[int, ...]]:
+    """Name -> (outputs, inputs) of the quantized Linears of one block."""
+    square, tall, wide = (width, width), (4 * width, width), (width, 4 * width)
+    names = ("attn.proj", "cross_attn.q_linear", "cross_attn.proj")
+    shapes = {"attn.qkv": (3 * width, width), **dict.fromkeys(names, square), "mlp.fc1": tall, "mlp.fc2": wide}
+    return {f"blocks.0.{name}": shape for name, shape in shapes.items()}
+
+
+def pixart_modules(width: int, text: int) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the weight of every other module."""
+    return {
+        "blocks.0.cross_attn.kv_linear": (2 * width, width),
+        "x_embedder.proj": (width, 4, 2, 2),
+        "t_block.1": (6 * width, width),
+        "t_embedder.mlp.0": (width, 256),
+        "t_embedder.mlp.2": (width, width),
+        "y_embedder.y_proj.fc1": (width, text),
+        "y_embedder.y_proj.fc2": (width, width),
+        "final_layer.linear": (32, width),
+    }
+
+
 UNSIGNED = ("_mlp.2", ".fc2")  # ends of layers behind a GELU
 
 
@@ -74,26 +80,37 @@ class ComfyFile:
         basis: "raw", "post_smoothing" or None for not saying.
         unsigned: layers behind a GELU have unsigned activations.
         rank: of every low-rank branch.
+        width, text: sizes of a PixArt; its own are 1152 and 4096.
     """
 
-    def __init__(self, family="flux", spelling="comfy-quants", tiled=False, basis="raw", unsigned=True, rank=16):
+    def __init__(
+        self,
+        family="flux",
+        spelling="comfy-quants",
+        tiled=False,
+        basis="raw",
+        unsigned=True,
+        rank=16,
+        width=H,
+        text=64,
+    ):
         self.draw = torch.Generator().manual_seed(11)
         self.spelling, self.tiled, self.basis, self.rank = spelling, tiled, basis, rank
         self.tensors: dict[str, Tensor] = {}
         self.configs: dict[str, dict] = {}
         self.truth: dict[str, dict[str, Tensor]] = {}
-        for name, shape in (FLUX_LAYERS if family == "flux" else PIXART_LAYERS).items():
+        for name, shape in (FLUX_LAYERS if family == "flux" else pixart_layers(width)).items():
             self.add_svdquant(name, *shape, unsigned and name.endswith(UNSIGNED))
         for name, shape in (FLUX_MODULATIONS if family == "flux" else {}).items():
             self.add_awq(name, *shape)
-        for name, shape in (FLUX_MODULES if family == "flux" else PIXART_MODULES).items():
+        for name, shape in (FLUX_MODULES if family == "flux" else pixart_modules(width, text)).items():
             self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"] = self.random(*shape), self.random(shape[0])
         if family == "flux":
             self.tensors |= {f"{name}.scale": self.random(128) for name in FLUX_NORMS}  # as the original model has them
         else:
             self.tensors |= {
-                "blocks.0.scale_shift_table": self.random(6, H),
-                "final_layer.scale_shift_table": self.random(2, H),
+                "blocks.0.scale_shift_table": self.random(6, width),
+                "final_layer.scale_shift_table": self.random(2, width),
             }
 
     def random(self, *shape: int) -> Tensor:

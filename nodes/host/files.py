@@ -1,26 +1,35 @@
 """Where the host keeps models, and where this pack may write."""
 
+import re
 from pathlib import Path
 
 import folder_paths
 
-from ...svdq_core.checkpoint.container import LEGACY_FILES
+from ...svdq_core.checkpoint.container import LEGACY_FILES, NATIVE_FILES
 from ...svdq_core.errors import SVDQuantError
 
 MODEL_KIND = "diffusion_models"
+FILE_ENDINGS = (".safetensors", ".sft")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+_FOLDER_ENDINGS = (".safetensors", ".pt", ".json")  # of files that a model in a folder consists of
 
 
 def list_models() -> list[str]:
-    """Safetensors files and legacy folders of diffusion_models, as the user's list shows them."""
-    names = [name for name in folder_paths.get_filename_list(MODEL_KIND) if name.endswith(".safetensors")]
-    legacy = {_legacy_name(name) for name in names if Path(name).name in LEGACY_FILES} - {None}
-    files = [name for name in names if _legacy_name(name) not in legacy or Path(name).name not in LEGACY_FILES]
-    return sorted(files + list(legacy))
+    """Files and folders of diffusion_models that may be SVDQuant models, as the user's list shows them.
+
+    A folder is listed in place of the files that belong together in it: nunchaku's two, deepcompressor's four, or the
+    shards of diffusers.
+    """
+    names = [Path(name) for name in folder_paths.get_filename_list(MODEL_KIND)]
+    folders = {str(name.parent) for name in names if _belongs_to_folder(name)}
+    files = [str(name) for name in names if name.suffix in FILE_ENDINGS and not _belongs_to_folder(name)]
+    return sorted(files + list(folders))
 
 
-def _legacy_name(name: str) -> str | None:
-    parent = Path(name).parent
-    return None if parent == Path() else str(parent)
+def _belongs_to_folder(name: Path) -> bool:
+    """Whether a file is a piece of a model in a folder of its own."""
+    pieces = (*LEGACY_FILES, *NATIVE_FILES)
+    return name.parent != Path() and (name.name in pieces or _SHARD.search(name.name) is not None)
 
 
 def model_path(name: str) -> str:
@@ -66,6 +75,7 @@ def output_path(name: str, overwrite: bool) -> Path:
 
 
 def fingerprint(path: str) -> str:
-    """Changes when a file, or a legacy folder's file, is replaced."""
-    files = [Path(path)] if Path(path).is_file() else [Path(path) / name for name in LEGACY_FILES]
+    """Changes when a file, or a file of a model in a folder, is replaced."""
+    place = Path(path)
+    files = [place] if place.is_file() else sorted(f for f in place.glob("*") if f.suffix in _FOLDER_ENDINGS)
     return "".join(f"{f}:{f.stat().st_mtime_ns}:{f.stat().st_size};" for f in files if f.is_file())

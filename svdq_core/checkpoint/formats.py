@@ -1,6 +1,6 @@
 """The formats that a model can be written in, by the name that a user chooses, and how one is written."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..model import QuantizedModel
@@ -14,16 +14,25 @@ from .writer import Format
 FORMATS: dict[str, type[Format]] = {"nunchaku": NunchakuFormat, "comfy": ComfyFormat, "bf16": DenseFormat}
 
 
-def save_model(path: Path, model: QuantizedModel, form: Format) -> None:
+def save_model(
+    path: Path, model: QuantizedModel, form: Format, on_piece: Callable[[str], None] = lambda name: None
+) -> None:
     """Write a model that is in memory, one tensor at a time.
+
+    Args:
+        on_piece: called with the name of each layer or tensor before it is written; what it raises ends the run.
 
     Raises:
         ArchitectureError: the format cannot hold one of the layers.
         SVDQuantError: the file cannot be written.
     """
 
-    def outputs() -> Iterator[Output]:
-        for host, entry in (model.layers | model.plain).items():
+    pieces = model.layers | model.plain
+    announced = [output for host, entry in pieces.items() for output in form.outputs(host, entry)]
+
+    def made() -> Iterator[Output]:
+        for host, entry in pieces.items():
+            on_piece(host)
             yield from form.outputs(host, entry)
 
-    write_stream(path, list(outputs()), form.metadata(model), outputs())
+    write_stream(path, announced, form.metadata(model), made())

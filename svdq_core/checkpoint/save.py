@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import SVDQuantError
+from .safetensors_write import save_file
 
 SPARE_BYTES = 64 << 20  # left free on the disk after the file
 
@@ -59,5 +58,5 @@ def replacing(path: Path, nbytes: int) -> Iterator[Path]:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise SVDQuantError(f"{path}: cannot be written ({error}). Nothing was changed.") from error
