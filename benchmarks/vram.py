@@ -1,0 +1,279 @@
+"""Memory states of a FLUX.1-dev-size SVDQuant model on a CUDA GPU, in the real host: bits, time and memory of each.
+
+    COMFYUI_PATH=... python benchmarks/vram.py --mode dynamic --folder /tmp/vram     as ComfyUI starts on NVIDIA
+    COMFYUI_PATH=... python benchmarks/vram.py --mode legacy --folder /tmp/vram      --disable-dynamic-vram
+
+Weights and four LoRAs of rank 32 are random and made on the GPU; the files stay in the folder. A budget of 8, 12 or
+16 GB is what is left after the rest of the card has been taken. Prints one line for each state; exits with 1 if one
+differs.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[1]
+HIDDEN = 3072
+DOUBLE = {"_mod.lin": (6, 1), "_attn.qkv": (3, 1), "_attn.proj": (1, 1), "_mlp.0": (4, 1), "_mlp.2": (1, 4)}
+SINGLE = {"modulation.lin": (3, 1), "linear1": (7, 1), "linear2": (1, 5)}
+PLAIN = {
+    "img_in": (HIDDEN, 64),
+    "txt_in": (HIDDEN, 4096),
+    "time_in.in_layer": (HIDDEN, 256),
+    "time_in.out_layer": (HIDDEN, HIDDEN),
+    "vector_in.in_layer": (HIDDEN, 768),
+    "vector_in.out_layer": (HIDDEN, HIDDEN),
+    "guidance_in.in_layer": (HIDDEN, 256),
+    "guidance_in.out_layer": (HIDDEN, HIDDEN),
+    "final_layer.linear": (64, HIDDEN),
+    "final_layer.adaLN_modulation.1": (2 * HIDDEN, HIDDEN),
+}
+
+
+def start_host(mode: str) -> None:
+    """What the host's main.py does before and after it imports torch."""
+    sys.path[:0] = [str(ROOT / "tests"), os.environ["COMFYUI_PATH"]]
+    sys.argv[1:] = [] if mode == "dynamic" else ["--disable-dynamic-vram"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy_aimdo.control
+
+    if mode == "dynamic":
+        comfy_aimdo.control.init(simple_vram_headroom=None, nvml_pressure=True)
+    import cuda_malloc  # noqa: F401, I001  before torch, whose allocator it chooses
+    import comfy.memory_management
+    import comfy.model_management
+    import comfy.model_patcher
+    import pack  # noqa: F401
+
+    if mode == "dynamic":
+        devices = comfy.model_management.get_all_torch_devices()
+        if not comfy_aimdo.control.init_devices((device.index, 0) for device in devices):
+            raise SystemExit("comfy-aimdo did not start; dynamic VRAM needs an NVIDIA GPU.")
+        comfy_aimdo.control.set_log_warning()
+        comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+        comfy.memory_management.aimdo_enabled = True
+    nodes = ModuleType("svdquant_pack.nodes")  # the seam without the node classes, which need the whole host
+    nodes.__path__ = [str(ROOT / "nodes")]
+    sys.modules["svdquant_pack.nodes"] = nodes
+    logging.getLogger().setLevel(logging.WARNING)
+
+
+def layers(depth: int, singles: int) -> dict[str, tuple[int, int]]:
+    """Layer -> (outputs, inputs)."""
+    named = {f"double_blocks.{i}.{s}{n}": k for i in range(depth) for s in ("img", "txt") for n, k in DOUBLE.items()}
+    named |= {f"single_blocks.{i}.{n}": k for i in range(singles) for n, k in SINGLE.items()}
+    return {name: (rows * HIDDEN, columns * HIDDEN) for name, (rows, columns) in named.items()}
+
+
+def write_model(path: Path, depth: int, singles: int) -> None:
+    """A file as the host's ModelSave writes it, with random int4 layers of rank 32."""
+    import torch
+    from safetensors.torch import save_file
+
+    from svdquant_pack.nodes.host.linear import LAYOUT_KEY, layout_to_tensor
+    from svdquant_pack.svdq_core.layer import Part, QuantizedLayer
+
+    g = torch.Generator("cuda").manual_seed(0)
+    rand = lambda *s, scale=1.0: (torch.randn(s, generator=g, device="cuda") * scale).bfloat16()  # noqa: E731
+
+    def part(rows: tuple, columns: tuple, unsigned: bool = False) -> Part:
+        n, k = rows[1] - rows[0], columns[1] - columns[0]
+        codes = torch.randint(-128, 128, (n, k // 2), generator=g, device="cuda", dtype=torch.int8)
+        low_rank = {"proj_down": rand(k, 32, scale=k**-0.5), "proj_up": rand(n, 32, scale=0.05)}
+        scales = (torch.rand(k // 64, n, generator=g, device="cuda") * 0.2 + 0.9) * k**-0.5 / 6
+        tensors = {"qweight": codes, "wscales": scales.bfloat16(), "smooth_factor": rand(k).abs() + 0.5}
+        return Part("int4", rows, columns, unsigned, tensors | low_rank)
+
+    def awq(n: int, k: int) -> Part:
+        codes = torch.randint(-128, 128, (n, k // 2), generator=g, device="cuda", dtype=torch.int8)
+        scales = torch.full((k // 64, n), k**-0.5 / 20, device="cuda").bfloat16()
+        return Part("awq", (0, n), (0, k), False, {"qweight": codes, "wscales": scales, "wzeros": -7.5 * scales})
+
+    tensors = {}
+    for name, (n, k) in layers(depth, singles).items():
+        if "mod" in name:
+            parts = (awq(n, k),)
+        elif name.endswith("linear1"):
+            parts = part((0, 3 * HIDDEN), (0, k)), part((3 * HIDDEN, n), (0, k))
+        elif name.endswith("linear2"):
+            parts = part((0, n), (0, HIDDEN)), part((0, n), (HIDDEN, k), True)
+        else:
+            parts = (part((0, n), (0, k), name.endswith("mlp.2")),)
+        blob, layout = QuantizedLayer(k, n, parts).to_blob()
+        tensors[f"{name}.weight"], tensors[f"{name}.{LAYOUT_KEY}"] = blob.cpu(), layout_to_tensor(layout)
+        tensors[f"{name}.bias"] = rand(n, scale=0.02).cpu()
+    for name, (n, k) in PLAIN.items():
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = rand(n, k, scale=k**-0.5).cpu(), rand(n, scale=0.02).cpu()
+    ones = torch.ones(128).bfloat16()
+    norms = [f"double_blocks.{i}.{s}_attn.norm" for i in range(depth) for s in ("img", "txt")]
+    for name in norms + [f"single_blocks.{i}.norm" for i in range(singles)]:
+        tensors[f"{name}.query_norm.weight"] = tensors[f"{name}.key_norm.weight"] = ones
+    save_file({f"model.diffusion_model.{k}": t.clone() if t is ones else t for k, t in tensors.items()}, path)
+
+
+def write_loras(folder: Path, depth: int, singles: int) -> list[Path]:
+    import torch
+    from safetensors.torch import save_file
+
+    paths = []
+    for i in range(4):
+        g = torch.Generator("cuda").manual_seed(100 + i)
+        lora = {}
+        for name, (n, k) in layers(depth, singles).items():
+            for end, shape in (("A", (32, k)), ("B", (n, 32))):
+                tensor = torch.randn(shape, generator=g, device="cuda") * (k**-0.5 if end == "A" else 0.1)
+                lora[f"diffusion_model.{name}.lora_{end}.weight"] = tensor.bfloat16().cpu()
+        paths.append(folder / f"lora-{i}.safetensors")
+        save_file(lora, paths[-1])
+    return paths
+
+
+class Peak:
+    """The least memory that was free on the card while it ran; everything on the card counts, not torch alone."""
+
+    def __enter__(self):
+        import torch
+
+        self._stop, self.least = threading.Event(), torch.cuda.mem_get_info()[0]
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self):
+        import torch
+
+        while not self._stop.wait(0.002):
+            self.least = min(self.least, torch.cuda.mem_get_info()[0])
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+
+class Run:
+    """Samples and says how long, how much, and whether it is the expected picture."""
+
+    def __init__(self, pixels: int, steps: int):
+        import torch
+
+        g = torch.Generator().manual_seed(1)
+        self.steps, shape = steps, (1, 16, pixels // 8, pixels // 8)
+        self.noise, self.latent = torch.randn(shape, generator=g), torch.zeros(shape)
+        pooled = {"pooled_output": torch.randn(1, 768, generator=g), "guidance": 3.5}
+        self.conditioning = [[torch.randn(1, 512, 4096, generator=g), pooled]]
+        self.free_of_all = torch.cuda.mem_get_info()[0]
+        self.failures = 0
+
+    def __call__(self, title: str, model, expected=None):
+        import comfy.sample
+        import torch
+
+        marks = []
+
+        def callback(*_):
+            torch.cuda.synchronize()
+            marks.append(time.perf_counter())
+
+        before = torch.cuda.mem_get_info()[0] if self.free_of_all is None else self.free_of_all
+        with Peak() as peak, torch.inference_mode():
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            given = self.steps, 1.0, "euler", "simple", self.conditioning, self.conditioning, self.latent
+            out = comfy.sample.sample(model, self.noise, *given, callback=callback, disable_pbar=True, seed=0).clone()
+        rest = [b - a for a, b in pairwise(marks)]
+        same = "" if expected is None else "same bits" if torch.equal(out, expected) else "DIFFERS"
+        if same == "DIFFERS":
+            self.failures += 1
+            same += f" by {float((out - expected).norm() / expected.norm()):.2e}"
+        if not out.isfinite().all():
+            self.failures, same = self.failures + 1, same + " NOT FINITE"
+        size, loaded = model.model_size() / 2**30, model.loaded_size() / 2**30
+        print(  # noqa: T201
+            f"{title:44s} first step {1e3 * (marks[0] - start):7.0f} ms, then {1e3 * min(rest):6.1f} ms; peak "
+            f"{(before - peak.least) / 2**30:5.2f} GiB, model {size:5.2f}, believed loaded {loaded:5.2f}; {same}",
+            flush=True,
+        )
+        return out
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mode", choices=("dynamic", "legacy"), default="dynamic")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--depth", type=int, default=19)
+    parser.add_argument("--singles", type=int, default=38)
+    parser.add_argument("--pixels", type=int, default=512)
+    parser.add_argument("--compute", default="auto")
+    parser.add_argument("--budgets", default="16,12,8", help="GB left on the card")
+    args = parser.parse_args()
+    start_host(args.mode)
+
+    import comfy.model_management
+    import comfy.sd
+    import comfy.utils
+    import torch
+
+    from svdquant_pack.nodes.host.model import load_model_with_status
+
+    args.folder.mkdir(parents=True, exist_ok=True)
+    path = args.folder / f"flux-{args.depth}-{args.singles}.safetensors"
+    if not path.exists():
+        write_model(path, args.depth, args.singles)
+        write_loras(args.folder, args.depth, args.singles)
+        torch.cuda.empty_cache()
+    files = [comfy.utils.load_torch_file(str(args.folder / f"lora-{i}.safetensors")) for i in range(4)]
+    run = Run(args.pixels, 4)
+    with torch.inference_mode():
+        model, status = load_model_with_status(str(path), args.compute)
+    print(args.mode, torch.__version__, torch.cuda.get_device_name(), type(model).__name__, status, flush=True)  # noqa: T201
+
+    def add(base, index: int, strength: float):
+        return comfy.sd.load_lora_for_models(base, None, files[index], strength, 0)[0]
+
+    run("warm-up", model)
+    plain = run("no LoRA", model)
+    run("again", model, plain)
+    four = model
+    for i in range(4):
+        four = add(four, i, 0.25)
+    picture = run("4 LoRAs of rank 32, first time", four)
+    run("again", four, picture)
+    weaker = add(add(add(add(model, 0, 0.1), 1, 0.25), 2, 0.25), 3, 0.25)
+    run("one strength changed", weaker)
+    run("changed back", four, picture)
+    three = add(add(add(model, 0, 0.25), 1, 0.25), 3, 0.25)
+    less = run("one switched off", three)
+    run("switched on again", four, picture)
+    run("off again", three, less)
+    run("+s and -s of one", add(add(three, 2, 0.4), 2, -0.4), less)
+    run("no LoRA", model, plain)
+    for budget in (float(gb) for gb in args.budgets.split(",") if gb):
+        comfy.model_management.unload_all_models()
+        comfy.model_management.soft_empty_cache()
+        free = torch.cuda.mem_get_info()[0]
+        ballast = torch.empty(int(free - budget * 1e9), dtype=torch.uint8, device="cuda")
+        run.free_of_all = torch.cuda.mem_get_info()[0]
+        run(f"{budget:g} GB, no LoRA", model, plain)
+        run(f"{budget:g} GB, 4 LoRAs", four, picture)
+        run(f"{budget:g} GB, one strength changed and back", weaker)
+        run(f"{budget:g} GB, 4 LoRAs", four, picture)
+        del ballast
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+    run.free_of_all = torch.cuda.mem_get_info()[0]
+    run("unloaded and loaded again, 4 LoRAs", four, picture)
+    run("no LoRA", model, plain)
+    print(f"{run.failures} failures")  # noqa: T201
+    return 1 if run.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
