@@ -54,6 +54,8 @@ FIT = """() => { const c = app.canvas, nodes = app.rootGraph._nodes,
 # a file that is dropped on a node's text field is text for it, so the old nodes are moved out of sight
 MAKE_ROOM = """() => { for (const n of app.rootGraph._nodes) n.fromBefore = true;
     app.canvas.ds.offset[0] = -100000; app.canvas.setDirty(true, true) }"""
+DROP_POINT = (800, 700)
+IS_EMPTY_AT = "([x, y]) => !document.elementFromPoint(x, y)?.closest('textarea, input, [data-node-id], .dom-widget')"
 CENTER = """id => { const n = app.rootGraph.getNodeById(id), c = app.canvas; c.ds.scale = 1;
     c.ds.offset[0] = c.canvas.clientWidth / 2 - n.pos[0] - n.size[0] / 2;
     c.ds.offset[1] = c.canvas.clientHeight / 2 - n.pos[1] - n.size[1] / 2; c.setDirty(true, true) }"""
@@ -129,10 +131,12 @@ class ComfyUIPage:
     def drag_file(self, path: Path) -> list[dict]:
         """Drag a workflow file onto the canvas, as from a file manager; return the nodes."""
         self.page.evaluate(MAKE_ROOM)
-        self.page.evaluate(NEXT_FRAMES)
+        self.page.wait_for_function(IS_EMPTY_AT, arg=list(DROP_POINT), timeout=10_000)
         dragged = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
         for step in ("dragEnter", "dragOver", "drop"):
-            self._devtools.send("Input.dispatchDragEvent", {"type": step, "x": 800, "y": 700, "data": dragged})
+            self._devtools.send(
+                "Input.dispatchDragEvent", {"type": step, "x": DROP_POINT[0], "y": DROP_POINT[1], "data": dragged}
+            )
         wanted = len(json.loads(path.read_text(encoding="utf-8"))["nodes"])
         self.page.wait_for_function(
             "n => app.rootGraph._nodes.length === n && !app.rootGraph._nodes.some(x => x.fromBefore)",

@@ -1,0 +1,91 @@
+"""What users install: small, complete, free of what only developers need, and at home in a folder of any name."""
+
+import io
+import subprocess
+import tarfile
+
+import comfyui_server
+import pytest
+from comfyui_server import ComfyUIServer
+from comfyui_source import find_host
+from pack import ROOT
+
+ANY_NAME = "svdq pack-1.0 (copy)"
+NEEDED = (
+    "__init__.py",
+    "pyproject.toml",
+    "LICENSE",
+    "README.md",
+    "dev.py",
+    "nodes/__init__.py",
+    "nodes/host/model.py",
+    "svdq_core/__init__.py",
+    "kernels/__init__.py",
+    "tools/check_environment.py",
+    "tools/migrate_workflow.py",
+    "web/docs/SVDQuantModelLoader.md",
+    "web/refresh_models.js",
+    "locales/zh/nodeDefs.json",
+    "workflows/flux.1-dev.json",
+    "workflows/flux.1-dev.jpg",
+    "workflows/api/flux.1-dev.json",
+)
+UNWANTED = ("tests/", "demo/", "benchmarks/", ".ci/", "workflows/demo/", "tools/workflow_files/")
+MOST_BYTES = 3_000_000
+
+
+def git(*arguments: str) -> bytes:
+    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def archive():
+    """The files that `git archive` gives, which is what a download from the repository's page holds."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no git checkout")
+    return tarfile.open(fileobj=io.BytesIO(git("archive", "--format=tar", "HEAD")))
+
+
+def test_it_holds_what_users_need_and_nothing_else(archive):
+    members = [member for member in archive.getmembers() if member.isfile()]
+    names = {member.name for member in members}
+    assert not [name for name in NEEDED if name not in names]
+    assert not [name for name in names if name.startswith(UNWANTED)]
+    assert not [name for name in names if name.endswith((".safetensors", ".pt", ".ckpt", ".pyc"))]
+    assert sum(member.size for member in members) < MOST_BYTES
+
+
+def test_it_unpacks_on_windows(archive):
+    for member in archive.getmembers():
+        assert not member.issym() and not member.islnk(), f"{member.name} is a link"
+        assert not set(member.name) & set('<>:"|?*\\'), member.name
+        assert len(member.name) < 120, f"{member.name}: long paths are trouble on Windows"
+        stem = member.name.rpartition("/")[2].partition(".")[0].upper()
+        assert stem not in ("CON", "PRN", "AUX", "NUL"), member.name
+    names = [member.name.lower() for member in archive.getmembers()]
+    assert len(names) == len(set(names)), "two names differ in case only"
+
+
+def test_the_registry_leaves_out_the_same():
+    ignored = {line.strip("/") for line in (ROOT / ".comfyignore").read_text(encoding="utf-8").split()}
+    exported = {
+        line.split()[0]
+        for line in (ROOT / ".gitattributes").read_text(encoding="utf-8").splitlines()
+        if line.endswith("export-ignore")
+    }
+    assert ignored == exported
+
+
+@pytest.mark.skipif(find_host() is None, reason="needs ComfyUI")
+def test_it_works_in_a_folder_of_any_name(archive, tmp_path, monkeypatch):
+    def unpack(base):
+        archive.extractall(base / "custom_nodes" / ANY_NAME, filter="data")
+
+    monkeypatch.setattr(comfyui_server, "install_pack", unpack)
+    with ComfyUIServer(find_host(), tmp_path, device="cpu") as server:
+        ours = {k: v for k, v in server.object_info().items() if v["python_module"] == f"custom_nodes.{ANY_NAME}"}
+        assert {"SVDQuantModelLoader", "SVDQuantEnvironmentCheck"} <= set(ours), server.log_tail()
+        help_page = "/extensions/svdq%20pack-1.0%20(copy)/docs/SVDQuantModelLoader.md"
+        assert server.request(help_page).startswith(b"# Load SVDQuant Model")
+        entry = server.prompt({"1": {"class_type": "SVDQuantEnvironmentCheck", "inputs": {}}})
+        assert entry["outputs"]["1"]["text"][0].startswith("SVDQuant environment check")
