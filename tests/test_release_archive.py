@@ -10,7 +10,7 @@ from comfyui_server import ComfyUIServer
 from comfyui_source import find_host
 from pack import ROOT
 
-ANY_NAME = "svdq pack-1.0 (copy)"
+ANY_NAME = "svdq_pack.v1-main"
 NEEDED = (
     "__init__.py",
     "pyproject.toml",
@@ -85,7 +85,7 @@ def test_it_works_in_a_folder_of_any_name(archive, tmp_path, monkeypatch):
     with ComfyUIServer(find_host(), tmp_path, device="cpu") as server:
         ours = {k: v for k, v in server.object_info().items() if v["python_module"] == f"custom_nodes.{ANY_NAME}"}
         assert {"SVDQuantModelLoader", "SVDQuantEnvironmentCheck"} <= set(ours), server.log_tail()
-        help_page = "/extensions/svdq%20pack-1.0%20(copy)/docs/SVDQuantModelLoader.md"
+        help_page = f"/extensions/{ANY_NAME}/docs/SVDQuantModelLoader.md"
         assert server.request(help_page).startswith(b"# Load SVDQuant Model")
         entry = server.prompt({"1": {"class_type": "SVDQuantEnvironmentCheck", "inputs": {}}})
         assert entry["outputs"]["1"]["text"][0].startswith("SVDQuant environment check")

@@ -17,6 +17,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+
 from workflow_files import write
 
 SIZE, BAR = 400, 92  # pixels of a thumbnail, and of the bar with its words
