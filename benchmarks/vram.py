@@ -205,7 +205,7 @@ class Run:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Memory states at FLUX.1-dev size.")
     parser.add_argument("--mode", choices=("dynamic", "legacy"), default="dynamic")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--depth", type=int, default=19)

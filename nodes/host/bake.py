@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...svdq_core.errors import LoraError
 from ...svdq_core.layer import Part, QuantizedLayer, with_tensors
+from ...svdq_core.linear import dense_weight
 from .lora import build_lora, plan_lora
 
 
@@ -46,7 +47,8 @@ def baked_layer(layer: QuantizedLayer, patches: list[tuple], where: str) -> Quan
             "full-precision model and quantize that."
         )
     sizes = layer.in_features, layer.out_features
-    tensors = build_lora(plan, lambda: None, sizes, layer.parts[0]["qweight"].device, torch.float32)
+    device = layer.parts[0]["qweight"].device
+    tensors = build_lora(plan, lambda: dense_weight(layer), sizes, device, torch.float32)
     parts = tuple(_bake_part(part, tensors["lora_down"], tensors["lora_up"]) for part in layer.parts)
     return QuantizedLayer(layer.in_features, layer.out_features, parts, layer.bias)
 

@@ -96,11 +96,15 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
 
     def layer(self) -> QuantizedLayer:
         """Views of the tensors where they are now; do not keep them."""
-        return self.layout.read(self.weight.data, self.bias)
+        return self._read(self.weight.data, self.bias)
 
     def layer_on(self, device: torch.device) -> QuantizedLayer:
         """The tensors on a device: a copy unless they are there already."""
-        return self.layout.read(self.weight.data.to(device), None if self.bias is None else self.bias.to(device))
+        return self._read(self.weight.data.to(device), None if self.bias is None else self.bias.to(device))
+
+    def _read(self, blob: Tensor, bias: Tensor | None) -> QuantizedLayer:
+        assert self.layout is not None, "asked of a layer that is not quantized"
+        return self.layout.read(blob, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         comfy.ops.run_every_op()
@@ -125,7 +129,7 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
             # a layer that the host keeps on the CPU has its factors there as well
             factors = [self.lora_tensor(name, x.device) for name in ("lora_down", "lora_up")]
             out = apply_layer(layer, x, self.compute, *factors)
-            return add_lora(out, x, self.lora, self._buffers)
+            return add_lora(out, x, self.lora, self.lora_tensors())
         finally:
             comfy.ops.uncast_bias_weight(self, weight, bias, stream)
 
@@ -135,7 +139,7 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
 
     def lora_tensors(self) -> dict[str, Tensor]:
         """What the installed LoRAs need, by buffer name."""
-        return {name: tensor for name, tensor in self._buffers.items() if name.startswith("lora_")}
+        return {name: t for name, t in self._buffers.items() if t is not None and name.startswith("lora_")}
 
     def install_lora(self, plan: LoraPlan | None, tensors: dict[str, Tensor]) -> None:
         """Replace what LoRAs add; as buffers it moves with the module and is counted by the host."""

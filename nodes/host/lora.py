@@ -40,7 +40,7 @@ class Block:
     Patches with the same down-projection share one: a fused q, k, v that a tool has split costs its rank once.
     """
 
-    identity: Hashable  # of the down-projection and its columns
+    identity: tuple  # of the down-projection; its last item says which columns
     rank: int
     terms: tuple[Term, ...]
 
@@ -132,7 +132,12 @@ def build_lora(
         for i, kron in enumerate(plan.krons):
             left, right = _kron_matrices(kron.value, device)
             out[f"lora_left{i}"], out[f"lora_right{i}"] = (left * kron.factor).to(dtype), right.to(dtype)
-        if plan.dense and old is not None and tensors and signature_of(old.dense) == signature_of(plan.dense):
+        if (
+            plan.dense
+            and old is not None
+            and tensors
+            and signature_of(list(old.dense)) == signature_of(list(plan.dense))
+        ):
             out["lora_delta"] = tensors["lora_delta"]
         elif plan.dense:
             weight = dense_weight()

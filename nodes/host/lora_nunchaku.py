@@ -44,19 +44,16 @@ def _convert_linear(rest: dict, linear: LinearMap, source: str, host: str, patch
     """What a file has for one host Linear, taken out of `rest`."""
     found = {}
     pairs = [_take_factors(rest, linear, f"{source}.{name}", host, i, patcher) for i, name in enumerate(linear.sources)]
-    if all(pair is None for pair in pairs):
-        pass
-    elif linear.stack == "columns":
-        found[f"{host}.lora_down.weight"], found[f"{host}.lora_up.weight"] = _side_by_side(pairs)
+    if linear.stack == "columns":
+        names, pairs = (host,), [_side_by_side(*pairs)]
     elif len(pairs) == 1:
-        found[f"{host}.lora_down.weight"], found[f"{host}.lora_up.weight"] = pairs[0]
+        names = (host,)
     else:
         # the host has names for the two halves of linear1: its own for q, k, v, and diffusers' for the MLP
-        index = host.split(".")[2]
-        names = (f"{host}_qkv", f"single_transformer_blocks.{index}.proj_mlp")
-        for name, pair in zip(names, pairs, strict=True):
-            if pair is not None:
-                found[f"{name}.lora_down.weight"], found[f"{name}.lora_up.weight"] = pair
+        names = (f"{host}_qkv", f"single_transformer_blocks.{host.split('.')[2]}.proj_mlp")
+    for name, pair in zip(names, pairs, strict=True):
+        if pair is not None:
+            found[f"{name}.lora_down.weight"], found[f"{name}.lora_up.weight"] = pair
     return found
 
 
@@ -86,20 +83,22 @@ def _base_rank(down: Tensor, host: str, part: int, patcher) -> int:
     return BASE_RANK if down.shape[1] > BASE_RANK else 0
 
 
-def _side_by_side(pairs: list[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor]:
-    """One LoRA on all columns from one on each half; where nunchaku has split one, both halves have the same up."""
-    (left_down, left_up), (right_down, right_up) = _complete(pairs)
+def _side_by_side(
+    left: tuple[Tensor, Tensor] | None, right: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor] | None:
+    """One LoRA on all columns from one on each half; where nunchaku has split one, both halves have the same up.
+
+    A half without a LoRA counts as one of rank 0; its width is known from FLUX: the MLP is four times the hidden size.
+    """
+    if left is None:
+        if right is None:
+            return None
+        down, up = right
+        left = down.new_zeros(0, down.shape[1] // 4), up.new_zeros(up.shape[0], 0)
+    if right is None:
+        down, up = left
+        right = down.new_zeros(0, 4 * down.shape[1]), up.new_zeros(up.shape[0], 0)
+    (left_down, left_up), (right_down, right_up) = left, right
     if left_up.shape == right_up.shape and torch.equal(left_up, right_up):
         return torch.cat((left_down, right_down), dim=1), left_up
     return torch.block_diag(left_down, right_down), torch.cat((left_up, right_up), dim=1)
-
-
-def _complete(pairs: list[tuple[Tensor, Tensor] | None]) -> list[tuple[Tensor, Tensor]]:
-    """Rank 0 for a half without a LoRA; its width is known from FLUX: the MLP is four times the hidden size."""
-    left, right = pairs
-    if left is None:
-        hidden = right[0].shape[1] // 4
-        left = right[0].new_zeros(0, hidden), right[1].new_zeros(right[1].shape[0], 0)
-    if right is None:
-        right = left[0].new_zeros(0, 4 * left[0].shape[1]), left[1].new_zeros(left[1].shape[0], 0)
-    return [left, right]

@@ -1,6 +1,6 @@
 """From a quantized model to the host's MODEL, and back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,7 +99,7 @@ def architecture_of(patcher) -> Architecture:
     )
 
 
-class DenseWeights:
+class DenseWeights(Mapping[str, Tensor]):
     """The weights of a dense MODEL, patches of LoRAs applied, one tensor at a time.
 
     Raises:
@@ -121,7 +121,13 @@ class DenseWeights:
                     "quantizing twice loses quality. Load the BF16 file with weight_dtype default."
                 )
 
-    def __contains__(self, name: str) -> bool:
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
         return name in self.names
 
     def __getitem__(self, name: str) -> Tensor:

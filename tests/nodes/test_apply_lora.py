@@ -229,3 +229,17 @@ def test_a_replaced_file_is_read_again(host, model):
     first = sample_flux(apply(host, model, diffusers_lora(5))[0])
     second = sample_flux(apply(host, model, diffusers_lora(6))[0])
     assert relative_error(second, first) > 0.1
+
+
+@pytest.mark.parametrize(("absent", "kept"), [("mlp_fc2", slice(0, 256)), ("out_proj", slice(256, 1280))])
+def test_a_converted_file_with_half_a_layer(host, model, dense, absent, kept):
+    """linear2 has two sources there; a LoRA on one of them alone acts on its own columns."""
+    file = load_file(DATA / "lora_int4_nunchaku_converted.safetensors")
+    file = {key: t for key, t in file.items() if f"single_transformer_blocks.0.{absent}." not in key}
+    same = load_file(DATA / "lora_diffusers_r4.safetensors")
+    down = same["transformer.single_transformer_blocks.0.proj_out.lora_A.weight"]
+    half = torch.zeros_like(down)
+    half[:, kept] = down[:, kept]
+    same["transformer.single_transformer_blocks.0.proj_out.lora_A.weight"] = half
+    expected = sample_flux(stock(host, dense, same, 4.0))
+    assert relative_error(sample_flux(apply(host, model, file, 4.0)[0]), expected) < ORDER

@@ -1,0 +1,198 @@
+"""Reliability: hundreds of prompts in one real server, and what stays of them in memory.
+
+    COMFYUI_PATH=... python benchmarks/soak.py --prompts 300
+
+Random order of model, LoRA set, strength, size and batch; now and then an interrupt in the middle and a bad file. The
+first picture is asked for again at the end. Prints memory of host and GPU along the way; exits with 1 if the server
+fell over, a good prompt failed, memory grew by more than 1 % after the first third, or the last picture differs.
+"""
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
+
+import pack  # noqa: F401, E402  makes svdquant_pack importable
+from comfyui_server import ComfyUIError, ComfyUIServer  # noqa: E402
+from comfyui_source import find_host  # noqa: E402
+from host_models import put_tiny  # noqa: E402
+from lora_files import adapter_file, diffusers_lora, host_lora  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+GROWTH = 0.01  # of memory, from the first third of the run to its end
+
+# Conditioning without a text encoder, and a fingerprint of a latent: two nodes for this run alone.
+NODES = """
+import hashlib
+import torch
+
+
+class SoakPrompt:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "make", "soak"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"seed": ("INT", {"default": 0})}}
+
+    def make(self, seed):
+        g = torch.Generator().manual_seed(seed)
+        pooled = torch.randn(1, 64, generator=g)
+        return ([[torch.randn(1, 16, 128, generator=g), {"pooled_output": pooled, "guidance": 3.5}]],)
+
+
+class SoakFingerprint:
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "show", "soak", True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"latent": ("LATENT",)}}
+
+    def show(self, latent):
+        data = latent["samples"].float().cpu().contiguous().numpy().tobytes()
+        return {"ui": {"text": [hashlib.sha256(data).hexdigest()]}}
+
+
+NODE_CLASS_MAPPINGS = {"SoakPrompt": SoakPrompt, "SoakFingerprint": SoakFingerprint}
+"""
+
+LORAS = ("a.safetensors", "b.safetensors", "lokr.safetensors")
+MODELS = ("svdq-int4-tiny.safetensors", "svdq-nvfp4-tiny.safetensors")
+
+
+def put_files(base: Path) -> None:
+    for kind in ("diffusion_models", "loras"):
+        (base / "models" / kind).mkdir(parents=True, exist_ok=True)
+    for precision in ("int4", "nvfp4"):
+        put_tiny(base / "models" / "diffusion_models", precision)
+    (base / "models" / "diffusion_models" / "bad.safetensors").write_bytes(b"not a model")
+    for name, lora in zip(LORAS, (diffusers_lora(5), host_lora(6), adapter_file("LoKr")), strict=True):
+        save_file(lora, base / "models" / "loras" / name)
+    node = base / "custom_nodes" / "soak_nodes"
+    node.mkdir(parents=True, exist_ok=True)
+    (node / "__init__.py").write_text(NODES, encoding="utf-8")
+
+
+def graph(model: str, compute: str, loras: list[tuple[str, float]], size: tuple[int, int], batch: int, **more) -> dict:
+    nodes = {"model": {"class_type": "SVDQuantModelLoader", "inputs": {"model_name": model, "compute": compute}}}
+    last = "model"
+    for i, (name, strength) in enumerate(loras):
+        given = {"model": [last, 0], "lora_name": name}
+        stock = i % 2
+        kind = "LoraLoaderModelOnly" if stock else "SVDQuantLoraLoader"
+        given["strength_model" if stock else "strength"] = strength
+        last = f"lora{i}"
+        nodes[last] = {"class_type": kind, "inputs": given}
+    nodes["prompt"] = {"class_type": "SoakPrompt", "inputs": {"seed": more.get("seed", 0)}}
+    latent = {"width": size[0], "height": size[1], "batch_size": batch}
+    nodes["latent"] = {"class_type": "EmptySD3LatentImage", "inputs": latent}
+    settings = {"seed": more.get("seed", 0), "steps": more.get("steps", 2), "cfg": 1.0, "denoise": 1.0}
+    settings |= {"sampler_name": "euler", "scheduler": "simple", "model": [last, 0], "latent_image": ["latent", 0]}
+    settings |= {"positive": ["prompt", 0], "negative": ["prompt", 0]}
+    nodes["sample"] = {"class_type": "KSampler", "inputs": settings}
+    nodes["show"] = {"class_type": "SoakFingerprint", "inputs": {"latent": ["sample", 0]}}
+    return nodes
+
+
+def draw(rng: random.Random) -> dict:
+    loras = [(name, round(rng.uniform(-1, 1), 2)) for name in rng.sample(LORAS, rng.randrange(len(LORAS) + 1))]
+    size = rng.choice(((64, 64), (96, 128), (144, 112)))
+    return graph(
+        rng.choice(MODELS), rng.choice(("w4a4", "w4a8")), loras, size, rng.choice((1, 1, 2)), seed=rng.randrange(99)
+    )
+
+
+def memory(server: ComfyUIServer) -> tuple[float, float]:
+    """(resident memory of the server in MiB, memory of torch on the GPU in MiB)."""
+    process = server._process
+    status = Path("/proc") / str(process.pid if process else 0) / "status"
+    resident = 0.0
+    if status.exists():  # Linux; elsewhere only the GPU is watched
+        resident = next(
+            int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmRSS")
+        )
+    devices = json.loads(server.request("/system_stats"))["devices"]
+    used = sum(d.get("torch_vram_total", 0) - d.get("torch_vram_free", 0) for d in devices if d["type"] != "cpu")
+    return resident, used / 2**20
+
+
+def soak(server: ComfyUIServer, count: int, seed: int) -> list[str]:
+    """Run the prompts; return what went wrong."""
+    rng, problems, marks = random.Random(seed), [], []
+    first_graph = graph(MODELS[0], "w4a8", [(LORAS[0], 0.7), (LORAS[1], -0.3)], (128, 96), 1, seed=1)
+    first = server.prompt(first_graph)["outputs"]["show"]["text"]
+    interrupted = refused = 0
+    started = time.monotonic()
+    for number in range(1, count + 1):
+        try:
+            if number % 17 == 0:
+                prompt = server.submit(
+                    graph(MODELS[0], "w4a8", [(LORAS[0], 0.5)], (256, 256), 2, seed=number, steps=40)
+                )
+                time.sleep(0.5)
+                server.interrupt()
+                interrupted += wait_for_end(server, prompt)
+            elif number % 23 == 0:
+                try:
+                    server.prompt(graph("bad.safetensors", "auto", [], (64, 64), 1))
+                    problems.append(f"prompt {number}: a bad file was accepted")
+                except ComfyUIError as error:
+                    refused += "bad.safetensors" in str(error)
+            else:
+                server.prompt(draw(rng))
+        except ComfyUIError as error:
+            problems.append(f"prompt {number}: {error}")
+            break
+        if number % max(count // 20, 1) == 0:
+            marks.append((number, *memory(server)))
+            print(  # noqa: T201
+                f"{number:4d} prompts, {time.monotonic() - started:6.1f} s: server {marks[-1][1]:8.1f} MiB, "
+                f"torch on the GPU {marks[-1][2]:8.1f} MiB",
+                flush=True,
+            )
+    if not problems and server.prompt(first_graph)["outputs"]["show"]["text"] != first:
+        problems.append("the first picture, asked for again at the end, differs")
+    print(f"{interrupted} interrupted, {refused} bad files refused with a sentence")  # noqa: T201
+    settled = marks[len(marks) // 3 :]
+    for column, what in ((1, "server memory"), (2, "GPU memory")):
+        values = [mark[column] for mark in settled]
+        if len(values) > 3 and min(values[:3]) > 0 and min(values[-3:]) > max(values[:3]) * (1 + GROWTH):
+            problems.append(f"{what} grew from {max(values[:3]):.1f} to {min(values[-3:]):.1f} MiB")
+    return problems
+
+
+def wait_for_end(server: ComfyUIServer, prompt: str) -> int:
+    """1 once the prompt has ended, by interruption or because it was quicker."""
+    for _ in range(1200):
+        if json.loads(server.request(f"/history/{prompt}")).get(prompt):
+            return 1
+        time.sleep(0.05)
+    raise ComfyUIError("an interrupted prompt did not end within a minute")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Hundreds of prompts in one real server.")
+    parser.add_argument("--prompts", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    args = parser.parse_args()
+    host = find_host()
+    if host is None:
+        raise SystemExit("needs ComfyUI: set COMFYUI_PATH to its folder")
+    with tempfile.TemporaryDirectory(prefix="svdquant-soak-") as folder:
+        put_files(Path(folder))
+        with ComfyUIServer(host, Path(folder), device=args.device) as server:
+            problems = soak(server, args.prompts, args.seed)
+    for problem in problems:
+        print(f"PROBLEM: {problem}")  # noqa: T201
+    print("no problems" if not problems else f"{len(problems)} problems")  # noqa: T201
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
