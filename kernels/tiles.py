@@ -44,15 +44,16 @@ def _divisor(K: int, largest: int) -> int:
 def quantizer_tile(K: int, R: int) -> dict[str, int]:
     """Tile of the activation quantizers: BLOCK_M tokens in steps of BLOCK_K; R = 0 leaves out the down projection."""
     if R == 0:
-        # Few rows and long steps. H200, M = 4608, int8, 4 x 1024: K = 3072 0.0132 ms, K = 12288 0.072; 16 x 256: 0.0165
-        # and 0.090; one whole row a program: 0.026 and 0.129.
+        # Few rows and long steps. H200, int8, M = 4608, 4 x 1024: K = 3072 0.0132 ms, K = 12288 0.072; 16 x 256: 0.0165
+        # and 0.090; one whole row a program: 0.026 and 0.129. M = 4096, K = 1152, 4 x 128 with 2 warps 0.0069, 32 x 128
+        # with 4 0.0077; K = 4608, 4 x 512 with 2 warps 0.0197, 8 x 512 with 4 0.0216.
         block_k = _divisor(K, 1024)
         return {
-            "BLOCK_M": min(32, 4096 // block_k),
+            "BLOCK_M": 4,
             "BLOCK_K": block_k,
             "BLOCK_R": 16,
             "SPLIT_K": 1,
-            "num_warps": 4,
+            "num_warps": 4 if block_k == 1024 else 2,
             "num_stages": 1,
         }
     # H200, M = 4608, R = 32: 0.0323 and 0.138 ms; without SPLIT_K 0.039 and 0.15; with three stages 0.049 and 0.21.
@@ -72,8 +73,10 @@ def unpack_tile(op: str, N: int, K: int) -> dict[str, int]:
     # H200, 12288 x 3072 and 3072 x 12288: requantize 8 x 512 0.0287 and 0.0397 ms, 4 x 1024 0.0298 and 0.0327 (with the
     # channel scales known 0.0184 and 0.0210), 16 x 256 0.0328 and 0.0646; dequantize 0.028 to 0.029 with every tile
     # tried.
-    rows, columns, warps = {"requantize": (4, 1024, 4), "dequantize": (16, 256, 4), "gemv": (16, 256, 4)}[op]
-    return {"BLOCK_N": rows, "BLOCK_K": _divisor(K, columns), "num_warps": warps}
+    # 1152 x 1152 and 4608 x 1152, channel scales known: 16 x 128 0.0039 and 0.0048, 4 x 128 0.0057 and 0.0080.
+    elements, columns = {"requantize": (2048, 1024), "dequantize": (4096, 256), "gemv": (4096, 256)}[op]
+    block_k = _divisor(K, columns)
+    return {"BLOCK_N": max(4, elements // block_k), "BLOCK_K": block_k, "num_warps": 4}
 
 
 def _tile(m: int, n: int, k: int, warps: int, stages: int, **more: int) -> dict[str, int]:
