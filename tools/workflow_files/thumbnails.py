@@ -16,7 +16,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from workflow_files import write
 
@@ -110,7 +110,8 @@ def blocks(picture: Image.Image) -> Image.Image:
 
 def edges(picture: Image.Image) -> Image.Image:
     """The left half as white edges on black, as the Canny node shows them."""
-    found = ImageOps.grayscale(picture).filter(ImageFilter.FIND_EDGES).point(lambda v: 255 if v > 60 else 0)
+    red, green, blue = (channel.filter(ImageFilter.FIND_EDGES) for channel in picture.split())
+    found = ImageChops.lighter(ImageChops.lighter(red, green), blue).point([0] * 61 + [255] * 195)
     picture.paste(found.crop((4, 4, SIZE // 2, SIZE - 4)).convert("RGB"), (0, 4))
     return picture
 
