@@ -13,7 +13,7 @@ import torch
 from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter
 from torch import Tensor
 
-from ...kernels.format import RANK_MULTIPLE
+from ...svdq_core.quantize.spec import RANK_MULTIPLE
 from .patches import combine, identity_of, is_additive, kron_shapes, signature_of
 
 # A LoHa of rank r is a low-rank difference of rank r * r; up to here its factors are smaller and faster than all of it.

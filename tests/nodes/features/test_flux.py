@@ -201,14 +201,8 @@ def kontext(method):
         for seed, (height, width) in ((3, (16, 12)), (4, (8, 16))):
             reference = {"samples": drawn(1, 16, height, width, seed=seed)}
             conditioning = g("ReferenceLatent", conditioning=conditioning, latent=reference)
-        return g.sample(
-            model,
-            g(
-                "FluxKontextMultiReferenceLatentMethod",
-                conditioning=conditioning,
-                reference_latents_method=method,
-            ),
-        )
+        chosen = {"conditioning": conditioning, "reference_latents_method": method}
+        return g.sample(model, g("FluxKontextMultiReferenceLatentMethod", **chosen))
 
     return run
 
