@@ -161,8 +161,8 @@ def cut(layer: QuantizedLayer, rectangles: Sequence[tuple[Span, Span]]) -> list[
         tensors = {name: tensor for name, tensor in whole.tensors.items() if name != "bias"}
         part = Part(whole.scheme, whole.rows, whole.columns, whole.act_unsigned, tensors)
         # a layer's bias belongs to the last of the parts that are summed
-        takes_bias = columns[1] == layer.in_features and layer.bias is not None
-        found.append((part, layer.bias[rows[0] : rows[1]] if takes_bias else own))
+        bias = None if layer.bias is None else layer.bias[rows[0] : rows[1]]
+        found.append((part, bias if columns[1] == layer.in_features and bias is not None else own))
     return found
 
 

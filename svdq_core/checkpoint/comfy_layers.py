@@ -1,5 +1,6 @@
 """One layer of a comfy-native file: its stored tensors to parts in memory, and back. Both directions side by side."""
 
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 import torch
@@ -41,7 +42,7 @@ def unpack_svdquant(stored: NamedTensors, config: dict, where: str) -> tuple[lis
     qweight, unsigned = stored.get("qweight"), config.get("act_unsigned", False)
     if not isinstance(unsigned, bool):
         raise CheckpointError(f"{where}: act_unsigned is {unsigned!r}, expected true or false.")
-    _check_weight(qweight, where)
+    qweight = _checked_weight(qweight, where)
     rows, columns = qweight.shape[0], qweight.shape[1] * 2
     bias = stored.pop("bias", None)
     part = Part("int4", (0, rows), (0, columns), unsigned, stored)
@@ -83,7 +84,7 @@ def _from_tiles(stored: NamedTensors, where: str) -> NamedTensors:
     return {n: layouts.KITCHEN[n].from_stored(t) if n in layouts.KITCHEN else t for n, t in stored.items()}
 
 
-def _check_weight(qweight: Tensor | None, where: str) -> None:
+def _checked_weight(qweight: Tensor | None, where: str) -> Tensor:
     group = GROUP_SIZE["int4"]
     if qweight is None:
         raise CheckpointError(f"{where}.weight is missing. The file is incomplete; download it again.")
@@ -92,6 +93,7 @@ def _check_weight(qweight: Tensor | None, where: str) -> None:
             f"{where}.weight is {str(qweight.dtype).removeprefix('torch.')} {tuple(qweight.shape)}, expected int8 "
             f"(outputs, inputs/2) with inputs in multiples of {group}."
         )
+    return qweight
 
 
 def _is_smoothed(config: dict, where: str) -> bool:
@@ -114,7 +116,7 @@ def _with_whole_ranks(part: Part) -> Part:
     return Part(part.scheme, part.rows, part.columns, part.act_unsigned, tensors)
 
 
-def joined_config(parts: list[Part]) -> dict:
+def joined_config(parts: Sequence[Part]) -> dict:
     """What unpack_svdquant needs to know to take a layer apart that stack.join_rows put together."""
     if len(parts) == 1:
         return {}
@@ -153,7 +155,7 @@ def unpack_awq(stored: NamedTensors, config: dict, where: str) -> tuple[Part, Te
     qweight, group_size = stored.get("qweight"), config.get("group_size", GROUP_SIZE["awq"])
     if group_size != GROUP_SIZE["awq"]:
         raise CheckpointError(f"{where}: its group size is {group_size!r}, expected {GROUP_SIZE['awq']}.")
-    _check_weight(qweight, where)
+    qweight = _checked_weight(qweight, where)
     tensors, bias = dict(stored), stored.get("bias")
     tensors.pop("bias", None)
     rows, columns = qweight.shape[0], qweight.shape[1] * 2

@@ -32,7 +32,8 @@ class DenseFormat(Format):
             return (cast(dense_weight(piece), torch.bfloat16, f"{host}.weight") for piece in slices)
 
         def biases() -> Iterable[Tensor]:
-            return (cast(dense_bias(piece), torch.bfloat16, f"{host}.bias") for piece in slices)
+            found = (dense_bias(piece) for piece in slices)
+            return (cast(bias, torch.bfloat16, f"{host}.bias") for bias in found if bias is not None)
 
         yield Output(f"{host}.weight", (layer.out_features, layer.in_features), torch.bfloat16, weights)
         if layer.bias is not None:

@@ -77,6 +77,7 @@ class NunchakuFormat(Format):
 
     def _names(self, host: str, linear: LinearMap) -> list[str]:
         place = self.architecture.find_block(host)
+        assert place is not None  # find_linear knew it
         spelling = writing_spelling(self.architecture)
         return [spelling.layer(place.block.source, place.index, source) for source in linear.sources]
 

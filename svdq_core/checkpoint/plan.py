@@ -139,7 +139,7 @@ class Plan:
             len(expected) == len(shape) and all(e in (None, n) for e, n in zip(expected, shape, strict=True))
         ):
             return
-        if len(expected) == len(shape) == 2:
+        if len(expected) == 2 and len(shape) == 2:
             found, wanted = (
                 f"{shape[1]} inputs and {shape[0]} outputs",
                 f"{expected[1] or 'any'} and {expected[0] or 'any'}",

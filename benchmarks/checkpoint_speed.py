@@ -1,0 +1,209 @@
+"""How long a full-size checkpoint takes to read, beside safetensors reading the same bytes and doing nothing with them.
+
+    python benchmarks/checkpoint_speed.py FOLDER [--double 19] [--single 38] [--rank 32] [--keep]
+
+Writes a synthetic FLUX.1 file in nunchaku's INT4 layout into FOLDER (6.3 GiB at full size; random codes, sound
+scales), then measures in one run, each from a cold file (its pages dropped before) and from a warm one:
+
+    bytes       safetensors maps the file, every tensor is copied once: what reading costs at least
+    ready       Checkpoint, plan, unpack: every layer in this pack's layout, in memory
+    blobs       the same, packed into the one weight of each layer that ComfyUI gets
+
+and for `ready` and `blobs` the largest amount of memory of its own (not the mapped file) over what the model takes.
+"""
+
+import argparse
+import ctypes
+import gc
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+_pack = ModuleType("svdquant_pack")
+_pack.__path__ = [str(ROOT)]
+sys.modules.setdefault("svdquant_pack", _pack)
+
+from safetensors import safe_open  # noqa: E402  (the pack has to be importable first)
+
+from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
+from svdquant_pack.svdq_core.checkpoint.output import Output  # noqa: E402
+from svdquant_pack.svdq_core.checkpoint.stream import write_stream  # noqa: E402
+
+WIDTH, TEXT, POOLED = 3072, 4096, 768
+RUNS = 3
+
+
+def random_output(name: str, dtype: torch.dtype, *shape: int) -> Output:
+    """A tensor that is made when it is written: any bytes for codes, values around one half for the rest."""
+
+    def blocks() -> Iterator[torch.Tensor]:
+        if dtype.is_floating_point:
+            yield (torch.rand(shape) * 0.5 + 0.25).to(dtype)
+        else:
+            count = Output(name, shape, dtype, tuple).nbytes
+            yield torch.randint(0, 256, (count,), dtype=torch.uint8).view(dtype).view(shape)
+
+    return Output(name, shape, dtype, blocks)
+
+
+def svdquant(name: str, rows: int, columns: int, rank: int) -> Iterator[Output]:
+    half = torch.bfloat16
+    yield random_output(f"{name}.qweight", torch.int8, rows, columns // 2)
+    yield random_output(f"{name}.wscales", half, columns // 64, rows)
+    for vector in ("smooth", "smooth_orig"):
+        yield random_output(f"{name}.{vector}", half, columns)
+    yield random_output(f"{name}.bias", half, rows)
+    yield random_output(f"{name}.lora_down", half, columns, rank)
+    yield random_output(f"{name}.lora_up", half, rows, rank)
+
+
+def modulation(name: str, chunks: int) -> Iterator[Output]:
+    rows, half = chunks * WIDTH, torch.bfloat16
+    yield random_output(f"{name}.qweight", torch.int32, rows // 4, WIDTH // 2)
+    for scale in ("wscales", "wzeros"):
+        yield random_output(f"{name}.{scale}", half, WIDTH // 64, rows)
+    yield random_output(f"{name}.bias", half, rows)
+
+
+def flux_outputs(double: int, single: int, rank: int) -> list[Output]:
+    """Every tensor of a FLUX.1 dev in nunchaku's older names."""
+    found: list[Output] = []
+    layers = {"qkv_proj": (3, 1), "out_proj": (1, 1), "mlp_fc1": (4, 1), "mlp_fc2": (1, 4)}
+    for index in range(double):
+        block = f"transformer_blocks.{index}"
+        for suffix, mlp in (("", "mlp"), ("_context", "mlp_context")):
+            names = {"qkv_proj": f"qkv_proj{suffix}", "out_proj": f"out_proj{suffix}"}
+            names |= {"mlp_fc1": f"{mlp}_fc1", "mlp_fc2": f"{mlp}_fc2"}
+            for layer, (n, k) in layers.items():
+                found += svdquant(f"{block}.{names[layer]}", n * WIDTH, k * WIDTH, rank)
+            found += modulation(f"{block}.norm1{suffix}.linear", 6)
+        norms = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
+        found += [random_output(f"{block}.{norm}.weight", torch.bfloat16, 128) for norm in norms]
+    for index in range(single):
+        block = f"single_transformer_blocks.{index}"
+        for layer, (n, k) in layers.items():
+            found += svdquant(f"{block}.{layer}", n * WIDTH, k * WIDTH, rank)
+        found += modulation(f"{block}.norm.linear", 3)
+        found += [random_output(f"{block}.{norm}.weight", torch.bfloat16, 128) for norm in ("norm_q", "norm_k")]
+    plain = {"x_embedder": (WIDTH, 64), "context_embedder": (WIDTH, TEXT), "proj_out": (64, WIDTH)}
+    plain["norm_out.linear"] = (2 * WIDTH, WIDTH)
+    for name, inputs in (("timestep", 256), ("guidance", 256), ("text", POOLED)):
+        plain[f"time_text_embed.{name}_embedder.linear_1"] = (WIDTH, inputs)
+        plain[f"time_text_embed.{name}_embedder.linear_2"] = (WIDTH, WIDTH)
+    for name, shape in plain.items():
+        found.append(random_output(f"{name}.weight", torch.bfloat16, *shape))
+        found.append(random_output(f"{name}.bias", torch.bfloat16, shape[0]))
+    return found
+
+
+def read_bytes(path: Path) -> list[torch.Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return [file.get_tensor(name).clone() for name in file.keys()]  # noqa: SIM118
+
+
+def read_ready(path: Path):
+    return read_checkpoint(Checkpoint(path))
+
+
+def read_blobs(path: Path) -> list[torch.Tensor]:
+    model = read_checkpoint(Checkpoint(path))
+    blobs = [tensor.clone() for tensor in model.plain.values()]
+    while model.layers:  # one at a time, as the loader does
+        _, layer = model.layers.popitem()
+        blobs.append(layer.to_blob()[0])
+    return blobs
+
+
+class PeakMemory:
+    """The largest anonymous memory of this process while a block runs, over what it was before; Linux only."""
+
+    def __enter__(self) -> "PeakMemory":
+        self.before = self.peak = _anonymous_bytes()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            self.peak = max(self.peak, _anonymous_bytes())
+
+    def __exit__(self, *error: object) -> None:
+        self.peak = max(self.peak, _anonymous_bytes())
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def grown(self) -> int:
+        return self.peak - self.before
+
+
+def _anonymous_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def drop_pages(path: Path) -> None:
+    """Forget the file's pages, so that the next read comes from the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def measure(read: Callable[[Path], object], path: Path, cold: bool) -> tuple[float, int]:
+    """(seconds, bytes of memory grown) of one read."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the read before left in the allocator is not this one's
+    if cold:
+        drop_pages(path)
+    with PeakMemory() as memory:
+        started = time.perf_counter()
+        result = read(path)
+        seconds = time.perf_counter() - started
+    del result
+    return seconds, memory.grown
+
+
+def main() -> int:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--double", type=int, default=19)
+    parser.add_argument("--single", type=int, default=38)
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--keep", action="store_true", help="do not delete the file afterwards")
+    options = parser.parse_args()
+    path = options.folder / f"synthetic-{options.double}-{options.single}-r{options.rank}.safetensors"
+    if not path.exists():
+        outputs = flux_outputs(options.double, options.single, options.rank)
+        write_stream(path, outputs, {}, outputs)
+    size = path.stat().st_size
+    sys.stdout.write(
+        f"{path.name}: {size / 2**30:.2f} GiB; torch {torch.__version__}, {torch.get_num_threads()} threads\n"
+    )
+    sys.stdout.write("| read | cold s | times bytes | warm s (best of 3) | times bytes | memory / file |\n")
+    sys.stdout.write("|---|---|---|---|---|---|\n")
+    base: tuple[float, float] | None = None
+    for name, read in (("bytes", read_bytes), ("ready", read_ready), ("blobs", read_blobs)):
+        cold, grown = measure(read, path, cold=True)
+        warm = min(measure(read, path, cold=False)[0] for _ in range(RUNS))
+        base = base or (cold, warm)
+        ratios = f"{cold / base[0]:.2f}", f"{warm / base[1]:.2f}"
+        row = f"| {name} | {cold:.2f} | {ratios[0]} | {warm:.2f} | {ratios[1]} | {grown / size:.2f} |"
+        sys.stdout.write(row + "\n")
+        sys.stdout.flush()
+    if not options.keep:
+        path.unlink()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
