@@ -50,6 +50,7 @@ _DEMO = ("{root}/demo/run.py", "--host", "{host}", "--base", "{base}", "--output
 COMMANDS = {
     "demo": Command("run the main job in a real ComfyUI; writes images and a report", _DEMO),
     "test": Command("run the tests; further arguments go to pytest", ("-m", "pytest"), in_checkout=True),
+    "bench": Command("time one layer in every mode on the GPU that is here", ("{root}/benchmarks/run.py",)),
     "convert": Command("write an SVDQuant file in another format; --help tells how", ("{root}/svdq_core", "convert")),
     "check": Command(
         "say what this machine will do with SVDQuant files; for the Python of your ComfyUI",
