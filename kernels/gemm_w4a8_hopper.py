@@ -26,6 +26,9 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from .devices import processors
 from .launch import launch
 
+# public since Triton 3.9
+_reinterpret = getattr(gl.shared_memory_descriptor, "reinterpret", None) or gl.shared_memory_descriptor._reinterpret
+
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 128
 HALF_M = gl.constexpr(BLOCK_M // 2)
 BLOCK_R = 64  # 64 16-bit values are as long as 128 bytes of int8: one ring serves both
@@ -143,8 +146,8 @@ def _gemm_w4a8_hopper_kernel(
 ):  # fmt: skip
     a_ring = gl.allocate_shared_memory(gl.int8, [STAGES, BLOCK_M, BLOCK_K], qx_desc.layout)
     b_ring = gl.allocate_shared_memory(gl.int8, [STAGES, BLOCK_N, BLOCK_K], qweight_desc.layout)
-    x_down_ring = a_ring._reinterpret(out_desc.dtype, [STAGES, BLOCK_M, BLOCK_R], x_down_desc.layout)
-    proj_up_ring = b_ring._reinterpret(out_desc.dtype, [STAGES, BLOCK_N, BLOCK_R], proj_up_desc.layout)
+    x_down_ring = _reinterpret(a_ring, out_desc.dtype, [STAGES, BLOCK_M, BLOCK_R], x_down_desc.layout)
+    proj_up_ring = _reinterpret(b_ring, out_desc.dtype, [STAGES, BLOCK_N, BLOCK_R], proj_up_desc.layout)
     staging = gl.allocate_shared_memory(out_desc.dtype, [2, HALF_M, STORE_N], out_desc.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())

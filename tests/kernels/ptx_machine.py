@@ -233,8 +233,11 @@ class PtxMachine:
             index, dtype = int(re.search(r"param_(\d+)", operands[1][0]).group(1)), TYPES[opcode[-1]]
             self.write(operands[0], np.full(self.threads, self.parameters[index], U64).astype(dtype))
             return
-        memory = self.shared if opcode[1] == "shared" else self.memory
-        self._load_elements(memory, TYPES[opcode[-1]], operands)
+        self._load_elements(self._space(opcode), TYPES[opcode[-1]], operands)
+
+    def _space(self, opcode) -> np.ndarray:
+        """The memory that a load or store is to; Triton 3.8 writes shared::cta for shared."""
+        return {"shared": self.shared, "shared::cta": self.shared, "global": self.memory}[opcode[1]]
 
     def _load_elements(self, memory, dtype, operands):
         name, offset = operands[1]
@@ -248,7 +251,7 @@ class PtxMachine:
             self.write(target, memory.view(dtype)[index + i])
 
     def _store(self, opcode, operands):
-        memory = self.shared if opcode[1] == "shared" else self.memory
+        memory = self._space(opcode)
         dtype, (name, offset) = TYPES[opcode[-1]], operands[0]
         sources = operands[1] if isinstance(operands[1], list) else [operands[1]]
         active = np.ones(self.threads, bool) if self.mask is None else self.mask
