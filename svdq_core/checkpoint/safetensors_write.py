@@ -54,7 +54,7 @@ def layout(outputs: Sequence[Output], metadata: dict[str, str]) -> tuple[bytes, 
 def write_block(file: BinaryIO, block: Tensor) -> int:
     """Write a tensor's bytes in row-major order; return how many."""
     flat = block.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return file.write(memoryview(flat.numpy())) if flat.numel() else 0
+    return file.write(flat.numpy().data) if flat.numel() else 0
 
 
 def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

@@ -1,10 +1,6 @@
 """Converting files: lossless where it can be, refused with the reason where not, in little memory, all or nothing."""
 
-import importlib
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +16,6 @@ from checkpoint_files import (
 from comfy_files import ComfyFile
 from lite_folders import lite_tensors, write_lite
 from native_folders import flux_folder, write_native
-from pack import ROOT
 
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.convert import convert
@@ -268,68 +263,3 @@ def test_progress_counts_every_piece_twice(tmp_path):
     steps = [done for done, _, _ in seen]
     assert steps == list(range(len(seen))) and seen[-1][0] == seen[-1][1]
     assert "double_blocks.0.img_attn.qkv" in {name for _, _, name in seen}
-
-
-def run(*arguments):
-    command = [sys.executable, str(ROOT / "svdq_core"), "convert", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(ROOT).anchor, check=False)
-
-
-def test_the_command(tmp_path):
-    done = run(TINY["int4"], tmp_path / "c.safetensors", "--to", "comfy")
-    assert done.returncode == 0, done.stderr
-    assert "note: linear2 has signed and unsigned" in done.stdout and "117 tensors" in done.stdout
-    again = run(TINY["int4"], tmp_path / "c.safetensors", "--to", "comfy")
-    assert again.returncode == 1 and "exists already" in again.stderr and "Traceback" not in again.stderr
-    assert run(TINY["int4"], tmp_path / "d.safetensors", "--to", "gguf").returncode == 2
-
-
-def test_the_command_is_one_of_dev_py(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    arguments = importlib.import_module("dev").COMMANDS["convert"].arguments
-    assert [argument.format(root=ROOT) for argument in arguments] == [str(ROOT / "svdq_core"), "convert"]
-
-
-MEMORY = """
-import sys
-sys.path.insert(0, {tests!r})
-import pack
-from pathlib import Path
-from svdquant_pack.svdq_core import convert as module
-module.RELEASE_BYTES = 8 << 20
-def peak():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-module.convert(Path({warm!r}), Path({target!r} + ".warm"), {to!r})  # what torch loads once
-before = peak()
-module.convert(Path({source!r}), Path({target!r}), {to!r})
-print(peak() - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
-@pytest.mark.parametrize("to", ["nunchaku", "bf16"])
-def test_memory_does_not_grow_with_the_model(to, tmp_path):
-    """A hundred single blocks, 87 MB: the pages of the source are let go, and count until then."""
-    tensors, metadata = read_tensors(TINY["int4"])
-    config = json.loads(metadata["config"]) | {"num_single_layers": 100}
-    many = {n: t for n, t in tensors.items() if not n.startswith("single_")}
-    for index in range(100):
-        many |= {
-            n.replace("_blocks.0.", f"_blocks.{index}."): t.clone()
-            for n, t in tensors.items()
-            if n.startswith("single_")
-        }
-    source = write_tensors(tmp_path / "big.safetensors", many, metadata | {"config": json.dumps(config)})
-    del many
-    code = MEMORY.format(
-        tests=str(ROOT / "tests"),
-        source=str(source),
-        warm=str(TINY["int4"]),
-        target=str(tmp_path / "out.safetensors"),
-        to=to,
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    grown = int(done.stdout) * 1024
-    assert grown < 0.6 * source.stat().st_size, f"{grown / 1e6:.0f} MB"
