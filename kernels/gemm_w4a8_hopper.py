@@ -26,7 +26,9 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from .devices import processors
 from .launch import launch
 
-# public since Triton 3.9
+# names that Triton 3.9 changed
+_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 _reinterpret = getattr(gl.shared_memory_descriptor, "reinterpret", None) or gl.shared_memory_descriptor._reinterpret
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 128
@@ -51,8 +53,8 @@ def _copy_step(a_desc, b_desc, start_m, start_n, start, a_ring, b_ring, full, em
     slot, round_parity = step % STAGES, (step // STAGES) & 1
     mbarrier.wait(empty.index(slot), round_parity ^ 1)
     mbarrier.expect(full.index(slot), a_desc.block_type.nbytes + b_desc.block_type.nbytes)
-    tma.async_copy_global_to_shared(a_desc, [start_m, start], full.index(slot), a_ring.index(slot))
-    tma.async_copy_global_to_shared(b_desc, [start_n, start], full.index(slot), b_ring.index(slot))
+    _load(a_desc, [start_m, start], full.index(slot), a_ring.index(slot))
+    _load(b_desc, [start_n, start], full.index(slot), b_ring.index(slot))
     return step + 1
 
 
@@ -122,11 +124,11 @@ def _multiply_tiles(
         tma.store_wait(0)
         staging.store(gl.convert_layout(left, FLOAT).to(out_desc.dtype))
         fence_async_shared()
-        tma.async_copy_shared_to_global(out_desc, [start_m, start_n], staging)
+        _store(out_desc, [start_m, start_n], staging)
         tma.store_wait(0)
         staging.store(gl.convert_layout(right, FLOAT).to(out_desc.dtype))
         fence_async_shared()
-        tma.async_copy_shared_to_global(out_desc, [start_m, start_n + STORE_N], staging)
+        _store(out_desc, [start_m, start_n + STORE_N], staging)
     tma.store_wait(0)
 
 
