@@ -29,16 +29,21 @@ def apply_layer(
     if len(layer.parts) == 1:
         out = _apply_part(layer.parts[0], tokens, compute, layer.bias, lora_down, lora_up)
         return out.view(*x.shape[:-1], layer.out_features)
-    out = tokens.new_zeros(tokens.shape[0], layer.out_features)
+    out = tokens.new_empty(tokens.shape[0], layer.out_features)
     last = layer.parts[-1]
     for part in layer.parts:
+        bias = None
         # parts on columns sum up: the bias of the layer enters once, with the last of them
-        with_bias = layer.bias is not None and (part.in_features == layer.in_features or part is last)
-        bias = layer.bias[part.rows[0] : part.rows[1]] if with_bias else None
+        if layer.bias is not None and (part.in_features == layer.in_features or part is last):
+            bias = layer.bias[part.rows[0] : part.rows[1]]
         columns = tokens[:, part.columns[0] : part.columns[1]].contiguous()
         down = None if lora_down is None else lora_down[part.columns[0] : part.columns[1]]
         up = None if lora_up is None else lora_up[part.rows[0] : part.rows[1]]
-        out[:, part.rows[0] : part.rows[1]] += _apply_part(part, columns, compute, bias, down, up)
+        piece = _apply_part(part, columns, compute, bias, down, up)
+        if part.columns[0] == 0:
+            out[:, part.rows[0] : part.rows[1]] = piece
+        else:
+            out[:, part.rows[0] : part.rows[1]] += piece
     return out.view(*x.shape[:-1], layer.out_features)
 
 

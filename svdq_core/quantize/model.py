@@ -78,6 +78,8 @@ def plan_for(linear: LinearMap, out_features: int, in_features: int) -> LayerPla
         return LayerPlan.modulation(out_features, in_features)
     if len(linear.sources) == 1:
         return LayerPlan.whole(out_features, in_features, gelu[0])
+    if linear.split is None:
+        raise ValueError(f"{linear.host}: several sources and no rule how they split it")
     sizes = linear.split(out_features, in_features)
     if linear.stack == "rows":
         return LayerPlan.stack_rows(sizes, in_features)
