@@ -13,14 +13,8 @@ from ptx_mma import multiply
 
 U16, U32, U64, I32, I64, F32 = np.uint16, np.uint32, np.uint64, np.int32, np.int64, np.float32
 TYPES = {"b16": U16, "u16": U16, "b32": U32, "u32": U32, "s32": I32, "b64": U64, "u64": U64, "s64": I64, "f32": F32}
-COMPARISONS = {
-    "gt": np.greater,
-    "lt": np.less,
-    "eq": np.equal,
-    "ne": np.not_equal,
-    "ge": np.greater_equal,
-    "le": np.less_equal,
-}
+COMPARISONS = {"gt": np.greater, "lt": np.less, "eq": np.equal, "ne": np.not_equal}
+COMPARISONS |= {"ge": np.greater_equal, "le": np.less_equal}
 ARITHMETIC = {
     "add": np.add,
     "sub": np.subtract,
