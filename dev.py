@@ -140,6 +140,7 @@ def run_command(command: Command, python: Path, host: Path, rest: list[str]) -> 
     places = {"root": ROOT, "host": host, "base": DEV_FOLDER / "demo", "output": ROOT / "output" / "demo"}
     arguments = [argument.format(**places) for argument in command.arguments]
     variables = dict(os.environ, COMFYUI_PATH=str(host))
+    variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # DECISIONS 10
     folder = ROOT if command.in_checkout else None
     return subprocess.run([str(python), *arguments, *rest], env=variables, cwd=folder, check=False).returncode
 

@@ -36,7 +36,7 @@ def apply_layer(
         # parts on columns sum up: the bias of the layer enters once, with the last of them
         if layer.bias is not None and (part.in_features == layer.in_features or part is last):
             bias = layer.bias[part.rows[0] : part.rows[1]]
-        columns = tokens[:, part.columns[0] : part.columns[1]].contiguous()
+        columns = tokens[:, part.columns[0] : part.columns[1]]  # strided rows: every path takes them
         down = None if lora_down is None else lora_down[part.columns[0] : part.columns[1]]
         up = None if lora_up is None else lora_up[part.rows[0] : part.rows[1]]
         piece = _apply_part(part, columns, compute, bias, down, up)
