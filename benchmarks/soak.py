@@ -150,14 +150,14 @@ def soak(server: ComfyUIServer, count: int, seed: int) -> list[str]:
             break
         if number % max(count // 20, 1) == 0:
             marks.append((number, *memory(server)))
-            print(  # noqa: T201
+            print(
                 f"{number:4d} prompts, {time.monotonic() - started:6.1f} s: server {marks[-1][1]:8.1f} MiB, "
                 f"torch on the GPU {marks[-1][2]:8.1f} MiB",
                 flush=True,
             )
     if not problems and server.prompt(first_graph)["outputs"]["show"]["text"] != first:
         problems.append("the first picture, asked for again at the end, differs")
-    print(f"{interrupted} interrupted, {refused} bad files refused with a sentence")  # noqa: T201
+    print(f"{interrupted} interrupted, {refused} bad files refused with a sentence")
     settled = marks[len(marks) // 3 :]
     for column, what in ((1, "server memory"), (2, "GPU memory")):
         values = [mark[column] for mark in settled]
@@ -189,8 +189,8 @@ def main() -> int:
         with ComfyUIServer(host, Path(folder), device=args.device) as server:
             problems = soak(server, args.prompts, args.seed)
     for problem in problems:
-        print(f"PROBLEM: {problem}")  # noqa: T201
-    print("no problems" if not problems else f"{len(problems)} problems")  # noqa: T201
+        print(f"PROBLEM: {problem}")
+    print("no problems" if not problems else f"{len(problems)} problems")
     return 1 if problems else 0
 
 

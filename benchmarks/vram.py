@@ -196,7 +196,7 @@ class Run:
         if not out.isfinite().all():
             self.failures, same = self.failures + 1, same + " NOT FINITE"
         size, loaded = model.model_size() / 2**30, model.loaded_size() / 2**30
-        print(  # noqa: T201
+        print(
             f"{title:44s} first step {1e3 * (marks[0] - start):7.0f} ms, then {1e3 * min(rest):6.1f} ms; peak "
             f"{(before - peak.least) / 2**30:5.2f} GiB, model {size:5.2f}, believed loaded {loaded:5.2f}; {same}",
             flush=True,
@@ -233,7 +233,7 @@ def main() -> int:
     run = Run(args.pixels, 4)
     with torch.inference_mode():
         model, status = load_model_with_status(str(path), args.compute)
-    print(args.mode, torch.__version__, torch.cuda.get_device_name(), type(model).__name__, status, flush=True)  # noqa: T201
+    print(args.mode, torch.__version__, torch.cuda.get_device_name(), type(model).__name__, status, flush=True)
 
     def add(base, index: int, strength: float):
         return comfy.sd.load_lora_for_models(base, None, files[index], strength, 0)[0]
@@ -271,7 +271,7 @@ def main() -> int:
     run.free_of_all = torch.cuda.mem_get_info()[0]
     run("unloaded and loaded again, 4 LoRAs", four, picture)
     run("no LoRA", model, plain)
-    print(f"{run.failures} failures")  # noqa: T201
+    print(f"{run.failures} failures")
     return 1 if run.failures else 0
 
 

@@ -68,7 +68,8 @@ def test_close_refuses_what_is_not_finite(bad):
 
 
 def test_every_row_allows_little():
-    allowed = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+    # float16: torch lets cuBLAS add parts of k in 16 bits (DECISIONS 13)
+    allowed = {torch.float32: 1e-5, torch.float16: 2.5e-3, torch.bfloat16: 1e-2}
     assert all(limit <= allowed[dtype] for (_, dtype), (limit, _) in TOLERANCES.items())
 
 
