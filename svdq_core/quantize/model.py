@@ -13,6 +13,7 @@ from .known_inputs import KNOWN_INPUTS
 from .layer import PartReport, quantize_layer
 from .plan import LayerPlan
 from .spec import QuantSpec
+from .statistics import InputStatistics
 
 
 def count_linears(architecture: Architecture, names: list[str]) -> int:
@@ -28,6 +29,7 @@ def quantize_model(
     spec: QuantSpec,
     device: torch.device,
     on_layer: Callable[[str], None] = lambda name: None,
+    calibration: Mapping[str, InputStatistics] | None = None,
 ) -> tuple[QuantizedModel, list[PartReport], list[str]]:
     """Quantize all Linears of a model's blocks; everything else is taken over in spec.scale_dtype.
 
@@ -36,6 +38,7 @@ def quantize_model(
         names: all host tensor names.
         device: where the arithmetic runs; results come back to the CPU.
         on_layer: called with the name of each Linear when it is done; what it raises ends the run.
+        calibration: recorded inputs by host module name; the others are worked out from the weights.
 
     Returns:
         The model, a report for each part, and one sentence for each layer that stays in 16 bits.
@@ -46,11 +49,14 @@ def quantize_model(
     model, reports, kept = QuantizedModel(architecture), [], []
     counts = architecture.count_blocks(names, "host")
     inputs = KNOWN_INPUTS[architecture.name](weights, names, spec.seed, device)
+    calibration = calibration or {}
     for block in architecture.blocks:
         for index in range(counts[block.host]):
-            known = inputs.of_block(f"{block.host}.{index}")
+            prefix = f"{block.host}.{index}"
+            recorded = all(f"{prefix}.{linear.host}" in calibration for linear in block.linears)
+            known = calibration if recorded else {**inputs.of_block(prefix), **_of_block(calibration, prefix)}
             for linear in block.linears:
-                name = f"{block.host}.{index}.{linear.host}"
+                name = f"{prefix}.{linear.host}"
                 weight = weights[f"{name}.weight"].to(device)
                 bias = weights[f"{name}.bias"].to(device) if f"{name}.bias" in names else None
                 try:
@@ -84,6 +90,10 @@ def plan_for(linear: LinearMap, out_features: int, in_features: int) -> LayerPla
     if linear.stack == "rows":
         return LayerPlan.stack_rows(sizes, in_features)
     return LayerPlan.stack_columns(out_features, sizes, gelu)
+
+
+def _of_block(calibration: Mapping[str, InputStatistics], block: str) -> dict[str, InputStatistics]:
+    return {name: calibration[name] for name in calibration if name.startswith(f"{block}.")}
 
 
 def _to_cpu(layer: QuantizedLayer) -> QuantizedLayer:

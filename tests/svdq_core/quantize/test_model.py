@@ -1,5 +1,7 @@
 """A whole model: what is quantized, what stays, and that a user can stop it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_files import DATA
@@ -8,7 +10,7 @@ from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.errors import SVDQuantError
 from svdquant_pack.svdq_core.linear import dense_bias, dense_weight
 from svdquant_pack.svdq_core.models import FLUX
-from svdquant_pack.svdq_core.quantize import QuantSpec
+from svdquant_pack.svdq_core.quantize import InputStatistics, QuantSpec
 from svdquant_pack.svdq_core.quantize.model import count_linears, quantize_model
 
 SPEC = QuantSpec(score_tokens=32, rank=16)
@@ -79,3 +81,21 @@ def test_a_broken_weight_is_named(dense):
     broken["double_blocks.0.img_attn.proj.weight"][3, 5] = float("nan")
     with pytest.raises(SVDQuantError, match=r"double_blocks\.0\.img_attn\.proj: the weight holds NaN"):
         quantize_model(FLUX, broken, list(broken), SPEC, torch.device("cpu"))
+
+
+def test_a_calibration_comes_before_what_the_weights_say(dense, result):
+    name = "double_blocks.0.img_mlp.0"
+    tokens = torch.randn(64, dense[f"{name}.weight"].shape[1], generator=torch.Generator().manual_seed(0))
+    tokens[:, 17] *= 40
+    calibration = {name: InputStatistics.from_tokens(tokens)}
+    model = quantize_model(FLUX, dense, list(dense), SPEC, torch.device("cpu"), calibration=calibration)[0]
+    factor = model.layers[name].parts[0]["smooth_factor"].float()
+    assert factor[17] > 4 * factor.median()
+    other = "double_blocks.0.img_attn.qkv"
+    assert torch.equal(model.layers[other].to_blob()[0], result[0].layers[other].to_blob()[0])
+
+
+def test_best_needs_no_recording(dense):
+    spec = replace(SPEC, method="best")
+    _, reports, _ = quantize_model(FLUX, dense, list(dense), spec, torch.device("cpu"))
+    assert {r.rounding for r in reports if r.scheme == "int4"} == {"gptq"}
