@@ -17,5 +17,6 @@ class LoraError(SVDQuantError):
     """A LoRA does not fit the model it is applied to."""
 
 
-class UnsupportedDeviceError(SVDQuantError):
-    """No kernel of this pack runs on the device at hand."""
+# The host shows a class with its module, which for a node pack is the path of its folder.
+for _error in (SVDQuantError, CheckpointError, ArchitectureError, LoraError):
+    _error.__module__ = "svdquant"
