@@ -50,6 +50,7 @@ class PartReport:
     measured: bool
 
 
+@torch.no_grad()
 def quantize_layer(
     weight: Tensor,
     bias: Tensor | None,

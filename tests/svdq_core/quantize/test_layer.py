@@ -254,3 +254,24 @@ def test_few_tokens_and_silent_channels_still_help():
         part.check("layer")
         errors.append(output_error(x, weight, None, part.tensors, "int4", "w4a8", bias))
     assert errors[1] < 0.88 * errors[0]  # measured: 0.82
+
+
+def test_a_weight_that_wants_gradients_is_taken_as_it_is():
+    weight = torch.nn.Parameter(draw_weight(128, 128))
+    part, _, _ = quantize_part(weight, None, QuantSpec(), "layer")
+    assert not any(t.requires_grad for t in part.tensors.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["int4", "nvfp4"])
+@pytest.mark.parametrize("method", ["fast", "best"])
+def test_a_gpu_quantizes_as_well(precision, method):
+    statistics = InputStatistics.from_tokens(_correlated_tokens(2048, 2))
+    spec = QuantSpec(precision=precision, method=method)
+    errors = []
+    for device in ("cpu", "cuda", "cuda"):
+        part, _, report = quantize_part(draw_weight(N, K).to(device), None, spec, "layer", statistics=statistics)
+        assert {t.device.type for t in part.tensors.values()} == {device}
+        errors.append(report.relative_error)
+    assert errors[1] == errors[2]
+    assert errors[1] == pytest.approx(errors[0], rel=0.03)
