@@ -2,9 +2,10 @@
 
     COMFYUI_PATH=... python benchmarks/soak.py --prompts 300
 
-Random order of model, LoRA set, strength, size and batch; now and then an interrupt in the middle and a bad file. The
-first picture is asked for again at the end. Prints memory of host and GPU along the way; exits with 1 if the server
-fell over, a good prompt failed, memory grew by more than 1 % after the first third, or the last picture differs.
+Random order of model, LoRA set, strength, size and batch; now and then an interrupt in the middle, a bad file, and a
+step that runs out of memory. The first picture is asked for again at the end. Prints memory of host and GPU along the
+way; exits with 1 if the server fell over, a good prompt failed, memory grew by more than 1 % after the first third, or
+the last picture differs.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 GROWTH = 0.01  # of memory, from the first third of the run to its end
 
-# Conditioning without a text encoder, and a fingerprint of a latent: two nodes for this run alone.
+# Nodes for this run alone: conditioning without a text encoder, a fingerprint of a latent, a step that wants too much.
 NODES = """
 import hashlib
 import torch
@@ -58,7 +59,29 @@ class SoakFingerprint:
         return {"ui": {"text": [hashlib.sha256(data).hexdigest()]}}
 
 
-NODE_CLASS_MAPPINGS = {"SoakPrompt": SoakPrompt, "SoakFingerprint": SoakFingerprint}
+class SoakGreedyModel:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "patch", "soak"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def patch(self, model):
+        def run(network, given):
+            network(given["input"], given["timestep"], **given["c"])
+            try:
+                return torch.empty(1 << 60, dtype=torch.uint8, device=given["input"].device)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # what a CPU's allocator raises; the host knows a GPU's
+                raise torch.OutOfMemoryError(str(error)) from error
+
+        model = model.clone()
+        model.set_model_unet_function_wrapper(run)
+        return (model,)
+
+
+NODE_CLASS_MAPPINGS = {"SoakPrompt": SoakPrompt, "SoakFingerprint": SoakFingerprint, "SoakGreedyModel": SoakGreedyModel}
 """
 
 LORAS = ("a.safetensors", "b.safetensors", "lokr.safetensors")
@@ -88,6 +111,9 @@ def graph(model: str, compute: str, loras: list[tuple[str, float]], size: tuple[
         given["strength_model" if stock else "strength"] = strength
         last = f"lora{i}"
         nodes[last] = {"class_type": kind, "inputs": given}
+    if more.get("greedy"):
+        nodes["greedy"] = {"class_type": "SoakGreedyModel", "inputs": {"model": [last, 0]}}
+        last = "greedy"
     nodes["prompt"] = {"class_type": "SoakPrompt", "inputs": {"seed": more.get("seed", 0)}}
     latent = {"width": size[0], "height": size[1], "batch_size": batch}
     nodes["latent"] = {"class_type": "EmptySD3LatentImage", "inputs": latent}
@@ -126,7 +152,7 @@ def soak(server: ComfyUIServer, count: int, seed: int) -> list[str]:
     rng, problems, marks = random.Random(seed), [], []
     first_graph = graph(MODELS[0], "w4a8", [(LORAS[0], 0.7), (LORAS[1], -0.3)], (128, 96), 1, seed=1)
     first = server.prompt(first_graph)["outputs"]["show"]["text"]
-    interrupted = refused = 0
+    interrupted = refused = starved = 0
     started = time.monotonic()
     for number in range(1, count + 1):
         try:
@@ -138,11 +164,10 @@ def soak(server: ComfyUIServer, count: int, seed: int) -> list[str]:
                 server.interrupt()
                 interrupted += wait_for_end(server, prompt)
             elif number % 23 == 0:
-                try:
-                    server.prompt(graph("bad.safetensors", "auto", [], (64, 64), 1))
-                    problems.append(f"prompt {number}: a bad file was accepted")
-                except ComfyUIError as error:
-                    refused += "bad.safetensors" in str(error)
+                refused += fails(server, graph("bad.safetensors", "auto", [], (64, 64), 1), "bad.safetensors", problems)
+            elif number % 29 == 0:
+                starving = graph(MODELS[0], "w4a8", [(LORAS[0], 0.5)], (128, 96), 1, seed=number, greedy=True)
+                starved += fails(server, starving, "ran out of memory", problems)
             else:
                 server.prompt(draw(rng))
         except ComfyUIError as error:
@@ -157,13 +182,26 @@ def soak(server: ComfyUIServer, count: int, seed: int) -> list[str]:
             )
     if not problems and server.prompt(first_graph)["outputs"]["show"]["text"] != first:
         problems.append("the first picture, asked for again at the end, differs")
-    print(f"{interrupted} interrupted, {refused} bad files refused with a sentence")
+    print(f"{interrupted} interrupted, {refused} bad files refused with a sentence, {starved} ran out of memory")
     settled = marks[len(marks) // 3 :]
     for column, what in ((1, "server memory"), (2, "GPU memory")):
         values = [mark[column] for mark in settled]
         if len(values) > 3 and min(values[:3]) > 0 and min(values[-3:]) > max(values[:3]) * (1 + GROWTH):
             problems.append(f"{what} grew from {max(values[:3]):.1f} to {min(values[-3:]):.1f} MiB")
     return problems
+
+
+def fails(server: ComfyUIServer, prompt: dict, words: str, problems: list[str]) -> int:
+    """1 if the prompt ends with an error that has these words; otherwise a problem is noted."""
+    try:
+        server.prompt(prompt)
+    except ComfyUIError as error:
+        if words in str(error):
+            return 1
+        problems.append(f"{words!r} expected in: {error}")
+        return 0
+    problems.append(f"a prompt that should fail with {words!r} succeeded")
+    return 0
 
 
 def wait_for_end(server: ComfyUIServer, prompt: str) -> int:

@@ -42,6 +42,8 @@ STATES = {
     "test_a_hook_on_top_of_a_lora": "LoRA hook on top of a LoRA",
     "test_a_scheduled_hook_follows_its_keyframes": "LoRA hook with keyframes",
     "test_what_the_host_saves_is_loaded_by_us": "ModelSave, with LoRA and without, loaded and not",
+    "test_a_checkpoint_with_text_encoder_and_autoencoder_is_loaded_by_us": "CheckpointSave with CLIP and VAE",
+    "test_out_of_memory_in_a_step_leaves_the_next_prompt_right": "out of memory in a step, then the next prompt",
     "test_merging_from_us_into_a_dense_model": "merging into a BF16 model, with LoRA and without",
     "test_the_host_counts_what_loras_take": "the host's figure for the size, LoRAs included",
     "test_a_partly_loaded_model_counts_factors_with_their_layers": "the host's figure for a partly loaded model",

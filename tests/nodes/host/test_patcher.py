@@ -5,19 +5,23 @@ override, list and buffer goes through the same steps. The same tests run on a G
 """
 
 import gc
+from types import SimpleNamespace
 
 import comfy.hooks
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
+import comfy.sd1_clip
 import comfy.utils
 import pytest
 import torch
 from comfy_extras import nodes_model_merging
 from lora_files import diffusers_lora
 from network_runs import NetworkRun
+from safetensors import safe_open
 from sampling import flux_conditioning, relative_error, sample_flux
 
+from svdquant_pack.demo.pixart import random_autoencoder
 from svdquant_pack.nodes.host.model import load_model
 from svdquant_pack.nodes.host.patcher import SVDQuantPatcher, SVDQuantPatcherDynamic
 
@@ -114,6 +118,22 @@ def layers_on_their_way(model) -> int:
     return sum(getattr(m, "comfy_patched_weights", False) is not True for m in model.svdquant_layers().values())
 
 
+def test_out_of_memory_in_a_step_leaves_the_next_prompt_right(model, with_lora, plain, lora_picture):
+    """The host ends such a prompt by unloading every model, from wherever the step broke off."""
+
+    def broken(run, arguments):
+        run(arguments["input"], arguments["timestep"], **arguments["c"])
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    for source, expected in ((with_lora, lora_picture), (model, plain)):
+        greedy = source.clone()
+        greedy.set_model_unet_function_wrapper(broken)
+        with pytest.raises(torch.OutOfMemoryError):
+            sample_flux(greedy)
+        unload()
+        assert torch.equal(sample_flux(source), expected)
+
+
 def test_partial_load_and_unload(model, with_lora, direct):
     device, offload = model.load_device, model.offload_device
     model.patch_model(device)
@@ -199,6 +219,29 @@ def test_what_the_host_saves_is_loaded_by_us(host, model, with_lora, plain, lora
     # same, but lie elsewhere in memory: the CPU's matrix product takes another path for another alignment
     assert relative_error(sample_flux(again), expected) < (5e-3 if has_lora else ORDER)
     assert torch.equal(sample_flux(source), expected)
+
+
+def tiny_text_encoder() -> comfy.sd.CLIP:
+    """The host's CLIP-L of FLUX with one narrow layer."""
+    config = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 64}
+    config |= {"hidden_act": "quick_gelu", "eos_token_id": 49407}
+    target = SimpleNamespace(params={}, clip=comfy.sd1_clip.SD1ClipModel, tokenizer=comfy.sd1_clip.SD1Tokenizer)
+    return comfy.sd.CLIP(target, model_options={"clip_l_model_config": config})
+
+
+def test_a_checkpoint_with_text_encoder_and_autoencoder_is_loaded_by_us(host, with_lora, lora_picture):
+    halves = {"encoder": random_autoencoder(encoder=True), "decoder": random_autoencoder(encoder=False)}
+    vae = comfy.sd.VAE(sd={f"taesd_{half}.{name}": t for half, ts in halves.items() for name, t in ts.items()})
+    with torch.inference_mode():
+        nodes_model_merging.CheckpointSave().save(with_lora, tiny_text_encoder(), vae, "diffusion_models/whole")
+    (file,) = (host.output / "diffusion_models").glob("whole_*.safetensors")
+    with safe_open(file, "pt") as saved:
+        others = [key for key in saved.keys() if not key.startswith("model.diffusion_model.")]  # noqa: SIM118
+    assert {key.split(".")[0] for key in others} == {"text_encoders", "vae"}
+    with torch.inference_mode():
+        again = load_model(str(file), "w4a16")
+    file.unlink()
+    assert relative_error(sample_flux(again), lora_picture) < 5e-3
 
 
 def test_merging_from_us_into_a_dense_model(model, dense, with_lora, plain, lora_picture):
