@@ -5,6 +5,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+if any(argument.endswith("dynamic") for argument in sys.argv):  # pytest reads --host-device after torch is imported
+    import dynamic_vram
+
+    dynamic_vram.before_torch()
+
 import pack
 import pytest
 import torch
@@ -19,7 +24,10 @@ _base = pytest.StashKey[Path]()
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--host-device", choices=("cpu", "gpu"), default="cpu", help="where the in-process host computes (default: cpu)"
+        "--host-device",
+        choices=("cpu", "gpu", "dynamic"),
+        default="cpu",
+        help="where the in-process host computes (default: cpu); dynamic is a GPU with dynamic VRAM",
     )
 
 
@@ -64,7 +72,7 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 def pytest_collection_modifyitems(config, items):
     has_host = _base in config.stash
-    gpu_host = config.getoption("--host-device") == "gpu"
+    gpu_host = config.getoption("--host-device") != "cpu"
     for item in items:
         if NODE_TESTS in item.path.parents or {"host", "server"} & set(item.fixturenames):
             item.add_marker("host")

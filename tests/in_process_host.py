@@ -24,7 +24,7 @@ def make_importable(host: Path, base: Path, device: str) -> None:
     if not host.is_relative_to(DEV_FOLDER):
         sys.dont_write_bytecode = True  # a user's own ComfyUI stays as it is
     arguments = ["main.py", "--base-directory", str(base), "--database-url", "sqlite:///:memory:"]
-    arguments += ["--cpu"] if device == "cpu" else ["--disable-dynamic-vram"]
+    arguments += {"cpu": ["--cpu"], "gpu": ["--disable-dynamic-vram"], "dynamic": []}[device]
     saved, sys.argv = sys.argv, arguments
     try:
         import comfy.options
@@ -35,6 +35,10 @@ def make_importable(host: Path, base: Path, device: str) -> None:
         sys.argv = saved
     if Path(comfy.cli_args.__file__).resolve().parents[1] != host:
         raise RuntimeError(f"comfy was imported from {comfy.cli_args.__file__}, not from {host}")
+    if device == "dynamic":
+        import dynamic_vram
+
+        dynamic_vram.after_torch()
 
 
 class _ServerObject:
