@@ -1,7 +1,8 @@
-"""Recording what the quantizer wants to know about inputs, while the model runs; and the file that holds it.
+"""Recording what the quantizer wants to know about inputs, while the model runs.
 
 Tokens are kept with equal chance whatever step or prompt they come from, as long as each call brings one of them: every
-call offers the same number of its tokens, each draws a random key, and the smallest keys stay.
+call offers the same number of its tokens, each draws a random key, and the smallest keys stay. Everything gathered lies
+in main memory, wherever the model runs: 2 * tokens * K bytes for each input, and 4 * width^2 for each Gram matrix.
 """
 
 import json
@@ -11,19 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..checkpoint.safetensors_write import save_file
+from ..checkpoint.save import replacing
+from .calibration_file import FORMAT, KEYS, VERSION, Calibration, Counts
 from .statistics import InputStatistics, named_generator
 
 logger = logging.getLogger("svdquant")
 
-FORMAT = "svdquant-calibration"
-VERSION = 1
-TOKENS = 1024  # kept for each input; with K = 3072 that is 6 MB
+TOKENS = 512  # kept for each input; 1.8 GB for all inputs of FLUX.1
 GRAM_TOKENS = 1024  # of each call that go into a Gram matrix
+CHUNK_ROWS = 1024  # of an input that are widened to float32 at a time
+
+Range = tuple[int, int]
 
 
 @dataclass
@@ -35,11 +37,8 @@ class _Site:
     keys: Tensor
     square_sum: Tensor
     absmax: Tensor
-    grams: dict[tuple[int, int], Tensor]
-    count: int = 0
-    gram_count: int = 0
-    calls: int = 0
-    dropped: int = 0
+    grams: dict[Range, Tensor]
+    counts: Counts
 
 
 @dataclass
@@ -49,12 +48,12 @@ class Collector:
     Args:
         seed: of the choice of tokens.
         tokens: how many to keep for each input.
-        grams: name -> ranges of channels to gather a Gram matrix for, 4 * width^2 bytes each.
+        grams: name -> ranges of channels to gather a Gram matrix for.
     """
 
     seed: int = 0
     tokens: int = TOKENS
-    grams: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    grams: Mapping[str, tuple[Range, ...]] = field(default_factory=dict)
     _sites: dict[str, _Site] = field(default_factory=dict, repr=False)
 
     @torch.no_grad()
@@ -69,164 +68,164 @@ class Collector:
         x = x.detach().reshape(-1, x.shape[-1])
         site = self._sites.get(name)
         if site is None:
-            site = self._sites[name] = self._open(name, x)
-        if x.shape[1] != site.square_sum.shape[0]:
-            raise ValueError(f"{name}: {x.shape[1]} channels, expected {site.square_sum.shape[0]} as in earlier calls.")
-        finite = torch.isfinite(x).all(dim=1)
-        if not bool(finite.all()):
-            site.dropped += int((~finite).sum())
-            x = x[finite]
+            site = self._open(name, x.shape[1])
+        channels = site.square_sum.shape[0]
+        if x.shape[1] != channels:
+            raise ValueError(f"{name}: {x.shape[1]} channels, expected {channels} as in earlier calls.")
         if len(x) == 0:
             return
-        wide = x.float()
-        site.square_sum += wide.square().sum(dim=0)
-        torch.maximum(site.absmax, wide.abs().amax(dim=0), out=site.absmax)
-        site.count += len(x)
-        site.calls += 1
+        moments, finite = _moments(x)
+        count = int(moments[-1])
+        site.counts.dropped += len(x) - count
+        if count == 0:
+            self._sites[name] = site
+            return
         drawn = torch.randperm(len(x), generator=site.generator)
+        if count < len(x):
+            drawn = drawn[finite.cpu()[drawn]]
+        products = {}
         if site.grams:
-            sample = wide[drawn[:GRAM_TOKENS].to(x.device)]
-            for (start, stop), gram in site.grams.items():
-                gram.addmm_(sample[:, start:stop].T, sample[:, start:stop])
-            site.gram_count += len(sample)
-        self._keep(site, x, drawn[: self.tokens])
+            sample = x[drawn[:GRAM_TOKENS].to(x.device)].float()
+            products = {(a, b): (sample[:, a:b].T @ sample[:, a:b]).cpu() for a, b in site.grams}
+        keys, entering, stay = self._draw(site, drawn[: self.tokens])
+        entering = x[entering.to(x.device)].to("cpu", torch.bfloat16)
+        # Nothing below can fail for want of memory on the device: a call counts whole or not at all.
+        site.square_sum += moments[:channels]
+        torch.maximum(site.absmax, moments[channels:-1], out=site.absmax)
+        site.tokens, site.keys = torch.cat((site.tokens[stay], entering)), keys
+        for span, product in products.items():
+            site.grams[span] += product
+        site.counts.tokens += count
+        site.counts.calls += 1
+        site.counts.gram_tokens += min(GRAM_TOKENS, count) if products else 0
+        self._sites[name] = site
 
-    def _open(self, name: str, x: Tensor) -> _Site:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float32, device=x.device)
-
+    def _open(self, name: str, channels: int) -> _Site:
         return _Site(
             generator=named_generator(self.seed, name),
-            tokens=x[:0].clone(),
+            tokens=torch.zeros(0, channels, dtype=torch.bfloat16),
             keys=torch.zeros(0, dtype=torch.float64),
-            square_sum=zeros(x.shape[1]),
-            absmax=zeros(x.shape[1]),
-            grams={(a, b): zeros(b - a, b - a) for a, b in self.grams.get(name, ())},
+            square_sum=torch.zeros(channels),
+            absmax=torch.zeros(channels),
+            grams={(a, b): torch.zeros(b - a, b - a) for a, b in self.grams.get(name, ())},
+            counts=Counts(),
         )
 
-    def _keep(self, site: _Site, x: Tensor, offered: Tensor) -> None:
-        keys = torch.rand(len(offered), dtype=torch.float64, generator=site.generator)
-        free = self.tokens - len(site.keys)
-        if free < len(keys):
+    def _draw(self, site: _Site, offered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Which tokens stay after some are offered.
+
+        Returns:
+            The keys of all that stay, then the offered indices that enter, then the places of old ones that stay.
+        """
+        drawn = torch.rand(len(offered), dtype=torch.float64, generator=site.generator)
+        stay, enter = torch.ones_like(site.keys, dtype=torch.bool), torch.ones_like(drawn, dtype=torch.bool)
+        if len(site.keys) + len(drawn) > self.tokens:
             # Only what could survive moves: later calls bring ever fewer such tokens.
-            limit = torch.cat((site.keys, keys)).kthvalue(self.tokens).values
-            stay, enter = site.keys <= limit, keys <= limit
-            site.keys, site.tokens = site.keys[stay], site.tokens[stay.to(x.device)]
-            keys, offered = keys[enter], offered[enter]
-        site.keys = torch.cat((site.keys, keys))
-        site.tokens = torch.cat((site.tokens, x[offered.to(x.device)].to(site.tokens.dtype)))
+            limit = torch.cat((site.keys, drawn)).kthvalue(self.tokens).values
+            stay, enter = site.keys <= limit, drawn <= limit
+        return torch.cat((site.keys[stay], drawn[enter])), offered[enter], stay
+
+    @staticmethod
+    def resume(file: Calibration, seed: int = 0, tokens: int = TOKENS) -> "Collector":
+        """A collector that goes on where a file ends; its Gram matrices are those of the file.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        collector = Collector(seed, tokens)
+        for name in file:
+            found, counts, keys = file[name], file.counts(name), file.keys_of(name)
+            order = keys.argsort()[:tokens]
+            collector._sites[name] = _Site(
+                generator=named_generator(seed, f"{name} after {counts.calls} calls"),
+                tokens=found.tokens[order],
+                keys=keys[order],
+                square_sum=found.mean_square * counts.tokens,
+                absmax=found.absmax,
+                grams={span: gram * counts.gram_tokens for span, gram in found.grams.items()},
+                counts=counts,
+            )
+        collector.grams = {name: tuple(site.grams) for name, site in collector._sites.items() if site.grams}
+        return collector
 
     def names(self) -> list[str]:
+        """Of all inputs that were shown, in the order of their first call."""
         return list(self._sites)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def channels(self, name: str) -> int:
+        return self._sites[name].square_sum.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """What a file of it will take, without its header."""
+        return sum(
+            s.tokens.nbytes + s.keys.nbytes + 8 * len(s.absmax) + sum(g.nbytes for g in s.grams.values())
+            for s in self._sites.values()
+        )
 
     def statistics(self, name: str) -> InputStatistics:
         """What was gathered about one input so far."""
         site = self._sites[name]
         return InputStatistics(
             tokens=site.tokens,
-            mean_square=site.square_sum / max(1, site.count),
+            mean_square=site.square_sum / max(1, site.counts.tokens),
             absmax=site.absmax,
-            count=site.count,
-            grams={k: g / max(1, site.gram_count) for k, g in site.grams.items()},
-            gram_count=site.gram_count,
+            count=site.counts.tokens,
+            grams={k: g / max(1, site.counts.gram_tokens) for k, g in site.grams.items()},
+            gram_count=site.counts.gram_tokens,
         )
 
     def summary(self) -> dict[str, int]:
         """Numbers for a report: inputs, fewest and most calls, fewest tokens, tokens left out as not finite."""
-        sites = list(self._sites.values())
+        counts = [site.counts for site in self._sites.values()]
         return {
-            "inputs": len(sites),
-            "fewest_calls": min((s.calls for s in sites), default=0),
-            "most_calls": max((s.calls for s in sites), default=0),
-            "fewest_tokens": min((s.count for s in sites), default=0),
-            "dropped_tokens": sum(s.dropped for s in sites),
+            "inputs": len(counts),
+            "grams": sum(len(site.grams) > 0 for site in self._sites.values()),
+            "fewest_calls": min((c.calls for c in counts), default=0),
+            "most_calls": max((c.calls for c in counts), default=0),
+            "fewest_tokens": min((c.tokens for c in counts), default=0),
+            "dropped_tokens": sum(c.dropped for c in counts),
         }
 
     def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-        """Write everything to a safetensors file, tokens in bfloat16; a file of that name appears only when complete.
+        """Write everything to a safetensors file; a file of that name appears, or is replaced, only when complete.
 
         Args:
             metadata: words about the model and the prompts, kept in the file.
+
+        Raises:
+            SVDQuantError: no room, or the folder cannot be written; an older file is left as it was.
         """
         tensors, counts = {}, {}
-        for name in self._sites:
+        for name, site in self._sites.items():
             found = self.statistics(name)
-            tensors[f"{name}.tokens"] = found.tokens.to("cpu", torch.bfloat16)
-            tensors[f"{name}.mean_square"] = found.mean_square.cpu()
-            tensors[f"{name}.absmax"] = found.absmax.cpu()
+            tensors[f"{name}.tokens"], tensors[f"{name}.{KEYS}"] = found.tokens, site.keys
+            tensors[f"{name}.mean_square"], tensors[f"{name}.absmax"] = found.mean_square, found.absmax
             for (start, stop), gram in found.grams.items():
-                tensors[f"{name}.gram.{start}.{stop}"] = gram.cpu()
-            counts[name] = [found.count, found.gram_count]
+                tensors[f"{name}.gram.{start}.{stop}"] = gram
+            counts[name] = site.counts.to_list()
         header = {**(metadata or {}), "format": FORMAT, "version": str(VERSION), "counts": json.dumps(counts)}
-        partial = path.with_name(path.name + ".part")
-        try:
-            save_file(tensors, partial, metadata=header)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path, sum(t.nbytes for t in tensors.values())) as part:
+            save_file(tensors, part, header)
         logger.info("wrote calibration %s: %d inputs", path, len(counts))
 
 
-class Calibration(Mapping[str, InputStatistics]):
-    """A calibration file; statistics are read one layer at a time.
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over the finite tokens of (M, K).
 
-    Args:
-        path: of a file that Collector.save wrote.
-
-    Raises:
-        CheckpointError: it is not one, or it is damaged.
+    Returns:
+        (2K + 1,) float32 on the CPU: sum of squares, absmax, number of finite tokens; and (M,) bool which those are.
     """
-
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            with safe_open(path, framework="pt") as file:
-                self.metadata = file.metadata() or {}
-                self._keys = set(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: not a readable calibration file ({error}). Record it again.") from error
-        if self.metadata.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{path}: not a calibration file. Choose one that Save Calibration wrote, or record one."
-            )
-        if self.metadata.get("version") != str(VERSION):
-            raise CheckpointError(
-                f"{path}: calibration version {self.metadata.get('version')}, expected {VERSION}. "
-                "Update this pack, or record it again."
-            )
-        try:
-            self._counts = {name: (int(a), int(b)) for name, (a, b) in json.loads(self.metadata["counts"]).items()}
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path}: its table of inputs is damaged. Record it again.") from error
-        for name in self._counts:
-            if not {f"{name}.{part}" for part in ("tokens", "mean_square", "absmax")} <= self._keys:
-                raise CheckpointError(f"{path}: the statistics of {name} are incomplete. Record it again.")
-
-    def __getitem__(self, name: str) -> InputStatistics:
-        count, gram_count = self._counts[name]
-        prefix = f"{name}.gram."
-        with safe_open(self.path, framework="pt") as file:
-            grams = {}
-            for key in sorted(self._keys):
-                if key.startswith(prefix):
-                    start, stop = map(int, key.removeprefix(prefix).split("."))
-                    grams[start, stop] = file.get_tensor(key)
-            found = InputStatistics(
-                tokens=file.get_tensor(f"{name}.tokens"),
-                mean_square=file.get_tensor(f"{name}.mean_square"),
-                absmax=file.get_tensor(f"{name}.absmax"),
-                count=count,
-                grams=grams,
-                gram_count=gram_count,
-            )
-        width = found.channels
-        shapes_fit = found.tokens.ndim == 2 and found.tokens.shape[1] == width and found.absmax.shape == (width,)
-        if not shapes_fit or any(g.shape != (b - a, b - a) for (a, b), g in grams.items()):
-            raise CheckpointError(f"{self.path}: the statistics of {name} do not fit each other. Record it again.")
-        return found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._counts)
-
-    def __len__(self) -> int:
-        return len(self._counts)
+    square_sum = torch.zeros(x.shape[1], device=x.device)
+    absmax, finite = torch.zeros_like(square_sum), []
+    for rows in x.split(CHUNK_ROWS):
+        wide = rows.float()
+        finite.append(torch.isfinite(wide).all(dim=1))
+        wide = torch.where(finite[-1][:, None], wide, 0.0).abs_()
+        torch.maximum(absmax, wide.amax(dim=0), out=absmax)
+        square_sum += wide.square_().sum(dim=0)
+    mask = torch.cat(finite)
+    return torch.cat((square_sum, absmax, mask.sum()[None].float())).cpu(), mask

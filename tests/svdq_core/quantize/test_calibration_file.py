@@ -1,0 +1,92 @@
+"""Calibration files: read as they were written, refused by name when damaged."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from svdquant_pack.svdq_core.errors import CheckpointError
+from svdquant_pack.svdq_core.quantize.calibrate import Collector
+from svdquant_pack.svdq_core.quantize.calibration_file import Calibration
+
+K = 64
+
+
+def _saved(tmp_path):
+    collector = Collector(tokens=16, grams={"blocks.0.fc": ((0, K),)})
+    g = torch.Generator().manual_seed(0)
+    for scale in (1, 2, 3):
+        x = scale * torch.randn(2, 50, K, generator=g)
+        collector.add("blocks.0.fc", x)
+        collector.add("blocks.0.qkv", x[0])
+    path = tmp_path / "calibration.safetensors"
+    collector.save(path, {"model": "tiny"})
+    return collector, path
+
+
+def test_saved_and_read_again(tmp_path):
+    collector, path = _saved(tmp_path)
+    calibration = Calibration(path)
+    assert sorted(calibration) == ["blocks.0.fc", "blocks.0.qkv"]
+    assert len(calibration) == 2
+    assert calibration.metadata["model"] == "tiny"
+    assert calibration.counts("blocks.0.fc").to_list() == [300, 300, 3, 0]
+    assert calibration.channels("blocks.0.fc") == K
+    for name in calibration:
+        found, expected = calibration[name], collector.statistics(name)
+        assert torch.equal(found.tokens, expected.tokens)
+        assert torch.equal(found.mean_square, expected.mean_square)
+        assert torch.equal(found.absmax, expected.absmax)
+        assert (found.count, found.gram_count) == (expected.count, expected.gram_count)
+        assert found.grams.keys() == expected.grams.keys()
+        assert all(torch.equal(gram, expected.grams[span]) for span, gram in found.grams.items())
+    assert list(tmp_path.iterdir()) == [path]
+    assert calibration.get("blocks.9.fc") is None and "blocks.9.fc" not in calibration
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("truncate", "not a readable calibration file"),
+        ("empty", "not a readable calibration file"),
+        ("plain", "not a calibration file"),
+        ("version", "calibration version 7, expected 1"),
+        ("counts", "table of inputs is damaged"),
+        ("missing", "the statistics of blocks.0.fc are incomplete"),
+        ("shape", "the statistics of blocks.0.fc do not fit each other"),
+        ("keys", "the statistics of blocks.0.fc do not fit each other"),
+        ("nan", "the statistics of blocks.0.fc are not finite"),
+    ],
+)
+def test_damaged_files_are_refused_by_name(tmp_path, damage, message):
+    _, path = _saved(tmp_path)
+    tensors, metadata = load_file(path), dict(Calibration(path).metadata)
+    if damage == "truncate":
+        path.write_bytes(path.read_bytes()[:2000])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        if damage == "plain":
+            metadata = {}
+        elif damage == "version":
+            metadata["version"] = "7"
+        elif damage == "counts":
+            metadata["counts"] = json.dumps({"blocks.0.fc": "many"})
+        elif damage == "missing":
+            del tensors["blocks.0.fc.absmax"]
+        elif damage == "shape":
+            tensors["blocks.0.fc.absmax"] = torch.ones(3)
+        elif damage == "keys":
+            tensors["blocks.0.fc.keys"] = torch.ones(3, dtype=torch.float64)
+        elif damage == "nan":
+            tensors["blocks.0.fc.mean_square"][5] = float("nan")
+        save_file(tensors, path, metadata=metadata)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        Calibration(path)["blocks.0.fc"]
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="not a readable calibration file"):
+        Calibration(tmp_path / "nowhere.safetensors")
