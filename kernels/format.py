@@ -9,6 +9,7 @@ Layout of a layer in memory (row-major, one definition for every kernel and for 
     smooth_factor  (K,)               the activation is divided by it
     proj_down      (K, R)             low-rank branch, sees the activation before smoothing
     proj_up        (N, R)
+    channel_scales (N,) float32       int4 and nvfp4, optional, derived: what brings the weight to int8 for w4a8
     wzeros         (K//64, N)         awq: weight = code * wscales + wzeros, codes 0...15
 
 Sources: SVDQuant, arXiv:2411.05007; NVFP4: OCP Microscaling Formats v1.0 for E2M1.

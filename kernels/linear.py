@@ -244,5 +244,15 @@ def dequantize(tensors: Mapping[str, Tensor], scheme: str) -> Tensor:
 
 
 def find_channel_scales(tensors: Mapping[str, Tensor], scheme: str) -> Tensor:
-    """The int8 scale of each output channel that w4a8 needs, (N,) float32; may be kept with the layer's tensors."""
-    return reference.requantize_int8(dequantize(tensors, scheme))[1]
+    """The int8 scale of each output channel that w4a8 needs, (N,) float32; may be kept with the layer's tensors.
+
+    Args:
+        tensors: qweight, wscales, wtscale, wcscales of format.py, as the scheme has them.
+    """
+    device, steps = tensors["qweight"].device, []
+    if why_no_triton(device) is None:
+        from . import triton_path
+
+        steps.append(("int8 scales from a kernel", lambda: triton_path.channel_scales(tensors, scheme)))
+    steps.append(("int8 scales in plain torch", lambda: reference.requantize_int8(dequantize(tensors, scheme))[1]))
+    return climb(device, steps)

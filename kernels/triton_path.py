@@ -87,6 +87,11 @@ def steps_w4a4(
     return steps
 
 
+def channel_scales(tensors: Mapping[str, Tensor], scheme: str) -> Tensor:
+    """What requantize_weight finds by itself: (N,) float32."""
+    return requantize_weight(tensors["qweight"], tensors["wscales"], scheme, **_extra(tensors))[1]
+
+
 def steps_w4a8(
     x: Tensor, tensors: Mapping[str, Tensor], scheme: str, bias: Tensor | None, act_unsigned: bool, gelu: bool
 ) -> Steps:

@@ -14,45 +14,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..kernels.format import BLOB_ALIGNMENT, GROUP_SIZE_AWQ, GROUP_SIZE_INT4, GROUP_SIZE_NVFP4
+from ..kernels.format import BLOB_ALIGNMENT
 from .errors import CheckpointError
-from .values import E4M3, FLOAT, check_values
-
-# scheme -> tensor name -> (shape in symbols, dtypes, required). K2 = K//2, G = K//group_size of the scheme.
-_LOW_RANK = {
-    "smooth_factor": (("K",), FLOAT, True),
-    "proj_down": (("K", "R"), FLOAT, True),
-    "proj_up": (("N", "R"), FLOAT, True),
-}
-# What no arithmetic here uses, kept so that a file can be written back byte for byte.
-_KEPT = {"smooth_factor_orig": (("K",), FLOAT, False), "stored_bias": (("N",), FLOAT, False)}
-SCHEME_TENSORS = {
-    "int4": {
-        "qweight": (("N", "K2"), (torch.int8,), True),
-        "wscales": (("G", "N"), FLOAT, True),
-        **_LOW_RANK,
-        "bias": (("N",), FLOAT, False),  # of a part stacked on columns; otherwise the bias belongs to the layer
-        **_KEPT,
-    },
-    "nvfp4": {
-        "qweight": (("N", "K2"), (torch.int8,), True),
-        "wscales": (("G", "N"), E4M3, True),
-        "wtscale": ((1,), FLOAT, False),
-        "wcscales": (("N",), FLOAT, False),
-        **_LOW_RANK,
-        "bias": (("N",), FLOAT, False),
-        **_KEPT,
-    },
-    "awq": {
-        "qweight": (("N", "K2"), (torch.int8,), True),
-        "wscales": (("G", "N"), FLOAT, True),
-        "wzeros": (("G", "N"), FLOAT, True),
-        "proj_down": (("K", "R"), FLOAT, False),  # a LoRA that was baked into the file
-        "proj_up": (("N", "R"), FLOAT, False),
-        **_KEPT,
-    },
-}
-GROUP_SIZE = {"int4": GROUP_SIZE_INT4, "nvfp4": GROUP_SIZE_NVFP4, "awq": GROUP_SIZE_AWQ}
+from .schemes import DERIVED, GROUP_SIZE, SCHEME_TENSORS
+from .values import FLOAT, check_values
 
 
 @dataclass(frozen=True)
@@ -60,7 +25,7 @@ class Part:
     """A rectangle of a Linear's weight, quantized with one scheme.
 
     Args:
-        scheme: "int4", "nvfp4" or "awq": a key of SCHEME_TENSORS.
+        scheme: "int4", "nvfp4", "int8" or "awq": a key of SCHEME_TENSORS.
         rows: (start, stop) within the layer's out_features.
         columns: (start, stop) within the layer's in_features.
         act_unsigned: the layer sits behind a GELU and its int4 activations are shifted and unsigned.
@@ -189,15 +154,27 @@ class QuantizedLayer:
                 )
             check_values(self.bias, FLOAT, f"{where}: bias")
 
+    def without_derived(self) -> "QuantizedLayer":
+        """The layer as files hold it."""
+        parts = tuple(
+            replace(part, tensors={n: t for n, t in part.tensors.items() if n not in DERIVED}) for part in self.parts
+        )
+        return replace(self, parts=parts)
+
     def to_blob(self) -> tuple[Tensor, "BlobLayout"]:
-        """Copy every tensor of every part into one flat uint8 tensor."""
-        offset, parts = 0, []
-        for part in self.parts:
-            slices = {}
-            for name, tensor in part.tensors.items():
-                slices[name] = BlobSlice(offset, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-                offset += -(-tensor.nbytes // BLOB_ALIGNMENT) * BLOB_ALIGNMENT
-            parts.append(BlobPart(part.scheme, part.rows, part.columns, part.act_unsigned, slices))
+        """Copy every tensor of every part into one flat uint8 tensor, derived ones last."""
+        offset = 0
+        slices: list[dict[str, BlobSlice]] = [{} for _ in self.parts]
+        for derived in (False, True):
+            for part, places in zip(self.parts, slices, strict=True):
+                for name, tensor in part.tensors.items():
+                    if (name in DERIVED) == derived:
+                        dtype = str(tensor.dtype).removeprefix("torch.")
+                        places[name] = BlobSlice(offset, tuple(tensor.shape), dtype)
+                        offset += -(-tensor.nbytes // BLOB_ALIGNMENT) * BLOB_ALIGNMENT
+        parts = [
+            BlobPart(p.scheme, p.rows, p.columns, p.act_unsigned, s) for p, s in zip(self.parts, slices, strict=True)
+        ]
         layout = BlobLayout(self.in_features, self.out_features, tuple(parts))
         blob = torch.zeros(offset, dtype=torch.uint8, device=self.parts[0]["qweight"].device)
         for part, stored in zip(self.parts, parts, strict=True):
@@ -249,6 +226,16 @@ class BlobLayout:
             for p in self.parts
         )
         return QuantizedLayer(self.in_features, self.out_features, parts, bias)
+
+    def without_derived(self, blob: Tensor) -> tuple[Tensor, "BlobLayout"]:
+        """What files hold of a blob, a view of it, and where everything lies in that."""
+        starts = [s.offset for part in self.parts for name, s in part.slices.items() if name in DERIVED]
+        if not starts:
+            return blob, self
+        parts = tuple(
+            replace(part, slices={n: s for n, s in part.slices.items() if n not in DERIVED}) for part in self.parts
+        )
+        return blob[: min(starts)], replace(self, parts=parts)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))

@@ -1,8 +1,13 @@
-"""Which compute mode runs a model, and how that is said to the user."""
+"""Which compute mode runs a model, what it keeps with each layer, and how that is said to the user."""
+
+from dataclasses import replace
 
 import torch
 
-from ..kernels.linear import COMPUTE_MODES, choose_compute
+from ..kernels.devices import why_no_triton
+from ..kernels.ladder import say_once
+from ..kernels.linear import COMPUTE_MODES, choose_compute, find_channel_scales
+from .layer import Part, QuantizedLayer, with_tensors
 from .model import QuantizedModel
 
 COMPUTE_CHOICES = ("auto", *COMPUTE_MODES)
@@ -17,6 +22,32 @@ def resolve_compute(choice: str, precision: str, device: torch.device) -> tuple[
     if choice == "auto":
         return choose_compute(precision, device)
     return choice, "chosen by the user"
+
+
+def with_derived(layer: QuantizedLayer, compute: str, device: torch.device) -> QuantizedLayer:
+    """The layer with what a mode would otherwise work out of its weights in every step.
+
+    That is channel_scales for w4a8 with the GPU's kernels (4 bytes for an output channel), and nothing elsewhere.
+
+    Args:
+        compute: one of COMPUTE_MODES. device: what will run the layer; its tensors stay where they are.
+    """
+    layer = layer.without_derived()
+    if compute != "w4a8" or why_no_triton(device) is not None:
+        return layer
+    try:
+        return replace(layer, parts=tuple(_with_channel_scales(part, device) for part in layer.parts))
+    except torch.cuda.OutOfMemoryError:
+        say_once("No room on %s to prepare the layers for w4a8; each step will take a little longer.", device)
+        return layer
+
+
+def _with_channel_scales(part: Part, device: torch.device) -> Part:
+    if part.scheme not in ("int4", "nvfp4"):
+        return part
+    names = ("qweight", "wscales", "wtscale", "wcscales")
+    there = {name: part[name].to(device) for name in names if name in part.tensors}
+    return with_tensors(part, channel_scales=find_channel_scales(there, part.scheme).to(part["qweight"].device))
 
 
 def describe_model(name: str, model: QuantizedModel, compute: str, reason: str) -> str:

@@ -13,7 +13,7 @@ from ...svdq_core.checkpoint import Checkpoint, read_checkpoint
 from ...svdq_core.errors import ArchitectureError, SVDQuantError
 from ...svdq_core.model import QuantizedModel
 from ...svdq_core.models import ARCHITECTURES, SUPPORTED, Architecture
-from ...svdq_core.runtime import describe_model, resolve_compute
+from ...svdq_core.runtime import describe_model, resolve_compute, with_derived
 from .bake import baked_layer, patched_weight
 from .linear import LAYOUT_KEY, SVDQuantLinear, layout_to_tensor, operations
 from .patcher import adopt
@@ -50,9 +50,9 @@ def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = Fal
     Raises:
         ArchitectureError: the host does not know a model of these sizes.
     """
-    state_dict = dict(model.plain)
+    state_dict, device = dict(model.plain), comfy.model_management.get_torch_device()
     for name in list(model.layers):
-        layer = model.layers.pop(name)
+        layer = with_derived(model.layers.pop(name), compute, device)
         blob, layout = layer.to_blob()
         state_dict[f"{name}.weight"], state_dict[f"{name}.{LAYOUT_KEY}"] = blob, layout_to_tensor(layout)
         if layer.bias is not None:
@@ -164,7 +164,7 @@ def extract_model(patcher) -> QuantizedModel:
     model = QuantizedModel(architecture, metadata=dict(patcher.model.svdquant_metadata))
     layers = {key.removeprefix(PREFIX).removesuffix(".weight"): m for key, m in patcher.svdquant_layers().items()}
     for name, module in layers.items():
-        layer = module.layer_on(torch.device("cpu"))
+        layer = module.layer_on(torch.device("cpu")).without_derived()
         layer = baked_layer(layer, patcher.patches.get(f"{PREFIX}{name}.weight", []), name)
         if f"{PREFIX}{name}.bias" in patcher.patches:
             layer = replace(layer, bias=patched_weight(patcher, f"{PREFIX}{name}.bias"))

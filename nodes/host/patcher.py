@@ -147,10 +147,11 @@ class _SVDQuantPatching:
             for key, module in layers.items():
                 # "already final": the host would otherwise wrap our bytes as a float parameter, to be patched later
                 module.comfy_patched_weights = True
-                module.saved_as = module.weight.detach(), module.layout
+                module.saved_as = module.layout.without_derived(module.weight.detach())
                 if key in self.patches:
                     where = key.removeprefix("diffusion_model.").removesuffix(".weight")
-                    module.saved_as = baked_layer(module.layer(), self.patches[key], where).to_blob()
+                    layer = module.layer().without_derived()
+                    module.saved_as = baked_layer(layer, self.patches[key], where).to_blob()
             state = super().model_state_dict_for_saving(model, prefix)
         finally:
             for key, module in layers.items():

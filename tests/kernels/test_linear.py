@@ -77,10 +77,12 @@ def test_plain_torch_matches_reference(compute, scheme, act_unsigned, gelu, devi
 
 
 @pytest.mark.parametrize("compute", COMPUTE_MODES)
-def test_channel_scales_change_nothing(compute, dtype, device):
-    x, tensors = activations(19, 192, dtype, device), int4_layer(72, 192, 16, dtype, device)
-    with_scales = {**tensors, "channel_scales": linear.find_channel_scales(tensors, "int4")}
-    assert_same(svdquant_linear(x, with_scales, "int4", compute), svdquant_linear(x, tensors, "int4", compute))
+@pytest.mark.parametrize("scheme", LAYERS)
+def test_channel_scales_change_nothing(compute, scheme, dtype, device):
+    x, tensors = activations(19, 192, dtype, device), LAYERS[scheme](72, 192, 16, dtype, device)
+    with_scales = {**tensors, "channel_scales": linear.find_channel_scales(tensors, scheme)}
+    assert_same(with_scales["channel_scales"], reference.requantize_int8(linear.dequantize(tensors, scheme))[1])
+    assert_same(svdquant_linear(x, with_scales, scheme, compute), svdquant_linear(x, tensors, scheme, compute))
 
 
 @pytest.mark.parametrize("M", [1, 3, 19])

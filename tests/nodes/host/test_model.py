@@ -1,0 +1,81 @@
+"""What is worked out when a model is loaded: there and counted from the start, without effect on bits, in no file."""
+
+import pytest
+import torch
+from comfy_extras import nodes_model_merging
+from host_models import put_tiny
+from lora_files import diffusers_lora
+from model_compare import differences
+from sampling import relative_error, sample_flux
+from tiny_files import DATA
+
+from svdquant_pack.nodes.host.linear import SVDQuantLinear
+from svdquant_pack.nodes.host.model import extract_model, load_model
+from svdquant_pack.svdq_core import runtime
+from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint, to_nunchaku
+
+
+@pytest.fixture(params=["int4", "nvfp4"])
+def pair(request, host, monkeypatch):
+    """The same w4a8 model as it is loaded here, and as it is loaded for a GPU with kernels."""
+    path = host.model_folder("diffusion_models") / put_tiny(host.model_folder("diffusion_models"), request.param)
+    usual = load_model(str(path), "w4a8")
+    monkeypatch.setattr(runtime, "why_no_triton", lambda device: None)
+    return usual, load_model(str(path), "w4a8")
+
+
+def modules(model) -> list[SVDQuantLinear]:
+    return list(model.svdquant_layers().values())
+
+
+def test_channel_scales_are_counted_and_change_no_picture(pair):
+    usual, prepared = pair
+    added = 0
+    for before, after in zip(modules(usual), modules(prepared), strict=True):
+        for old, new in zip(before.layer().parts, after.layer().parts, strict=True):
+            assert "channel_scales" not in old.tensors
+            if new.scheme != "awq":
+                assert new["channel_scales"].shape == (new.out_features,)
+                added += -(-4 * new.out_features // 256) * 256
+    assert added and prepared.model_size() == usual.model_size() + added
+    assert torch.equal(sample_flux(prepared), sample_flux(usual))
+
+
+@pytest.mark.parametrize("compute", ["w4a4", "w4a16"])
+def test_other_modes_keep_nothing(host, monkeypatch, compute):
+    monkeypatch.setattr(runtime, "why_no_triton", lambda device: None)
+    model = load_model(str(DATA / "flux_tiny_int4_r32.safetensors"), compute)
+    assert not any("channel_scales" in part.tensors for m in modules(model) for part in m.layer().parts)
+
+
+def saved_by_the_host(host, model, name: str) -> bytes:
+    with torch.inference_mode():
+        nodes_model_merging.ModelSave().save(model, f"diffusion_models/{name}")
+    (path,) = (host.output / "diffusion_models").glob(f"{name}*.safetensors")
+    data = path.read_bytes()
+    path.unlink()
+    return data
+
+
+@pytest.mark.parametrize("with_lora", [False, True])
+def test_every_file_is_the_same_byte_for_byte(host, pair, add, with_lora):
+    usual, prepared = (add(model, diffusers_lora(5)) for model in pair) if with_lora else pair
+    assert saved_by_the_host(host, prepared, "derived") == saved_by_the_host(host, usual, "derived")
+    assert differences(extract_model(prepared), extract_model(usual)) == []
+    files = [to_nunchaku(extract_model(model))[0] for model in (usual, prepared)]
+    assert files[0].keys() == files[1].keys()
+    assert all(torch.equal(files[0][n].view(torch.uint8), files[1][n].view(torch.uint8)) for n in files[0])
+
+
+def test_what_the_host_saves_is_prepared_anew(host, pair):
+    _, prepared = pair
+    path = host.output / "diffusion_models" / "prepared.safetensors"
+    path.write_bytes(saved_by_the_host(host, prepared, "again"))
+    assert not any("channel_scales" in p.tensors for x in read(path).layers.values() for p in x.parts)
+    again = load_model(str(path), "w4a8")
+    assert again.model_size() == prepared.model_size()
+    assert relative_error(sample_flux(again), sample_flux(prepared)) < 2e-6  # plain weights lie elsewhere in memory
+
+
+def read(path):
+    return read_checkpoint(Checkpoint(path))
