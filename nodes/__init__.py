@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .apply_lora import SVDQuantLoraLoader
+from .compare_images import SVDQuantCompareImages
 from .environment_check import SVDQuantEnvironmentCheck
 from .export_model import SVDQuantExportModel
 from .load_model import SVDQuantModelLoader
@@ -20,6 +21,7 @@ class SVDQuantExtension(ComfyExtension):
             SVDQuantLoraStack,
             SVDQuantQuantizeModel,
             SVDQuantExportModel,
+            SVDQuantCompareImages,
             SVDQuantEnvironmentCheck,
         ]
 
