@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels.devices import why_no_triton
+from ...kernels.ladder import climb
 from .grid import Grid
 from .round import GroupScales
 
@@ -74,14 +76,30 @@ def round_gptq(residual: Tensor, scales: GroupScales, grid: Grid, curvature: Cur
     units = torch.empty_like(left)
     for start in range(0, len(left), BLOCK):
         stop = min(start + BLOCK, len(left))
-        block, errors = left[start:stop], torch.empty_like(left[start:stop])
-        column_scales = effective.T[group_of[start:stop]]
-        local = inverse[start:stop, start:stop]
-        for i in range(stop - start):
-            units[start + i] = grid.snap(block[i] / column_scales[i])
-            torch.sub(block[i], units[start + i] * column_scales[i], out=errors[i]).div_(local[i, i])
-            block[i + 1 :].addr_(local[i, i + 1 :], errors[i], alpha=-1)
+        column_scales = effective.T[group_of[start:stop]].contiguous()
+        errors = _round_block(left[start:stop], inverse[start:stop, start:stop], column_scales, grid, units[start:stop])
         left[stop:].addmm_(inverse[start:stop, stop:].T, errors, alpha=-1)
     restored = torch.empty_like(units)
     restored[order] = units
     return restored.T.contiguous()
+
+
+def _round_block(left: Tensor, inverse: Tensor, scales: Tensor, grid: Grid, units: Tensor) -> Tensor:
+    """Errors (C, N) of some columns, whose units are written into `units` (C, N); see kernels/quantize_weight.py."""
+
+    def kernel() -> Tensor:
+        from ...kernels.quantize_weight import round_columns
+
+        return round_columns(left, inverse, scales, grid.low, grid.high, grid.kind == "e2m1", units)
+
+    def loop() -> Tensor:
+        block, errors = left.clone(), torch.empty_like(left)
+        for i in range(len(block)):
+            units[i] = grid.snap(block[i] / scales[i])
+            torch.sub(block[i], units[i] * scales[i], out=errors[i]).div_(inverse[i, i])
+            block[i + 1 :].addr_(inverse[i, i + 1 :], errors[i], alpha=-1)
+        return errors
+
+    if grid.kind == "nf4" or why_no_triton(left.device) is not None:
+        return loop()
+    return climb(left.device, [("GPTQ in Triton", kernel), ("GPTQ column by column in torch", loop)])

