@@ -29,6 +29,7 @@ def pytest_addoption(parser):
         default="cpu",
         help="where the in-process host computes (default: cpu); dynamic is a GPU with dynamic VRAM",
     )
+    parser.addoption("--host-arguments", default="", help='more for its command line, as in "--fp16-unet --novram"')
 
 
 def pytest_configure(config):
@@ -38,7 +39,9 @@ def pytest_configure(config):
     host = find_host()
     if host:
         config.stash[_base] = Path(tempfile.mkdtemp(prefix="svdquant-host-"))
-        make_importable(host, config.stash[_base], config.getoption("--host-device"))
+        make_importable(
+            host, config.stash[_base], config.getoption("--host-device"), config.getoption("--host-arguments")
+        )
 
 
 def pytest_unconfigure(config):

@@ -11,7 +11,7 @@ from comfyui_server import BASE_FOLDERS, ComfyUIError, failure_text, node_error_
 from comfyui_source import DEV_FOLDER, write_stubs
 
 
-def make_importable(host: Path, base: Path, device: str) -> None:
+def make_importable(host: Path, base: Path, device: str, more: str = "") -> None:
     """Make `import comfy`, `import nodes` and `import folder_paths` mean this host, with all its folders under `base`.
 
     The host reads its command line when comfy.cli_args is first imported; that happens here, so that test modules
@@ -25,6 +25,7 @@ def make_importable(host: Path, base: Path, device: str) -> None:
         sys.dont_write_bytecode = True  # a user's own ComfyUI stays as it is
     arguments = ["main.py", "--base-directory", str(base), "--database-url", "sqlite:///:memory:"]
     arguments += {"cpu": ["--cpu"], "gpu": ["--disable-dynamic-vram"], "dynamic": []}[device]
+    arguments += more.split()
     saved, sys.argv = sys.argv, arguments
     try:
         import comfy.options

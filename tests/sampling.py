@@ -1,5 +1,6 @@
 """Small sampling runs with conditioning that needs no text encoder."""
 
+import comfy.model_management
 import comfy.sample
 import torch
 from torch import Tensor
@@ -39,6 +40,11 @@ def _sample(model, shape: tuple, steps: int, conditioning: list) -> Tensor:
             disable_pbar=True,
             seed=0,
         ).clone()
+
+
+def rounding(on_the_cpu: float) -> float:
+    """The largest relative error of the same arithmetic in another order: a GPU computes in bfloat16, of 8 bits."""
+    return on_the_cpu if comfy.model_management.cpu_mode() else 3e-2
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from host_models import put_dense, put_tiny
 from safetensors.torch import load_file, save_file
-from sampling import relative_error, sample_flux
+from sampling import relative_error, rounding, sample_flux
 from tiny_files import DATA
 
 from svdquant_pack.svdq_core.errors import CheckpointError
@@ -31,7 +31,7 @@ def test_equals_the_hosts_own_model_of_the_same_weights(host, folder, precision)
     assert type(model.model) is type(dense.model)
     assert precision in status and "FLUX.1" in status
     # both in float32 on the CPU, the same weights: what differs is the order of the sums, over 4 steps
-    assert relative_error(sample_flux(model), expected) < 2e-6
+    assert relative_error(sample_flux(model), expected) < rounding(2e-6)
     # 8-bit activations add 0.5 % here, 4-bit ones 4 to 5 %: measured 0.0050 and 0.0435 for int4
     assert relative_error(sample_flux(load(host, put_tiny(folder, precision), "w4a8")[0]), expected) < 0.015
     exact = relative_error(sample_flux(load(host, put_tiny(folder, precision), "w4a4")[0]), expected)

@@ -10,10 +10,10 @@ import torch
 from feature_graphs import StubStyleModel, control_net, drawn, empty_latent, prompt
 from lora_files import diffusers_lora, host_lora
 from safetensors.torch import save_file
-from sampling import relative_error
+from sampling import relative_error, rounding
 
 # float32 on the CPU, the same weights, sums in another order over some steps
-ORDER = 2e-5
+ORDER = rounding(2e-5)
 
 
 def negative_prompt(g, model):

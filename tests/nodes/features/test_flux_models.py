@@ -8,10 +8,10 @@ from feature_graphs import StubVAE, drawn, prompt
 from host_models import put_dense, put_tiny
 from lora_files import control_lora, diffusers_lora
 from safetensors.torch import load_file, save_file
-from sampling import relative_error
+from sampling import relative_error, rounding
 from tiny_files import DATA
 
-ORDER = 2e-5  # float32 on the CPU, the same weights, sums in another order
+ORDER = rounding(2e-5)  # float32 on the CPU, the same weights, sums in another order
 
 
 def wider(host, channels: int) -> list:

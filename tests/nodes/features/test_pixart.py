@@ -6,12 +6,12 @@ import torch
 from feature_graphs import drawn
 from host_models import put_pixart
 from safetensors.torch import save_file
-from sampling import relative_error
+from sampling import relative_error, rounding
 
 from svdquant_pack.nodes.host.bake import patched_weight
 from svdquant_pack.svdq_core.linear import dense_bias, dense_weight
 
-ORDER = 2e-5  # float32 on the CPU, the same weights, sums in another order
+ORDER = rounding(2e-5)  # float32 on the CPU, the same weights, sums in another order
 
 
 def prompt(seed: int) -> list:

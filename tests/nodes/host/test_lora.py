@@ -4,15 +4,15 @@ import pytest
 import torch
 from comfy.weight_adapter import LoRAAdapter
 from lora_files import ADAPTERS, SPLIT_LAYERS, adapter_file, diffusers_lora, host_lora, lokr
-from sampling import relative_error, sample_flux
+from sampling import relative_error, rounding, sample_flux
 
 from svdquant_pack.nodes.host.lora import plan_lora
 from svdquant_pack.nodes.host.model import load_model
 
 # float32 on the CPU: what the host merges into a matrix and what runs beside it are summed in another order
-ORDER = 5e-6
+ORDER = rounding(5e-6)
 # the bias of a 4-bit layer is bfloat16 in the file, and the host rounds what it patches to the dtype it found
-ROUNDED_BIAS = 3e-4
+ROUNDED_BIAS = rounding(3e-4)
 
 
 def limit(kind: str) -> float:
