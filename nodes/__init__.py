@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .apply_lora import SVDQuantLoraLoader
+from .calibration import SVDQuantCalibrationSave, SVDQuantCalibrationStart
 from .compare_images import SVDQuantCompareImages
 from .environment_check import SVDQuantEnvironmentCheck
 from .export_model import SVDQuantExportModel
@@ -19,6 +20,8 @@ class SVDQuantExtension(ComfyExtension):
             SVDQuantModelLoader,
             SVDQuantLoraLoader,
             SVDQuantLoraStack,
+            SVDQuantCalibrationStart,
+            SVDQuantCalibrationSave,
             SVDQuantQuantizeModel,
             SVDQuantExportModel,
             SVDQuantCompareImages,

@@ -56,8 +56,8 @@ def list_loras() -> list[str]:
     return folder_paths.get_filename_list("loras")
 
 
-def output_path(name: str, overwrite: bool) -> Path:
-    """Path of a new model file below output/diffusion_models, which the host lists among its models.
+def output_path(name: str, overwrite: bool, kind: str = MODEL_KIND) -> Path:
+    """Path of a new file below output/, in the folder of its kind; the host lists diffusion_models among its models.
 
     Args:
         name: file name without ending; subfolders with "/" are allowed.
@@ -65,7 +65,7 @@ def output_path(name: str, overwrite: bool) -> Path:
     Raises:
         SVDQuantError: the name leads out of the folder, or the file exists and overwrite is False.
     """
-    root = Path(folder_paths.get_output_directory()) / MODEL_KIND
+    root = Path(folder_paths.get_output_directory()) / kind
     path = root / f"{name.strip()}.safetensors"
     if not name.strip() or not path.resolve().is_relative_to(root.resolve()):
         raise SVDQuantError(f"{name!r} is no file name inside {root}. Use letters, digits, '-' and '/' for subfolders.")

@@ -7,7 +7,7 @@ in main memory, wherever the model runs: 2 * tokens * K bytes for each input, an
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,11 +152,9 @@ class Collector:
         """Of all inputs that were shown, in the order of their first call."""
         return list(self._sites)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sites)
-
-    def channels(self, name: str) -> int:
-        return self._sites[name].square_sum.shape[0]
+    def gram_names(self) -> list[str]:
+        """Of inputs with Gram matrices."""
+        return [name for name, site in self._sites.items() if site.grams]
 
     @property
     def nbytes(self) -> int:
@@ -183,7 +181,6 @@ class Collector:
         counts = [site.counts for site in self._sites.values()]
         return {
             "inputs": len(counts),
-            "grams": sum(len(site.grams) > 0 for site in self._sites.values()),
             "fewest_calls": min((c.calls for c in counts), default=0),
             "most_calls": max((c.calls for c in counts), default=0),
             "fewest_tokens": min((c.tokens for c in counts), default=0),

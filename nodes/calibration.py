@@ -1,0 +1,126 @@
+"""Nodes: record the inputs of a model's layers while it draws, and write them to a file."""
+
+import logging
+
+from comfy_api.latest import io, ui
+
+from .host.calibration import Recording, recording_of, start_recording
+
+logger = logging.getLogger("svdquant")
+
+CalibrationFile = io.Custom("SVDQUANT_CALIBRATION")  # a wire: full path of a calibration file
+NAMED = 6  # layers of each kind that a report names
+FEWEST_TIMES = 4  # distinct times below which a recording says little about the others
+
+
+class SVDQuantCalibrationStart(io.ComfyNode):
+    """Lets a model record while prompts run; Save writes what was seen."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SVDQuantCalibrationStart",
+            display_name="Start Calibration (SVDQuant)",
+            category="SVDQuant",
+            description="Returns a model that records what its layers see while it draws your prompts, for Quantize "
+            "Model. The pictures stay the same, bit for bit. Every prompt that you queue adds to the recording.",
+            search_aliases=["svdq", "calibrate", "capture activations", "Krea2SVDQuantCaptureStart", "record"],
+            inputs=[
+                io.Model.Input("model", tooltip="The full-precision model; LoRAs on it are seen as they act."),
+                io.String.Input(
+                    "name",
+                    default="my-recording",
+                    tooltip="Of the recording; its file is output/svdquant_calibration/<this>.safetensors.",
+                ),
+                io.Int.Input(
+                    "take",
+                    default=1,
+                    min=1,
+                    max=0xFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Same name, same take: prompts add up, even after a restart. Another number starts over.",
+                ),
+                io.Int.Input(
+                    "tokens",
+                    default=512,
+                    min=64,
+                    max=8192,
+                    step=64,
+                    tooltip="Tokens kept of each input. 512 take 1.8 GB of memory and file for FLUX.1; fewer of more "
+                    "prompts are better than many of a few. Counts for a new take.",
+                ),
+                io.Int.Input(
+                    "gram_mib",
+                    default=2048,
+                    min=0,
+                    max=65536,
+                    step=256,
+                    tooltip="Main memory in MiB for correlations of channels, which method best rounds with; layers "
+                    "beyond it use their tokens. More is better and slows recording. Counts for a new take.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="Records while it runs. Lead it to the sampler and to Save Calibration.")],
+        )
+
+    @classmethod
+    def execute(cls, model, name: str, take: int, tokens: int, gram_mib: int) -> io.NodeOutput:
+        return io.NodeOutput(start_recording(model, name.strip(), take, tokens, gram_mib))
+
+
+class SVDQuantCalibrationSave(io.ComfyNode):
+    """Writes the recording after the sampler has run."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SVDQuantCalibrationSave",
+            display_name="Save Calibration (SVDQuant)",
+            category="SVDQuant",
+            description="Writes what Start Calibration has recorded so far to output/svdquant_calibration, after the "
+            "sampler whose latent leads through this node.",
+            search_aliases=["svdq", "calibrate", "capture activations", "Krea2SVDQuantCaptureSave", "record"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL of Start Calibration, or of a node behind it."),
+                io.Latent.Input("samples", tooltip="From the sampler: so that this node runs after it."),
+            ],
+            outputs=[
+                io.Latent.Output(tooltip="The latent as it came."),
+                CalibrationFile.Output(display_name="calibration", tooltip="For Quantize Model."),
+                io.String.Output(display_name="report", tooltip="What was seen, and what was not."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, samples: dict) -> io.NodeOutput:
+        recording = recording_of(model)
+        path = recording.save()
+        text = "\n".join([str(path), *describe(recording)])
+        logger.info("%s", text)
+        return io.NodeOutput(samples, str(path), text, ui=ui.PreviewText(text))
+
+
+def describe(recording: Recording) -> list[str]:
+    """What a recording holds, line by line."""
+    numbers, grams = recording.collector.summary(), recording.collector.gram_names()
+    lines = [
+        f"take {recording.take}: {recording.prompts} prompts, {recording.calls} steps at {len(recording.times)} times",
+        f"{numbers['inputs']} of {len(recording.layers)} layers, at least {numbers['fewest_tokens']} tokens each, "
+        f"{recording.collector.nbytes / 2**20:.1f} MiB",
+        f"correlations of {len(grams)} layers" + (f": {_some(grams)}" if grams else ""),
+    ]
+    if recording.interrupted:
+        lines.append(f"{recording.interrupted} of the prompts were interrupted; what they had drawn counts")
+    if recording.patched:
+        lines.append("LoRAs were on the model: the inputs are as they make them")
+    if recording.unseen:
+        lines.append(f"never seen: {len(recording.unseen)} layers, {_some(recording.unseen)}")
+    if numbers["dropped_tokens"]:
+        lines.append(f"left out: {numbers['dropped_tokens']} tokens that were NaN or infinite; try a BF16 model")
+    if len(recording.times) < FEWEST_TIMES:
+        lines.append(f"few times: record at least {FEWEST_TIMES} steps, or other steps stay unknown")
+    return lines
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")

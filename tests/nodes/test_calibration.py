@@ -1,0 +1,331 @@
+"""Start and Save Calibration in the real host: every input seen, no picture changed, prompts adding up."""
+
+import gc
+from pathlib import Path
+
+import comfy.model_management
+import pytest
+import torch
+from host_models import put_dense, put_lora, put_pixart, put_tiny
+from sampling import flux_conditioning, sample_flux, sample_pixart
+
+from svdquant_pack.svdq_core.errors import ArchitectureError, SVDQuantError
+from svdquant_pack.svdq_core.quantize.calibration_file import Calibration
+
+SETTINGS = {"name": "mine", "take": 1, "tokens": 128, "gram_mib": 64}
+EVERYTHING = 64  # MiB, more than all Gram matrices of the tiny FLUX take
+
+
+@pytest.fixture(scope="module")
+def folder(host):
+    return host.model_folder("diffusion_models")
+
+
+@pytest.fixture(scope="module")
+def dense(host, folder):
+    return host.call("UNETLoader", unet_name=put_dense(folder), weight_dtype="default")[0]
+
+
+def start(host, model, **changes):
+    return host.call("SVDQuantCalibrationStart", model=model, **(SETTINGS | changes))[0]
+
+
+def save(host, model, latent=None):
+    samples = {"samples": torch.zeros(1, 16, 8, 8) if latent is None else latent}
+    same, path, report = host.call("SVDQuantCalibrationSave", model=model, samples=samples)
+    assert same is samples
+    return Calibration(Path(path)), report
+
+
+def linears(model):
+    """Host name -> module of every Linear of the blocks, found without the pack's tables."""
+    network = model.model.diffusion_model
+    blocks = ("double_blocks", "single_blocks", "blocks")
+    modules = {n: m for n, m in network.named_modules() if hasattr(m, "in_features") and n.split(".")[0] in blocks}
+    return {n: m for n, m in modules.items() if not n.endswith("kv_linear")}  # PixArt's text stays in 16 bits
+
+
+class Witness:
+    """Sums of what layers see, gathered beside the pack."""
+
+    def __init__(self, model):
+        self.square, self.tokens, self.outer = {}, {}, {}
+        self.handles = [m.register_forward_pre_hook(self._hook(n)) for n, m in linears(model).items()]
+
+    def _hook(self, name):
+        def see(module, args):
+            x = args[0].double().reshape(-1, module.in_features)
+            self.square[name] = self.square.get(name, 0) + x.square().sum(dim=0)
+            self.outer[name] = self.outer.get(name, 0) + x.T @ x
+            self.tokens[name] = self.tokens.get(name, 0) + len(x)
+
+        return see
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for handle in self.handles:
+            handle.remove()
+
+
+def hooks_left(model) -> int:
+    return sum(len(module._forward_pre_hooks) for module in model.model.modules())
+
+
+@pytest.mark.parametrize("family", ["flux", "pixart"])
+def test_recording_changes_no_picture_and_sees_every_input(host, folder, dense, family):
+    sample = sample_flux
+    if family == "pixart":
+        dense, sample = host.call("UNETLoader", unet_name=put_pixart(folder), weight_dtype="default")[0], sample_pixart
+    before = sample(dense)
+    recording = start(host, dense, name=f"{family}/all")
+    with Witness(dense) as witness:
+        assert torch.equal(sample(recording), before)
+    assert torch.equal(sample(dense), before) and hooks_left(dense) == 0
+    calibration, report = save(host, recording)
+    assert set(calibration) == set(linears(dense)) == set(witness.tokens)
+    for name, found in calibration.items():
+        assert found.count == witness.tokens[name]
+        torch.testing.assert_close(found.mean_square, (witness.square[name] / found.count).float(), rtol=1e-4, atol=0)
+        assert len(found.tokens) == min(found.count, SETTINGS["tokens"])
+    # the last run was without recording: nothing more came in
+    assert save(host, recording)[0].counts(name).to_list() == calibration.counts(name).to_list()
+    assert "1 prompts" in report and "never seen" not in report and "left out" not in report
+
+
+def test_correlations_are_recorded_within_the_budget(host, dense):
+    recording = start(host, dense, name="grams", gram_mib=EVERYTHING)
+    with Witness(dense) as witness:
+        sample_flux(recording)
+    calibration, report = save(host, recording)
+    grams = {(n, span): gram for n in calibration for span, gram in calibration[n].grams.items()}
+    assert len(grams) == 11  # ten layers of one part or with shared input, linear2 has two; modulations have none
+    for (name, (a, b)), gram in grams.items():
+        expected = (witness.outer[name][a:b, a:b] / witness.tokens[name]).float()
+        torch.testing.assert_close(gram, expected, rtol=1e-3, atol=1e-4 * float(expected.diagonal().mean()))
+    assert "correlations of 10 layers" in report
+    small = start(host, dense, name="few-grams", gram_mib=1)
+    sample_flux(small)
+    calibration, _ = save(host, small)
+    nbytes = sum(gram.nbytes for name in calibration for gram in calibration[name].grams.values())
+    assert 0 < nbytes <= 1 << 20
+
+
+def test_prompts_add_up_and_another_take_starts_over(host, dense):
+    recording = start(host, dense, name="sum")
+    counts = []
+    for _ in range(3):
+        sample_flux(recording)
+        calibration, report = save(host, recording)
+        counts.append(calibration.counts("single_blocks.0.linear1").tokens)
+        assert not list(calibration.path.parent.rglob("*.part"))
+    assert counts == [counts[0], 2 * counts[0], 3 * counts[0]]
+    assert "3 prompts, 12 steps at 4 times" in report
+    again = start(host, dense, name="sum", take=2)
+    sample_flux(again)
+    calibration, report = save(host, again)
+    assert calibration.counts("single_blocks.0.linear1").tokens == counts[0]
+    assert "take 2: 1 prompts" in report
+
+
+def test_it_goes_on_after_a_restart(host, dense):
+    recording = start(host, dense, name="evening")
+    sample_flux(recording)
+    before, _ = save(host, recording)
+    expected = before.counts("single_blocks.0.linear1").tokens
+    del recording
+    gc.collect()
+    from svdquant_pack.nodes.host import calibration as module
+
+    assert "evening" not in module._alive  # what nobody holds takes no memory
+    recording = start(host, dense, name="evening")
+    sample_flux(recording)
+    after, report = save(host, recording)
+    assert after.counts("single_blocks.0.linear1").tokens == 2 * expected
+    assert "2 prompts, 8 steps at 4 times" in report
+
+
+def test_the_same_prompts_give_the_same_file(host, dense):
+    contents = []
+    for take in (1, 2):
+        recording = start(host, dense, name="same", take=take)
+        sample_flux(recording)
+        calibration, _ = save(host, recording)
+        contents.append({name: calibration[name].tokens for name in calibration})
+    assert all(torch.equal(contents[0][name], contents[1][name]) for name in contents[0])
+
+
+def test_loras_are_seen_as_they_act(host, dense):
+    (with_lora,) = host.call(
+        "LoraLoaderModelOnly",
+        model=dense,
+        lora_name=put_lora(host.model_folder("loras")),
+        strength_model=3.0,
+    )
+    found = {}
+    for name, model in (("plain", dense), ("lora", with_lora)):
+        recording = start(host, model, name=f"loras/{name}")
+        sample_flux(recording)
+        calibration, report = save(host, recording)
+        found[name] = calibration["double_blocks.0.img_mlp.2"].mean_square
+        assert ("LoRAs were on the model" in report) == (name == "lora")
+    assert (found["lora"] - found["plain"]).norm() > 0.05 * found["plain"].norm()
+
+
+def test_a_lora_behind_start_records_too(host, dense):
+    recording = start(host, dense, name="behind")
+    (with_lora,) = host.call(
+        "LoraLoaderModelOnly",
+        model=recording,
+        lora_name=put_lora(host.model_folder("loras")),
+        strength_model=1.0,
+    )
+    sample_flux(with_lora)
+    assert len(save(host, with_lora)[0]) == len(linears(dense))
+
+
+def test_batches_and_other_sizes_are_taken(host, dense):
+    recording = start(host, dense, name="sizes")
+    tokens = 0
+    for pixels in (128, 64, 96):
+        sample_flux(recording, pixels=pixels, steps=2)
+        tokens += 2 * ((pixels // 16) ** 2 + 16)
+    calibration, _ = save(host, recording)
+    assert calibration.counts("single_blocks.0.linear1").tokens == tokens
+
+
+def test_interruption_keeps_what_was_recorded(host, dense, monkeypatch):
+    recording = start(host, dense, name="stopped")
+    sample_flux(recording)
+    before, _ = save(host, recording)
+    kept = before.path.read_bytes()
+    network, calls = dense.model.diffusion_model, []
+
+    def cancel(module, args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise comfy.model_management.InterruptProcessingException()
+
+    handle = network.single_blocks[0].register_forward_pre_hook(cancel)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        sample_flux(recording)
+    handle.remove()
+    assert hooks_left(dense) == 0
+    assert before.path.read_bytes() == kept
+    sample_flux(recording)
+    after, report = save(host, recording)
+    assert "3 prompts" in report and "1 of the prompts were interrupted" in report
+    assert after.counts("double_blocks.0.img_attn.qkv").calls == 4 + 2 + 4
+    assert after.counts("single_blocks.0.linear1").calls == 4 + 1 + 4
+
+
+def test_tokens_that_are_not_finite_are_said(host, dense):
+    conditioning = flux_conditioning()
+    conditioning[0][0][0, 3] = float("nan")
+    recording = start(host, dense, name="nan")
+    sample_flux(recording)
+    sample_flux(recording, conditioning=conditioning, steps=1)
+    calibration, report = save(host, recording)
+    assert "tokens that were NaN or infinite" in report
+    assert all(torch.isfinite(calibration[name].tokens).all() for name in calibration)
+
+
+def test_few_times_are_said(host, dense):
+    recording = start(host, dense, name="one-step")
+    sample_flux(recording, steps=1)
+    assert "few times" in save(host, recording)[1]
+
+
+def test_another_model_under_the_same_name_is_refused(host, folder, dense):
+    recording = start(host, dense, name="whose")
+    other = host.call("UNETLoader", unet_name=put_dense(folder, "nvfp4"), weight_dtype="default")[0]
+    with pytest.raises(SVDQuantError, match=r"whose, take 1, was begun with another model.*another take"):
+        start(host, other, name="whose")
+    sample_flux(recording)
+    save(host, recording)
+    del recording
+    gc.collect()
+    with pytest.raises(SVDQuantError, match="begun with another model"):  # from its file
+        start(host, other, name="whose")
+    assert start(host, other, name="whose", take=2)
+
+
+def test_a_model_that_is_patched_in_place_is_still_the_same(host, dense):
+    recording = start(host, dense, name="in-place")
+    lora = put_lora(host.model_folder("loras"))
+    (with_lora,) = host.call("LoraLoaderModelOnly", model=dense, lora_name=lora, strength_model=1.0)
+    sample_flux(with_lora)  # the host has patched the weights that both share
+    assert start(host, dense, name="in-place").model is recording.model
+
+
+def test_what_cannot_be_recorded_is_refused(host, folder, dense, monkeypatch):
+    quantized, _ = host.call("SVDQuantModelLoader", model_name=put_tiny(folder), compute="auto")
+    with pytest.raises(SVDQuantError, match=r"SVDQuant model already.*full-precision"):
+        start(host, quantized)
+    with pytest.raises(SVDQuantError, match=r"does not record.*Start Calibration"):
+        save(host, dense)
+    with pytest.raises(SVDQuantError, match=r"nothing was recorded: the MODEL of Start Calibration did not run"):
+        save(host, start(host, dense, name="never"))
+    with pytest.raises(SVDQuantError, match="no file name inside"):
+        start(host, dense, name="../escape")
+    network = dense.model.diffusion_model
+    names = {n: t for n, t in network.state_dict().items() if not n.startswith("single_blocks")}
+    monkeypatch.setattr(network, "state_dict", lambda *args, **kwargs: names)
+    with pytest.raises(ArchitectureError, match=r"cannot be quantized"):
+        start(host, dense)
+
+
+def test_layers_that_never_ran_are_named(host, dense, monkeypatch):
+    def skip(args, extra):
+        return {"img": args["img"]}
+
+    recording = start(host, dense, name="skipping")
+    recording.set_model_patch_replace(skip, "dit", "single_block", 0)
+    sample_flux(recording)
+    calibration, report = save(host, recording)
+    assert "never seen: 3 layers, single_blocks.0.linear1, single_blocks.0.linear2" in report
+    assert "single_blocks.0.linear1" not in calibration
+
+
+class Conditioning:
+    """A node of this test: a prompt that needs no text encoder."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "make", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802  the host's name
+        return {"required": {}}
+
+    def make(self):
+        return (flux_conditioning(),)
+
+
+def graph(name: str, seed: int, take: int = 1) -> dict:
+    model, conditioning = {"unet_name": "dense-int4-float32.safetensors", "weight_dtype": "default"}, ["prompt", 0]
+    sampling = {"steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0, "seed": seed}
+    given = {"positive": conditioning, "negative": conditioning, "latent_image": ["latent", 0], "model": ["start", 0]}
+    recording = SETTINGS | {"model": ["dense", 0], "name": name, "take": take}
+    return {
+        "dense": {"class_type": "UNETLoader", "inputs": model},
+        "start": {"class_type": "SVDQuantCalibrationStart", "inputs": recording},
+        "prompt": {"class_type": "TestConditioning", "inputs": {}},
+        "latent": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "sample": {"class_type": "KSampler", "inputs": sampling | given},
+        "save": {"class_type": "SVDQuantCalibrationSave", "inputs": {"model": ["start", 0], "samples": ["sample", 0]}},
+    }
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "every node runs again"])
+def test_queued_prompts_become_one_recording(host, dense, monkeypatch, cached):
+    monkeypatch.setitem(host.nodes.NODE_CLASS_MAPPINGS, "TestConditioning", Conditioning)
+    executor = host.executor() if cached else None
+    name = f"queued/{cached}"
+    for number in range(1, 4):
+        shown = host.run(graph(name, seed=number), executor)["save"]["text"][0]
+        assert f"take 1: {number} prompts, {2 * number} steps" in shown
+    if cached:  # nothing new was drawn: nothing is recorded
+        host.run(graph(name, seed=3), executor)
+    path = host.output / "svdquant_calibration" / f"{name}.safetensors"
+    assert Calibration(path).metadata["prompts"] == "3"
+    assert "take 2: 1 prompts" in host.run(graph(name, seed=3, take=2), executor)["save"]["text"][0]
