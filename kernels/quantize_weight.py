@@ -4,9 +4,9 @@
             errors[i] = (left[i] - units[i] * scales[i]) / inverse[i, i]
             left[j]  -= inverse[i, j] * errors[i]        for j > i
 
-The inner loop of GPTQ, arXiv:2210.17323. Rows here are columns of the weight. Every output channel is independent of the
-others, so a program keeps some of them in registers for all steps. Reference: the loop that
-svdq_core/quantize/gptq.py takes on a CPU.
+The inner loop of GPTQ, arXiv:2210.17323. Rows here are columns of the weight. No output channel depends on another, so
+a program keeps some of them in registers for all steps. Reference: the loop that svdq_core/quantize/gptq.py takes on a
+CPU.
 """
 
 import torch
@@ -44,7 +44,7 @@ def _round_columns_kernel(
     mask = (offs_c < C)[:, None] & mask_n[None, :]
     left = tl.load(left_ptr + offs_c.to(tl.int64)[:, None] * N + offs_n[None, :], mask=mask, other=0.0)
     row_ptr = offs_n
-    for i in range(0, C):
+    for i in range(C):
         value = tl.sum(tl.where(offs_c[:, None] == i, left, 0.0), axis=0)
         scale = tl.load(scales_ptr + row_ptr, mask=mask_n, other=1.0)
         unit = tl.minimum(tl.maximum(tl.math.div_rn(value, scale), LOW), HIGH)

@@ -1,6 +1,7 @@
 """A whole model: every Linear of its blocks, one at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from ..errors import ArchitectureError
 from ..layer import QuantizedLayer
 from ..model import QuantizedModel
 from ..models import Architecture, LinearMap
+from .finished import Finished
 from .known_inputs import KNOWN_INPUTS
 from .layer import PartReport, quantize_layer
 from .plan import LayerPlan
@@ -47,34 +49,96 @@ def quantize_model(
         SVDQuantError: a weight is not finite, or a result does not fit; see quantize_layer.
     """
     model, reports, kept = QuantizedModel(architecture), [], []
+    for finished in quantize_layers(architecture, weights, names, spec, device, calibration):
+        if finished.layer is not None:
+            model.layers[finished.name] = finished.layer
+        model.plain |= finished.plain
+        reports += finished.reports
+        kept += [finished.kept] if finished.kept else []
+        on_layer(finished.name)
+    model.plain |= {name: weights[name].to(spec.scale_dtype) for name in other_tensors(architecture, names)}
+    return model, reports, kept
+
+
+def quantize_layers(
+    architecture: Architecture,
+    weights: Mapping[str, Tensor],
+    names: list[str],
+    spec: QuantSpec,
+    device: torch.device,
+    calibration: Mapping[str, InputStatistics] | None = None,
+    wanted: Callable[[str], bool] = lambda name: True,
+    keep: Sequence[str] = (),
+) -> Iterator[Finished]:
+    """Quantize Linears one after the other, holding one block's weights at a time; arguments as quantize_model.
+
+    Args:
+        wanted: which Linears, by host module name; what comes out of one does not depend on the others.
+        keep: patterns of host module names, with * and ?, that stay in 16 bits.
+    """
     counts = architecture.count_blocks(names, "host")
-    inputs = KNOWN_INPUTS[architecture.name](weights, names, spec.seed, device)
+    held = _BlockWeights(weights, device)
+    inputs = KNOWN_INPUTS[architecture.name](held, names, spec.seed, device)
     calibration = calibration or {}
     for block in architecture.blocks:
         for index in range(counts[block.host]):
             prefix = f"{block.host}.{index}"
-            recorded = all(f"{prefix}.{linear.host}" in calibration for linear in block.linears)
-            known = calibration if recorded else {**inputs.of_block(prefix), **_of_block(calibration, prefix)}
-            for linear in block.linears:
-                name = f"{prefix}.{linear.host}"
-                weight = weights[f"{name}.weight"].to(device)
-                bias = weights[f"{name}.bias"].to(device) if f"{name}.bias" in names else None
+            linears = {f"{prefix}.{linear.host}": linear for linear in block.linears}
+            linears = {name: linear for name, linear in linears.items() if wanted(name)}
+            quantized = [name for name in linears if not _is_kept(name, keep)]
+            known = {name: calibration[name] for name in quantized if name in calibration}
+            if len(known) < len(quantized):
+                known = {**inputs.of_block(prefix), **known}
+            for name, linear in linears.items():
+                weight = held[f"{name}.weight"]
+                bias = held[f"{name}.bias"] if f"{name}.bias" in names else None
+                if name not in quantized:
+                    yield _in_16_bits(name, weight, bias, spec, f"{name}: stays in 16 bits as asked.")
+                    continue
                 try:
                     plan = plan_for(linear, *weight.shape)
-                    layer, parts = quantize_layer(weight, bias, plan, spec, name, known.get(name))
-                    model.layers[name] = _to_cpu(layer)
-                    reports += parts
+                    layer, reports = quantize_layer(weight, bias, plan, spec, name, known.get(name))
+                    yield Finished(name, _to_cpu(layer), reports=tuple(reports))
                 except ArchitectureError as error:
                     if len(linear.sources) > 1:
                         raise
-                    kept.append(str(error))
-                    model.plain[f"{name}.weight"] = weight.to("cpu", spec.scale_dtype)
-                    if bias is not None:
-                        model.plain[f"{name}.bias"] = bias.to("cpu", spec.scale_dtype)
-                on_layer(name)
-    taken = {f"{name}.{end}" for name in model.layers for end in ("weight", "bias")} | model.plain.keys()
-    model.plain |= {name: weights[name].to(spec.scale_dtype) for name in names if name not in taken}
-    return model, reports, kept
+                    yield _in_16_bits(name, weight, bias, spec, str(error))
+
+
+def other_tensors(architecture: Architecture, names: list[str]) -> list[str]:
+    """The host tensors that belong to no Linear of a block."""
+    return [name for name in names if architecture.find_linear(name.rpartition(".")[0]) is None]
+
+
+class _BlockWeights(Mapping[str, Tensor]):
+    """Weights on the device, those of the last block asked for kept: its inputs and its quantization both read them."""
+
+    def __init__(self, weights: Mapping[str, Tensor], device: torch.device):
+        self.weights, self.device = weights, device
+        self._block, self._held = "", {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        block = ".".join(name.split(".")[:2])
+        if block != self._block:
+            self._block, self._held = block, {}
+        if name not in self._held:
+            self._held[name] = self.weights[name].to(self.device)
+        return self._held[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+def _is_kept(name: str, keep: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in keep)
+
+
+def _in_16_bits(name: str, weight: Tensor, bias: Tensor | None, spec: QuantSpec, why: str) -> Finished:
+    tensors = {f"{name}.weight": weight} | ({} if bias is None else {f"{name}.bias": bias})
+    return Finished(name, plain={n: t.to("cpu", spec.scale_dtype) for n, t in tensors.items()}, kept=why)
 
 
 def plan_for(linear: LinearMap, out_features: int, in_features: int) -> LayerPlan:
@@ -90,10 +154,6 @@ def plan_for(linear: LinearMap, out_features: int, in_features: int) -> LayerPla
     if linear.stack == "rows":
         return LayerPlan.stack_rows(sizes, in_features)
     return LayerPlan.stack_columns(out_features, sizes, gelu)
-
-
-def _of_block(calibration: Mapping[str, InputStatistics], block: str) -> dict[str, InputStatistics]:
-    return {name: calibration[name] for name in calibration if name.startswith(f"{block}.")}
 
 
 def _to_cpu(layer: QuantizedLayer) -> QuantizedLayer:
