@@ -12,6 +12,11 @@ Layout of a layer in memory (row-major, one definition for every kernel and for 
     channel_scales (N,) float32       int4 and nvfp4, optional, derived: what brings the weight to int8 for w4a8
     wzeros         (K//64, N)         awq: weight = code * wscales + wzeros, codes 0...15
 
+int8 layers ("w8a8") have the same tensors, but for these two:
+
+    qweight        (N, K) int8        codes -127...127, one a byte
+    wscales        (N,) float32       one for each output channel
+
 Sources: SVDQuant, arXiv:2411.05007; NVFP4: OCP Microscaling Formats v1.0 for E2M1.
 """
 

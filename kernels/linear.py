@@ -1,7 +1,8 @@
 """One quantized layer part, from activation to output: picks the operations for a compute mode.
 
 Compute modes: w4a4 is the paper, code for code (NVFP4 files: FP4 codes on both sides); w4a8 quantizes activations to
-int8 per token and brings the 4-bit weights to one scale for each output channel; w4a16 leaves activations alone.
+int8 per token and brings the 4-bit weights to one scale for each output channel; w4a16 leaves activations alone. Int8
+layers have one scale for each output channel already: w4a4 and w4a8 both mean w8a8 for them.
 
 A layer runs on the first step of a ladder that works: Triton kernels, torch on the GPU, the reference on the CPU. To
 torch.compile each layer is one opaque operation, svdquant::linear or svdquant::awq_linear.
@@ -25,6 +26,8 @@ def choose_compute(scheme: str, device: torch.device) -> tuple[str, str]:
 
     It is the fastest mode that is at least as accurate as w4a4 on that device.
     """
+    if scheme == "int8":
+        return "w4a8", "8-bit weights run with 8-bit activations: W8A8"
     if device.type == "cpu":
         return "w4a4", f"the CPU runs the {scheme} codes exactly, in plain torch"
     problem = why_no_triton(device)
@@ -85,7 +88,7 @@ def _linear(
             "w4a4": triton_path.steps_w4a4,
             "w4a8": triton_path.steps_w4a8,
             "w4a16": triton_path.steps_w4a16,
-        }[compute]
+        }[_mode(scheme, compute)]
         steps = make_steps(x, tensors, scheme, bias, act_unsigned, gelu)
     steps.append(
         (f"{compute} in plain torch", lambda: _torch_linear(x, tensors, scheme, compute, bias, act_unsigned, gelu))
@@ -93,9 +96,17 @@ def _linear(
     return climb(x.device, steps)
 
 
+def _mode(scheme: str, compute: str) -> str:
+    """What a mode comes to: int8 weights need what w4a8 does after it has unpacked its own."""
+    return "w4a8" if scheme == "int8" and compute == "w4a4" else compute
+
+
 def _torch_linear(x, tensors, scheme, compute, bias, act_unsigned, gelu) -> Tensor:
-    weight = dequantize(tensors, scheme)
     operands = tensors["smooth_factor"], tensors["proj_down"], tensors["proj_up"], bias, act_unsigned, gelu
+    compute = _mode(scheme, compute)
+    if scheme == "int8" and compute == "w4a8":
+        return torch_path.linear_w8a8(x, tensors["qweight"], tensors["wscales"], *operands)
+    weight = dequantize(tensors, scheme)
     if compute == "w4a4":
         return torch_path.linear_w4a4(x, weight, scheme, *operands)
     run = torch_path.linear_w4a8 if compute == "w4a8" else torch_path.linear_w4a16
@@ -104,6 +115,7 @@ def _torch_linear(x, tensors, scheme, compute, bias, act_unsigned, gelu) -> Tens
 
 def _reference_linear(x, tensors, scheme, compute, bias, act_unsigned, gelu) -> Tensor:
     smooth_factor, proj_down, proj_up = tensors["smooth_factor"], tensors["proj_down"], tensors["proj_up"]
+    compute = _mode(scheme, compute)
     if scheme == "nvfp4" and compute == "w4a4":
         qx, ascales, x_down = reference.quantize_act_nvfp4(x, smooth_factor, proj_down, gelu)
         scales = tensors["wscales"], x_down, proj_up, bias, tensors.get("wtscale"), tensors.get("wcscales")
@@ -112,10 +124,14 @@ def _reference_linear(x, tensors, scheme, compute, bias, act_unsigned, gelu) -> 
         qx, ascales, x_down = reference.quantize_act_int4(x, smooth_factor, proj_down, act_unsigned, gelu)
         weight = tensors["qweight"], tensors["wscales"]
         return reference.gemm_w4a4(qx, ascales, *weight, x_down, proj_up, bias, act_unsigned)
-    weight = dequantize(tensors, scheme)
     if compute == "w4a8":
         qx, ascales, x_down = reference.quantize_act_int8(x, smooth_factor, proj_down, act_unsigned, gelu)
-        return reference.gemm_w4a8(qx, ascales, *reference.requantize_int8(weight), x_down, proj_up, bias)
+        if scheme == "int8":
+            weight = tensors["qweight"], tensors["wscales"]
+        else:
+            weight = reference.requantize_int8(dequantize(tensors, scheme))
+        return reference.gemm_w4a8(qx, ascales, *weight, x_down, proj_up, bias)
+    weight = dequantize(tensors, scheme)
     return reference.gemm_w4a16(x, smooth_factor, weight, proj_down, proj_up, bias, act_unsigned, gelu)
 
 
@@ -166,7 +182,7 @@ def svdquant_linear(
     act_unsigned: bool = False,
     gelu: bool = False,
 ) -> Tensor:
-    """An int4 or nvfp4 SVDQuant part applied to activations.
+    """An int4, nvfp4 or int8 SVDQuant part applied to activations.
 
     Args:
         x: (M, K) float32, bfloat16 or float16, unit stride along K; rows may be apart.
@@ -174,7 +190,7 @@ def svdquant_linear(
         wcscales.
             Optional for w4a8: channel_scales from find_channel_scales, which saves a pass over the weight in every
             call.
-        scheme: "int4" or "nvfp4".
+        scheme: "int4", "nvfp4" or "int8".
         compute: one of COMPUTE_MODES.
         bias: (N,) or None.
         lora_down, lora_up: (K, r) and (N, r), strength included, or None; they ride in the low-rank branch.
@@ -234,12 +250,14 @@ def awq_linear(
 
 
 def dequantize(tensors: Mapping[str, Tensor], scheme: str) -> Tensor:
-    """The weight of one part in float32, (N, K); for int4 and nvfp4 the residual in smoothed coordinates."""
+    """The weight of one part in float32, (N, K); except for awq the residual in smoothed coordinates."""
     if scheme == "int4":
         return reference.dequantize_int4(tensors["qweight"], tensors["wscales"])
     if scheme == "nvfp4":
         extra = tensors.get("wtscale"), tensors.get("wcscales")
         return reference.dequantize_nvfp4(tensors["qweight"], tensors["wscales"], *extra)
+    if scheme == "int8":
+        return reference.dequantize_int8(tensors["qweight"], tensors["wscales"])
     return reference.dequantize_awq(tensors["qweight"], tensors["wscales"], tensors["wzeros"])
 
 

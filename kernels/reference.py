@@ -80,6 +80,11 @@ def dequantize_awq(qweight: Tensor, wscales: Tensor, wzeros: Tensor) -> Tensor:
     return weight + wzeros.float().T.repeat_interleave(GROUP_SIZE_AWQ, dim=1)
 
 
+def dequantize_int8(qweight: Tensor, wscales: Tensor) -> Tensor:
+    """Residual weight in smoothed coordinates: (N, K) int8 and (N,) float32 -> (N, K) float32."""
+    return qweight.float() * wscales.float()[:, None]
+
+
 def requantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric int8 for each output channel: (N, K) float32 -> (N, K) int8 and (N,) float32.
 
@@ -221,11 +226,14 @@ def gemm_w4a8(
     proj_up: Tensor,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """8-bit activations times 4-bit weights that requantize_int8 brought to one scale for each output channel.
+    """8-bit activations times weights with one int8 scale for each output channel.
+
+    Those of an int8 layer have it; 4-bit ones are brought to it by requantize_int8.
 
     Args:
         qx: (M, K) int8, ascales: (M,) float32, x_down: (M, R): from quantize_act_int8.
-        qweight_int8: (N, K) int8, channel_scales: (N,) float32: requantize_int8(dequantize_...(...)).
+        qweight_int8: (N, K) int8, channel_scales: (N,) float32: qweight and wscales of an int8 layer, or
+            requantize_int8(dequantize_...(...)).
         proj_up: (N, R), bias: (N,) or None.
 
     Returns:

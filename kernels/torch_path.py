@@ -59,8 +59,23 @@ def linear_w4a8(
     gelu: bool,
 ) -> Tensor:
     """Int8 on both sides; weight (N, K) float32, dequantized."""
+    operands = smooth_factor, proj_down, proj_up, bias, act_unsigned, gelu
+    return linear_w8a8(x, *reference.requantize_int8(weight), *operands)
+
+
+def linear_w8a8(
+    x: Tensor,
+    codes: Tensor,
+    channel_scales: Tensor,
+    smooth_factor: Tensor,
+    proj_down: Tensor,
+    proj_up: Tensor,
+    bias: Tensor | None,
+    act_unsigned: bool,
+    gelu: bool,
+) -> Tensor:
+    """Int8 on both sides; codes (N, K) int8, channel_scales (N,) float32."""
     qx, ascales, x_down = reference.quantize_act_int8(x, smooth_factor, proj_down, act_unsigned, gelu)
-    codes, channel_scales = reference.requantize_int8(weight)
     (M, K), N = qx.shape, codes.shape[0]
     if x.device.type not in ("cuda", "cpu") or M <= 16 or K % 8 or N % 8:  # torch._int_mm does not take these
         return reference.gemm_w4a8(qx, ascales, codes, channel_scales, x_down, proj_up, bias)

@@ -95,36 +95,41 @@ def channel_scales(tensors: Mapping[str, Tensor], scheme: str) -> Tensor:
 def steps_w4a8(
     x: Tensor, tensors: Mapping[str, Tensor], scheme: str, bias: Tensor | None, act_unsigned: bool, gelu: bool
 ) -> Steps:
-    """Int8 activations per token, weights brought to int8 per channel."""
-    proj_up = tensors["proj_up"]
+    """Int8 activations per token, weights brought to int8 per channel; those of an int8 layer are."""
+    proj_up, mode = tensors["proj_up"], "w8a8" if scheme == "int8" else "w4a8"
 
     def with_gemm(gemm: Callable[..., Tensor]) -> Tensor:
         qx, ascales, x_down = quantize_act_int8(x, tensors["smooth_factor"], tensors["proj_down"], act_unsigned, gelu)
-        codes, channel_scales = requantize_weight(
-            tensors["qweight"],
-            tensors["wscales"],
-            scheme,
-            channel_scales=tensors.get("channel_scales"),
-            **_extra(tensors),
-        )
-        return gemm(qx, ascales, codes, channel_scales, x_down, proj_up, bias)
+        if scheme == "int8":
+            weight = tensors["qweight"], tensors["wscales"]
+        else:
+            weight = requantize_weight(
+                tensors["qweight"],
+                tensors["wscales"],
+                scheme,
+                channel_scales=tensors.get("channel_scales"),
+                **_extra(tensors),
+            )
+        return gemm(qx, ascales, *weight, x_down, proj_up, bias)
 
     def hopper() -> Tensor:
         from .gemm_w4a8_hopper import gemm_w4a8_hopper
 
         return with_gemm(gemm_w4a8_hopper)
 
-    steps: Steps = [("w4a8 on int8 tensor cores", lambda: with_gemm(gemm_w4a8))]
+    steps: Steps = [(f"{mode} on int8 tensor cores", lambda: with_gemm(gemm_w4a8))]
     N, R = proj_up.shape
     if generation(x.device) == "sm_90" and fills_hopper(x.shape[0], N) and N % 8 == 0 and R % 8 == 0:
-        steps.insert(0, ("w4a8 on Hopper's asynchronous tensor cores", hopper))
+        steps.insert(0, (f"{mode} on Hopper's asynchronous tensor cores", hopper))
     return steps
 
 
 def steps_w4a16(
     x: Tensor, tensors: Mapping[str, Tensor], scheme: str, bias: Tensor | None, act_unsigned: bool, gelu: bool
 ) -> Steps:
-    """Activations in 16 bits."""
+    """Activations in 16 bits; int8 weights have no kernel of their own for it."""
+    if scheme == "int8":
+        return []
 
     def few_rows() -> Tensor:
         wide = F.gelu(x.float(), approximate="tanh").to(x.dtype) if gelu else x

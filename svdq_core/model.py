@@ -24,9 +24,9 @@ class QuantizedModel:
 
     @property
     def precision(self) -> str:
-        """ "int4" or "nvfp4": the scheme of the SVDQuant parts."""
-        schemes = {part.scheme for layer in self.layers.values() for part in layer.parts} - {"awq"}
-        return "nvfp4" if "nvfp4" in schemes else "int4"
+        """ "int4", "nvfp4" or "int8": the scheme of the SVDQuant parts."""
+        schemes = {part.scheme for layer in self.layers.values() for part in layer.parts}
+        return next((scheme for scheme in ("nvfp4", "int8") if scheme in schemes), "int4")
 
     @property
     def ranks(self) -> list[int]:

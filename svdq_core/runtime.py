@@ -17,9 +17,9 @@ def resolve_compute(choice: str, precision: str, device: torch.device) -> tuple[
     """The compute mode behind a user's choice, and the reason in words.
 
     Args:
-        choice: one of COMPUTE_CHOICES. precision: "int4" or "nvfp4".
+        choice: one of COMPUTE_CHOICES. precision: "int4", "nvfp4" or "int8".
     """
-    if choice == "auto":
+    if choice == "auto" or (precision == "int8" and choice != "w4a16"):
         return choose_compute(precision, device)
     return choice, "chosen by the user"
 

@@ -53,6 +53,7 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
 def slice_rows(part: Part, start: int, stop: int) -> Part:
     """Some outputs of a part; everything that belongs to its inputs is shared."""
     of_rows = {"qweight": 0, "wscales": 1, "wzeros": 1, "wcscales": 0, "proj_up": 0, "bias": 0, "stored_bias": 0}
+    of_rows |= {"wscales": 0} if part.scheme == "int8" else {}
     tensors = {n: t.narrow(of_rows[n], start, stop - start) if n in of_rows else t for n, t in part.tensors.items()}
     rows = part.rows[0] + start, part.rows[0] + stop
     return Part(part.scheme, rows, part.columns, part.act_unsigned, tensors)
@@ -69,6 +70,8 @@ def slice_columns(part: Part, start: int, stop: int) -> Part:
         "smooth_factor_orig": (0, 1),
         "proj_down": (0, 1),
     }
+    if part.scheme == "int8":
+        of_columns |= {"qweight": (1, 1), "wscales": (0, 0)}
     tensors = {}
     for name, tensor in part.tensors.items():
         dim, unit = of_columns.get(name, (0, 0))
@@ -100,9 +103,10 @@ def join_rows(parts: Sequence[Part]) -> Part | None:
             return None
     if first.scheme == "awq" or "bias" in first.tensors:
         return None
+    wscales = [part["wscales"] for part in parts]
     tensors = {name: first[name] for name in shared if name in first.tensors} | {
         "qweight": torch.cat([part["qweight"] for part in parts]),
-        "wscales": _cat_columns([part["wscales"] for part in parts]),
+        "wscales": torch.cat(wscales) if first.scheme == "int8" else _cat_columns(wscales),
         "proj_down": torch.cat([part["proj_down"] for part in parts], dim=1),
         "proj_up": torch.block_diag(*(part["proj_up"] for part in parts)),
     }

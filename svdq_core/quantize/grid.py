@@ -59,7 +59,7 @@ class Grid:
 
 INT4 = Grid("int", -INT4_MAX, INT4_MAX, GROUP_SIZE_INT4)
 UINT4 = Grid("int", 0, UINT4_MAX, GROUP_SIZE_INT4)
-INT8_TOKEN = Grid("int", -INT8_MAX, INT8_MAX, None)
+INT8 = Grid("int", -INT8_MAX, INT8_MAX, None)  # one scale for a token, or for an output channel
 NVFP4 = Grid("e2m1", -E2M1_MAX, E2M1_MAX, GROUP_SIZE_NVFP4)
 NF4 = Grid("nf4", -1.0, 1.0, GROUP_SIZE_INT4)
 
@@ -80,10 +80,12 @@ class Arithmetic:
 
 
 def runtime_arithmetic(precision: str, activations: str, act_unsigned: bool) -> Arithmetic:
-    """What compute mode `activations` ("w4a4" or "w4a8") does with a file of this precision ("int4" or "nvfp4")."""
+    """What compute mode `activations` ("w4a4" or "w4a8") does with a file of this precision; int8 ones know w8a8."""
+    if precision == "int8":
+        return Arithmetic(INT8, INT8)
     weights = {"int4": INT4, "nvfp4": NVFP4}[precision]
     if activations == "w4a8":
-        return Arithmetic(weights, INT8_TOKEN, requantize=True)
+        return Arithmetic(weights, INT8, requantize=True)
     return Arithmetic(weights, UINT4 if act_unsigned else weights)
 
 

@@ -31,7 +31,7 @@ class PartReport:
     Args:
         layer: name of the Linear.
         rows, columns: of the part within it.
-        scheme: "int4", "nvfp4" or "awq".
+        scheme: "int4", "nvfp4", "int8" or "awq".
         rank: of its low-rank branch.
         smoothing: how the smoothing factor was made, in words.
         rounding: "nearest" or "gptq".
@@ -194,10 +194,12 @@ def _measure_curvature(statistics: InputStatistics, smooth: Tensor) -> Curvature
 
 def _to_part(fit: Fit, plan: PartPlan, problem: Problem, spec: QuantSpec) -> Part:
     units = fit.units
-    codes = encode_e2m1(units) if spec.precision == "nvfp4" else units.to(torch.int8)
-    tensors = {
-        "qweight": pack_nibbles(codes),
-        "wscales": fit.scales.groups.T.contiguous(),
+    if spec.precision == "int8":
+        weight = {"qweight": units.to(torch.int8).contiguous(), "wscales": fit.scales.groups[:, 0].contiguous()}
+    else:
+        codes = encode_e2m1(units) if spec.precision == "nvfp4" else units.to(torch.int8)
+        weight = {"qweight": pack_nibbles(codes), "wscales": fit.scales.groups.T.contiguous()}
+    tensors = weight | {
         "smooth_factor": fit.smooth.to(spec.scale_dtype),
         "proj_down": fit.proj_down.contiguous(),
         "proj_up": fit.proj_up.contiguous(),

@@ -48,11 +48,13 @@ def fit_scales(
 
     Args:
         residual: (N, K) float32.
-        dtype: of int scales and of the tensor scale, bfloat16 or float16.
+        dtype: of int scales and of the tensor scale, bfloat16 or float16; scales of whole rows are float32.
         importance: (K,) float32 weight of each column's error, or None for all ones.
         sweep: False takes absmax / high only.
     """
     tensor = None
+    if grid.group_size is None:
+        dtype = torch.float32
     if grid.kind == "e2m1":
         tensor = (residual.abs().amax() / (grid.high * E4M3_MAX)).to(dtype)[None]
         tensor = torch.where(tensor > 0, tensor, torch.ones_like(tensor))

@@ -7,7 +7,7 @@ import torch
 from ...kernels.format import RANK_MULTIPLE
 from ..errors import SVDQuantError
 
-PRECISIONS = ("int4", "nvfp4")
+PRECISIONS = ("int4", "nvfp4", "int8")
 ACTIVATIONS = ("w4a4", "w4a8")
 METHODS = ("fast", "best")
 SCALE_DTYPES = (torch.bfloat16, torch.float16)
@@ -19,7 +19,8 @@ class QuantSpec:
     """Settings of one quantization run.
 
     Args:
-        precision: number format of the weights: "int4" (groups of 64) or "nvfp4" (E2M1, groups of 16).
+        precision: number format of the weights: "int4" (groups of 64), "nvfp4" (E2M1, groups of 16) or "int8" (one
+            scale for each output channel, always run as w8a8).
         activations: the compute mode that the smoothing is chosen for; files run in every mode.
         rank: of the low-rank branch, 0...256 in steps of 16; layers too small for it get less.
         method: "fast" needs weights only and gets better with statistics; "best" needs statistics of the inputs.

@@ -56,3 +56,10 @@ def nvfp4_layer(N: int, K: int, R: int, dtype: torch.dtype, device: torch.device
     """The tensors of an nvfp4 part."""
     wcscales = (torch.rand(N, device=device) + 0.5).to(dtype)
     return {**int4_layer(N, K, R, dtype, device), "wscales": e4m3_scales(N, K, device), "wcscales": wcscales}
+
+
+def int8_layer(N: int, K: int, R: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """The tensors of an int8 part."""
+    codes = torch.randint(-127, 128, (N, K), device=device, dtype=torch.int16).to(torch.int8)
+    wscales = (torch.rand(N, device=device) + 0.5) / 127
+    return {**int4_layer(N, K, R, dtype, device), "qweight": codes, "wscales": wscales}

@@ -3,15 +3,16 @@
 import pytest
 import torch
 from compare import assert_close, assert_same
-from problems import REAL, activations, int4_layer, nvfp4_layer, packed_codes, scales
+from problems import REAL, activations, int4_layer, int8_layer, nvfp4_layer, packed_codes, scales
 
 from svdquant_pack.kernels import linear, reference, torch_path
 from svdquant_pack.kernels.linear import COMPUTE_MODES, awq_linear, choose_compute, svdquant_linear
 
-LAYERS = {"int4": int4_layer, "nvfp4": nvfp4_layer}
+LAYERS = {"int4": int4_layer, "nvfp4": nvfp4_layer, "int8": int8_layer}
 # What a mode's fastest step may do to the reference: w4a8 only reorders sums, the others may round both sides to 16
 # bits.
 OP = {"w4a4": "16-bit product", "w4a8": "gemm_w4a8", "w4a16": "16-bit product"}
+OPS = {**{(s, c): OP[c] for s in LAYERS for c in OP}, ("int8", "w4a4"): OP["w4a8"]}
 
 
 def on_reference(x, tensors, scheme, compute, bias=None, act_unsigned=False, gelu=False):
@@ -27,16 +28,18 @@ def test_real_layers(M, N, K, scheme, compute, R, dtype, device):
     x, tensors = activations(M, K, dtype, device), LAYERS[scheme](N, K, R, dtype, device)
     bias = torch.randn(N, device=device).to(dtype)
     out = svdquant_linear(x, tensors, scheme, compute, bias)
-    assert_close(out, on_reference(x, tensors, scheme, compute, bias), op=OP[compute])
+    assert_close(out, on_reference(x, tensors, scheme, compute, bias), op=OPS[scheme, compute])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compute", COMPUTE_MODES)
-def test_no_step_was_left_behind(compute, dtype, device):
+@pytest.mark.parametrize("scheme", LAYERS)
+def test_no_step_was_left_behind(compute, scheme, dtype, device):
     """The tests above would also pass in plain torch."""
     from svdquant_pack.kernels import ladder
 
-    svdquant_linear(activations(300, 1152, dtype, device), int4_layer(1152, 1152, 16, dtype, device), "int4", compute)
+    layer = LAYERS[scheme](1152, 1152, 16, dtype, device)
+    svdquant_linear(activations(300, 1152, dtype, device), layer, scheme, compute)
     assert not ladder._broken
 
 
@@ -62,7 +65,7 @@ def test_a_lora_adds_its_product(compute, scheme, r, dtype, device):
         "proj_up": torch.cat((tensors["proj_up"], up), dim=1),
     }
     out = svdquant_linear(x, tensors, scheme, compute, None, down, up)
-    assert_close(out, on_reference(x, merged, scheme, compute), op=OP[compute])
+    assert_close(out, on_reference(x, merged, scheme, compute), op=OPS[scheme, compute])
 
 
 @pytest.mark.parametrize("compute", COMPUTE_MODES)
@@ -77,12 +80,23 @@ def test_plain_torch_matches_reference(compute, scheme, act_unsigned, gelu, devi
 
 
 @pytest.mark.parametrize("compute", COMPUTE_MODES)
-@pytest.mark.parametrize("scheme", LAYERS)
+@pytest.mark.parametrize("scheme", ["int4", "nvfp4"])
 def test_channel_scales_change_nothing(compute, scheme, dtype, device):
     x, tensors = activations(19, 192, dtype, device), LAYERS[scheme](72, 192, 16, dtype, device)
     with_scales = {**tensors, "channel_scales": linear.find_channel_scales(tensors, scheme)}
     assert_same(with_scales["channel_scales"], reference.requantize_int8(linear.dequantize(tensors, scheme))[1])
     assert_same(svdquant_linear(x, with_scales, scheme, compute), svdquant_linear(x, tensors, scheme, compute))
+
+
+def test_int8_weights_multiply_int8_activations(dtype, device):
+    """By hand: codes and scales of both sides, whatever 4-bit mode is asked for."""
+    x, tensors = activations(19, 192, dtype, device), int8_layer(72, 192, 16, dtype, device)
+    qx, ascales, x_down = reference.quantize_act_int8(x, tensors["smooth_factor"], tensors["proj_down"])
+    sums = (qx.double() @ tensors["qweight"].double().T) * ascales.double()[:, None] * tensors["wscales"].double()
+    wanted = (sums + x_down.double() @ tensors["proj_up"].double().T).to(dtype)
+    for compute in ("w4a4", "w4a8"):
+        assert_close(svdquant_linear(x, tensors, "int8", compute), wanted, op="gemm_w4a8")
+    assert choose_compute("int8", device)[0] == "w4a8"
 
 
 @pytest.mark.parametrize("M", [1, 3, 19])

@@ -18,7 +18,7 @@ from svdquant_pack.svdq_core.stack import (
     stack_rows,
 )
 
-SCHEMES = ["int4", "nvfp4", "awq"]
+SCHEMES = ["int4", "nvfp4", "int8", "awq"]
 
 
 def make_part(scheme, rows, columns, seed=0, smooth=None, rank=16, unsigned=False):
@@ -28,6 +28,8 @@ def make_part(scheme, rows, columns, seed=0, smooth=None, rank=16, unsigned=Fals
     scales = torch.rand(columns // group, rows, generator=g) + 0.5
     tensors = {"qweight": pack_nibbles(encode_e2m1(codes.float()) if scheme == "nvfp4" else codes.to(torch.int8))}
     tensors["wscales"] = scales.to(torch.float8_e4m3fn) if scheme == "nvfp4" else scales.bfloat16()
+    if scheme == "int8":
+        tensors = {"qweight": 18 * codes.to(torch.int8), "wscales": scales[0].contiguous()}
     if scheme == "awq":
         return Part(scheme, (0, rows), (0, columns), False, tensors | {"wzeros": -7 * tensors["wscales"]})
     if scheme == "nvfp4":

@@ -10,7 +10,7 @@ from svdquant_pack.svdq_core.quantize import QuantSpec
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"precision": "int3"}, "Choose int4 or nvfp4"),
+        ({"precision": "int3"}, "Choose int4 or nvfp4 or int8"),
         ({"activations": "w4a16"}, "Choose w4a4 or w4a8"),
         ({"method": "magic"}, "method 'magic'"),
         ({"scale_dtype": torch.float32}, "Choose bfloat16 or float16"),
