@@ -1,4 +1,4 @@
-"""What works without ComfyUI, from the command line: python svdq_core convert IN OUT --to nunchaku|comfy|bf16."""
+"""What works without ComfyUI, from the command line: convert IN OUT --to nunchaku|comfy|bf16|svdquant."""
 
 import argparse
 import importlib
@@ -47,7 +47,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "source", type=Path, help="a .safetensors file, or a folder of nunchaku, diffusers, deepcompressor"
     )
     convert.add_argument("target", type=Path, help="the .safetensors file to write")
-    convert.add_argument("--to", required=True, choices=("nunchaku", "comfy", "bf16"))
+    convert.add_argument("--to", required=True, choices=("nunchaku", "comfy", "bf16", "svdquant"))
     convert.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
     return parser.parse_args(argv)
 

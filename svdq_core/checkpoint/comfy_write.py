@@ -25,6 +25,11 @@ class ComfyFormat(Format):
                 f"{host} is NVFP4, and the comfy-native SVDQuant format holds 4-bit integers only. Write nunchaku or "
                 "bf16."
             )
+        if any(part.scheme == "int8" for part in layer.parts):
+            raise ArchitectureError(
+                f"{host} has 8-bit weights with smoothing and a low-rank branch, and comfy-native int8 layers have "
+                "neither. Write svdquant or bf16."
+            )
         if any(part.scheme == "awq" and part.rank for part in layer.parts):
             raise ArchitectureError(
                 f"{host} carries a LoRA, and the comfy-native format of modulation layers has no place for one. Write "

@@ -50,7 +50,7 @@ def _plan_tiled(checkpoint: Checkpoint) -> Plan:
 
 
 DIALECTS = (
-    Dialect("packed", "a model saved by ComfyUI", _ending(LAYOUT_SUFFIX), plan_packed),
+    Dialect("packed", "a model saved by ComfyUI or this pack", _ending(LAYOUT_SUFFIX), plan_packed),
     Dialect("native", "deepcompressor's own output", _find_native, plan_deepcompressor),
     Dialect("comfy", "comfy-native", _find_comfy, plan_comfy),
     Dialect("nunchaku", "nunchaku", _ending(".qweight"), _plan_tiled),

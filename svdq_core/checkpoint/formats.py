@@ -8,10 +8,18 @@ from .comfy_write import ComfyFormat
 from .dense_write import DenseFormat
 from .nunchaku_write import NunchakuFormat
 from .output import Output
+from .packed_write import PackedFormat
 from .stream import write_stream
 from .writer import Format
 
-FORMATS: dict[str, type[Format]] = {"nunchaku": NunchakuFormat, "comfy": ComfyFormat, "bf16": DenseFormat}
+FORMATS: dict[str, type[Format]] = {
+    "nunchaku": NunchakuFormat,
+    "comfy": ComfyFormat,
+    "bf16": DenseFormat,
+    "svdquant": PackedFormat,
+}
+# what the quantizer writes, by precision: no format of others holds 8-bit weights with smoothing and low-rank branch
+QUANTIZED_FORMAT = {"int4": "nunchaku", "nvfp4": "nunchaku", "int8": "svdquant"}
 
 
 def save_model(

@@ -29,6 +29,10 @@ class NunchakuFormat(Format):
 
     def layer_outputs(self, host: str, layer: QuantizedLayer) -> Iterator[Output]:
         found = self.architecture.find_linear(host)
+        if any(part.scheme == "int8" for part in layer.parts):
+            raise ArchitectureError(
+                f"{host} has 8-bit weights, and a nunchaku file holds 4-bit ones only. Write svdquant or bf16."
+            )
         if found is None:
             raise ArchitectureError(
                 f"{host} is quantized, and a nunchaku file holds this layer only in 16 bits. Write another format."

@@ -1,4 +1,4 @@
-"""Files that the host's own save nodes write from an SVDQuant MODEL: host names, one packed weight for each layer.
+"""Files of packed_write.py and of the host's own save nodes: host names, one packed weight for each layer.
 
 `<layer>.weight` is the blob of layer.py, `<layer>.svdq_layout` its BlobLayout as JSON bytes, the rest ordinary tensors.
 """
@@ -16,17 +16,19 @@ from .recognize import recognize_host
 
 LAYOUT_SUFFIX = ".svdq_layout"
 MAX_LAYOUT_BYTES = 65536
+PACKED_METADATA = ("svdquant_format", "svdquant_precision", "svdquant_readers")  # what packed_write.py says about it
 _DAMAGE = (ValueError, LookupError, TypeError, RuntimeError, AttributeError, ArithmeticError)
 
 
 def plan_packed(checkpoint: Checkpoint) -> Plan:
-    """The plan for a file of the host's ModelSave or CheckpointSave.
+    """The plan for a file of packed_write.py, or of the host's ModelSave or CheckpointSave.
 
     Raises:
         CheckpointError: the model is of an unknown family.
     """
     architecture = recognize_host(checkpoint.name, checkpoint)
-    plan = Plan(checkpoint, architecture)
+    metadata = {key: text for key, text in checkpoint.metadata.items() if key not in PACKED_METADATA}
+    plan = Plan(checkpoint, architecture, metadata)
     counts = architecture.count_blocks(checkpoint, "host")
     for host, _ in architecture.linears(counts):
         _plan_linear(plan, host)
