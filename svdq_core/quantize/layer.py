@@ -3,6 +3,7 @@
 Device and dtype: everything runs where the weight is, in float32, with a few copies of one layer at a time.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,7 @@ def quantize_layer(
     spec: QuantSpec,
     name: str,
     statistics: InputStatistics | None = None,
+    poll: Callable[[], None] = lambda: None,
 ) -> tuple[QuantizedLayer, list[PartReport]]:
     """Quantize one Linear.
 
@@ -67,6 +69,7 @@ def quantize_layer(
         plan: how it splits into parts; parts with the same columns share a smoothing factor.
         name: of the layer, for messages, the report and the random numbers.
         statistics: of the layer's input, K channels; None: standard-normal tokens are drawn ("fast" only).
+        poll: called many times on the way; what it raises ends the run.
 
     Returns:
         The layer, on the weight's device, and one report for each part. Its bias, of spec.scale_dtype, holds the shift
@@ -95,7 +98,7 @@ def quantize_layer(
     parts, reports = [], []
     for columns in dict.fromkeys(p.columns for p in plan.parts):
         members = [p for p in plan.parts if p.columns == columns]
-        problems = [_pose(weight, member, statistics, spec, name) for member in members]
+        problems = [_pose(weight, member, statistics, spec, name, poll) for member in members]
         smooth, label = _choose_shared_factor(problems, spec)
         curvature = _measure_curvature(problems[0].statistics, smooth) if spec.method == "best" else None
         for member, problem in zip(members, problems, strict=True):
@@ -164,7 +167,14 @@ def _complete(
     return statistics
 
 
-def _pose(weight: Tensor, plan: PartPlan, statistics: InputStatistics, spec: QuantSpec, name: str) -> Problem:
+def _pose(
+    weight: Tensor,
+    plan: PartPlan,
+    statistics: InputStatistics,
+    spec: QuantSpec,
+    name: str,
+    poll: Callable[[], None],
+) -> Problem:
     act_unsigned = plan.after_gelu and spec.precision == "int4"
     return Problem(
         weight=weight[slice(*plan.rows), slice(*plan.columns)].float(),
@@ -177,6 +187,7 @@ def _pose(weight: Tensor, plan: PartPlan, statistics: InputStatistics, spec: Qua
         name=f"{name}, rows {plan.rows}, columns {plan.columns}",
         score_tokens=spec.score_tokens,
         exact_svd=spec.exact_svd,
+        poll=poll,
     )
 
 

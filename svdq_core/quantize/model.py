@@ -14,6 +14,7 @@ from .finished import Finished
 from .known_inputs import KNOWN_INPUTS
 from .layer import PartReport, quantize_layer
 from .plan import LayerPlan
+from .room import attempt
 from .spec import QuantSpec
 from .statistics import InputStatistics
 
@@ -51,8 +52,8 @@ def quantize_model(
     model, reports, kept = QuantizedModel(architecture), [], []
     for finished in quantize_layers(architecture, weights, names, spec, device, calibration):
         if finished.layer is not None:
-            model.layers[finished.name] = finished.layer
-        model.plain |= finished.plain
+            model.layers[finished.name] = _to_cpu(finished.layer)
+        model.plain |= {name: tensor.cpu() for name, tensor in finished.plain.items()}
         reports += finished.reports
         kept += [finished.kept] if finished.kept else []
         on_layer(finished.name)
@@ -69,12 +70,16 @@ def quantize_layers(
     calibration: Mapping[str, InputStatistics] | None = None,
     wanted: Callable[[str], bool] = lambda name: True,
     keep: Sequence[str] = (),
+    poll: Callable[[], None] = lambda: None,
+    make_room: Callable[[], None] = lambda: None,
 ) -> Iterator[Finished]:
     """Quantize Linears one after the other, holding one block's weights at a time; arguments as quantize_model.
 
     Args:
         wanted: which Linears, by host module name; what comes out of one does not depend on the others.
         keep: patterns of host module names, with * and ?, that stay in 16 bits.
+        poll: called many times within each layer; what it raises ends the run.
+        make_room: called when the device has no memory left, before another try; see room.py.
     """
     counts = architecture.count_blocks(names, "host")
     held = _BlockWeights(weights, device)
@@ -88,7 +93,8 @@ def quantize_layers(
             quantized = [name for name in linears if not _is_kept(name, keep)]
             known = {name: calibration[name] for name in quantized if name in calibration}
             if len(known) < len(quantized):
-                known = {**inputs.of_block(prefix), **known}
+                drawn = attempt(lambda _, p=prefix: inputs.of_block(p), device, make_room, prefix, anywhere=False)
+                known = {**drawn, **known}
             for name, linear in linears.items():
                 weight = held[f"{name}.weight"]
                 bias = held[f"{name}.bias"] if f"{name}.bias" in names else None
@@ -96,9 +102,21 @@ def quantize_layers(
                     yield _in_16_bits(name, weight, bias, spec, f"{name}: stays in 16 bits as asked.")
                     continue
                 try:
-                    plan = plan_for(linear, *weight.shape)
-                    layer, reports = quantize_layer(weight, bias, plan, spec, name, known.get(name))
-                    yield Finished(name, _to_cpu(layer), reports=tuple(reports))
+                    layer, reports = attempt(
+                        lambda place, w=weight, b=bias, m=linear, n=name: quantize_layer(
+                            w.to(place),
+                            None if b is None else b.to(place),
+                            plan_for(m, *w.shape),
+                            spec,
+                            n,
+                            known.get(n),  # noqa: B023  called at once
+                            poll,
+                        ),
+                        device,
+                        make_room,
+                        name,
+                    )
+                    yield Finished(name, layer, reports=tuple(reports))
                 except ArchitectureError as error:
                     if len(linear.sources) > 1:
                         raise
@@ -138,7 +156,7 @@ def _is_kept(name: str, keep: Sequence[str]) -> bool:
 
 def _in_16_bits(name: str, weight: Tensor, bias: Tensor | None, spec: QuantSpec, why: str) -> Finished:
     tensors = {f"{name}.weight": weight} | ({} if bias is None else {f"{name}.bias": bias})
-    return Finished(name, plain={n: t.to("cpu", spec.scale_dtype) for n, t in tensors.items()}, kept=why)
+    return Finished(name, plain={n: t.to(spec.scale_dtype) for n, t in tensors.items()}, kept=why)
 
 
 def plan_for(linear: LinearMap, out_features: int, in_features: int) -> LayerPlan:

@@ -1,5 +1,6 @@
 """One rectangle of weight to be approximated, and how far an approximation is off."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -29,6 +30,7 @@ class Problem:
         seed, name: what the random numbers of the decomposition depend on; the name is for messages, too.
         score_tokens: how many tokens errors are measured on.
         exact_svd: full decomposition.
+        poll: called before each measurement; what it raises ends the run.
     """
 
     weight: Tensor
@@ -41,6 +43,7 @@ class Problem:
     name: str = "layer"
     score_tokens: int = 512
     exact_svd: bool = False
+    poll: Callable[[], None] = lambda: None
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -81,6 +84,7 @@ class Problem:
             values: (N, K) float32 dequantized residual in smoothed coordinates.
             smooth: (K,), proj_down: (K, R) for raw x, proj_up: (N, R).
         """
+        self.poll()
         if self.arithmetic.requantize:
             codes, channel_scales = requantize_int8(values)
             values = codes.float() * channel_scales[:, None]

@@ -10,8 +10,9 @@ from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.errors import SVDQuantError
 from svdquant_pack.svdq_core.linear import dense_bias, dense_weight
 from svdquant_pack.svdq_core.models import FLUX
-from svdquant_pack.svdq_core.quantize import InputStatistics, QuantSpec
-from svdquant_pack.svdq_core.quantize.model import count_linears, quantize_model
+from svdquant_pack.svdq_core.quantize import InputStatistics, QuantSpec, quantize_layer
+from svdquant_pack.svdq_core.quantize import model as model_module
+from svdquant_pack.svdq_core.quantize.model import count_linears, quantize_layers, quantize_model
 
 SPEC = QuantSpec(score_tokens=32, rank=16)
 
@@ -73,6 +74,40 @@ def test_stopping_ends_the_run_at_once(dense):
     with pytest.raises(KeyboardInterrupt):
         quantize_model(FLUX, dense, list(dense), SPEC, torch.device("cpu"), stop)
     assert len(seen) == 1
+
+
+def test_a_layer_can_be_left_in_the_middle(dense):
+    seen = []
+
+    def stop():
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(quantize_layers(FLUX, dense, list(dense), SPEC, torch.device("cpu"), poll=stop))
+    assert len(seen) == 3
+
+
+def test_no_memory_is_no_end(dense, monkeypatch):
+    """What runs on after room was made is the same, bit for bit."""
+    calls, freed = [], []
+
+    def short_of_memory(*args):
+        calls.append(args[4])
+        if len(calls) in (2, 5):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return quantize_layer(*args)
+
+    monkeypatch.setattr(model_module, "quantize_layer", short_of_memory)
+    found = quantize_layers(
+        FLUX, dense, list(dense), SPEC, torch.device("cpu"), make_room=lambda: freed.append(len(calls))
+    )
+    found = {f.name: f.layer for f in found}
+    assert freed == [2, 5] and len(calls) == 13 + 2
+    monkeypatch.undo()
+    expected = quantize_model(FLUX, dense, list(dense), SPEC, torch.device("cpu"))[0].layers
+    assert all(torch.equal(found[name].to_blob()[0], expected[name].to_blob()[0]) for name in expected)
 
 
 def test_a_broken_weight_is_named(dense):
