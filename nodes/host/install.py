@@ -25,7 +25,8 @@ def install(patcher, device: torch.device, hook_patches: dict | None = None, cle
         for key, module in patcher.svdquant_layers().items():
             patches = [] if clear else patcher.patches.get(key, []) + (hook_patches or {}).get(key, [])
             if patches or module.lora is not None:
-                _install_layer(patcher, module, plan_lora(patches), device, keep_spares)
+                plan = plan_lora(patches) if hook_patches or clear else plans_of(patcher).get(key)
+                _install_layer(patcher, module, plan, device, keep_spares)
             if not keep_spares:
                 module.lora_spares.clear()
         model.svdquant_installed = installed
@@ -84,10 +85,18 @@ def factor_bytes(module: SVDQuantLinear) -> int:
 
 def planned_bytes(patcher) -> int:
     """What the LoRAs of a MODEL take on its quantized layers, installed or not."""
-    uuid, size = patcher.__dict__.get("svdquant_planned", (None, 0))
+    layers, itemsize = patcher.svdquant_layers(), patcher.model.get_dtype_inference().itemsize
+    return sum(
+        plan.nbytes(layers[key].in_features, layers[key].out_features, itemsize)
+        for key, plan in plans_of(patcher).items()
+        if plan is not None
+    )
+
+
+def plans_of(patcher) -> dict[str, LoraPlan | None]:
+    """Weight key -> what the MODEL's patches need on that quantized layer; made once for each set of patches."""
+    uuid, plans = patcher.__dict__.get("svdquant_plans", (None, {}))
     if uuid != patcher.patches_uuid:
-        layers, itemsize = patcher.svdquant_layers(), patcher.model.get_dtype_inference().itemsize
-        plans = [(layers[key], plan_lora(patcher.patches[key])) for key in patcher.patches.keys() & layers.keys()]
-        size = sum(p.nbytes(m.in_features, m.out_features, itemsize) for m, p in plans if p is not None)
-        patcher.svdquant_planned = patcher.patches_uuid, size
-    return size
+        plans = {key: plan_lora(patcher.patches[key]) for key in patcher.svdquant_layers() if key in patcher.patches}
+        patcher.svdquant_plans = patcher.patches_uuid, plans
+    return plans

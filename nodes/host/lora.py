@@ -195,6 +195,9 @@ def _write_down(target: Tensor, block: Block) -> None:
 
 def _write_up(target: Tensor, block: Block) -> None:
     """Fill (N, rank): the sum of the terms of the block."""
+    if len(block.terms) == 1 and block.terms[0].offset is None:
+        target.copy_(_up(block.terms[0].value, target.device) * block.terms[0].factor)
+        return
     total = torch.zeros(target.shape, device=target.device)
     for term in block.terms:
         rows = total if term.offset is None else total.narrow(0, term.offset[1], term.offset[2])

@@ -195,7 +195,12 @@ class SVDQuantPatcher(_SVDQuantPatching, comfy.model_patcher.ModelPatcher):
 
     def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
         if not force_patch_weights:
+            before = self.loaded_size()
+            growth = planned_bytes(self) - sum(factor_bytes(module) for module in self.svdquant_layers().values())
+            if before and growth > extra_memory:
+                self.partially_unload(self.offload_device, growth - extra_memory)  # room first: the card may be full
             exchange_patches(self, device_to)
+            extra_memory -= self.loaded_size() - before
         return super().partially_load(device_to, extra_memory, force_patch_weights)
 
 

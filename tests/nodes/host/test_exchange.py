@@ -24,6 +24,33 @@ def widening(seed: int) -> dict:
     return comfy.lora_convert.convert_lora(control_lora(seed))
 
 
+def test_a_card_without_room_for_the_factors(model, plain, add, monkeypatch):
+    """Layers leave before the factors come: at no moment is there more on the card than the host allowed."""
+    if model.is_dynamic():
+        pytest.skip("dynamic VRAM pages; nothing has to leave first")
+    from svdquant_pack.nodes.host import exchange
+
+    model.detach()
+    ours = add(add(model, diffusers_lora(5)), diffusers_lora(6))
+    ours.patch_model(model.load_device)
+    expected = NetworkRun(model)()
+    ours.detach()
+    model.patch_model(model.load_device)
+    base, allowed = model.loaded_size(), (ours.model_size() - model.model_size()) // 4
+    seen, install = [], exchange.install
+    monkeypatch.setattr(
+        exchange,
+        "install",
+        lambda *given: (seen.append(ours.loaded_size()), install(*given), seen.append(ours.loaded_size())),
+    )
+    ours.partially_load(model.load_device, allowed)
+    assert seen and max(*seen, ours.loaded_size()) <= base + allowed
+    assert ours.loaded_size() > base * 0.5  # what fits has come back
+    assert torch.equal(NetworkRun(model)(), expected)
+    ours.detach()
+    assert torch.equal(sample_flux(model), plain)
+
+
 def norms_and_biases(seed: int) -> dict:
     lora = adapter_file("difference", seed)
     lora["diffusion_model.double_blocks.0.img_attn.norm.query_norm.set_weight"] = torch.rand(128) + 0.5
