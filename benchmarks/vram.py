@@ -261,10 +261,10 @@ def main() -> int:
             run(f"strength {title}", patched, wanted)
             times.append((run.first, run.later))
     unchanged, changed, back = (tuple(median(t[i] for t in times[j::3]) for i in (0, 1)) for j in range(3))
-    print(
-        f"another strength costs {changed[0] - unchanged[0]:.0f} ms in the first step and {changed[1] - unchanged[1]:.0f} "
-        f"in later ones; back again {back[0] - unchanged[0]:.0f} and {back[1] - unchanged[1]:.0f} (medians of 5)"
-    )
+    for title, (first, later) in (("another strength", changed), ("the former again", back)):
+        print(
+            f"{title} costs {first - unchanged[0]:.0f} ms in the first step, {later - unchanged[1]:.0f} in later ones"
+        )
     three = add(add(add(model, 0, 0.25), 1, 0.25), 3, 0.25)
     less = run("one switched off", three)
     run("switched on again", four, picture)
