@@ -228,8 +228,6 @@ def gemm_w4a8(
 ) -> Tensor:
     """8-bit activations times weights with one int8 scale for each output channel.
 
-    Those of an int8 layer have it; 4-bit ones are brought to it by requantize_int8.
-
     Args:
         qx: (M, K) int8, ascales: (M,) float32, x_down: (M, R): from quantize_act_int8.
         qweight_int8: (N, K) int8, channel_scales: (N,) float32: qweight and wscales of an int8 layer, or

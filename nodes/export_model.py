@@ -31,7 +31,8 @@ class SVDQuantExportModel(io.ComfyNode):
                     options=list(FORMATS),
                     default="nunchaku",
                     tooltip="nunchaku: the single file that nunchaku and this pack read. comfy: the svdquant_w4a4 "
-                    "layout of comfy-kitchen, INT4 only. bf16: the full-precision model that it stands for.",
+                    "layout of comfy-kitchen, INT4 only. bf16: the full-precision model that it stands for. svdquant: "
+                    "this pack's own, for every precision.",
                 ),
                 io.String.Input(
                     "filename_prefix",

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..svdq_core.checkpoint import require_space, save_tensors, to_nunchaku
+from ..svdq_core.checkpoint import require_space
+from ..svdq_core.checkpoint.formats import FORMATS, QUANTIZED_FORMAT, save_model
 from ..svdq_core.quantize import PartReport, QuantSpec
 from ..svdq_core.quantize.model import count_linears, quantize_model
 from .error_plot import draw_errors
@@ -16,8 +17,9 @@ from .host.progress import Progress
 
 logger = logging.getLogger("svdquant")
 
-FILE_PRECISION = {"int4": "int4", "nvfp4": "fp4"}  # as the names of published files spell it
-BYTES_PER_WEIGHT = 0.65  # 4 bits, scales and a branch of rank 32 on small layers: an upper estimate for the disk check
+FILE_PRECISION = {"int4": "int4", "nvfp4": "fp4", "int8": "int8"}  # as the names of published files spell it
+# weight, scales and a branch of rank 32 on small layers: upper estimates for the disk check
+BYTES_PER_WEIGHT = {"int4": 0.65, "nvfp4": 0.65, "int8": 1.15}
 WORST_SHOWN = 5
 
 
@@ -40,7 +42,8 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                     "precision",
                     options=list(FILE_PRECISION),
                     default="int4",
-                    tooltip="int4 runs well on every GPU; nvfp4 is native on Blackwell (RTX 50).",
+                    tooltip="int4 runs well on every GPU; nvfp4 is native on Blackwell (RTX 50). int8 (W8A8) is twice "
+                    "the size and nearest to the original; its files are read by this pack only.",
                 ),
                 io.Combo.Input(
                     "activations",
@@ -101,15 +104,15 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         weights = DenseWeights(model)
         architecture = architecture_of(model)
         path.parent.mkdir(parents=True, exist_ok=True)
-        require_space(path, int(weights.count * BYTES_PER_WEIGHT))
+        require_space(path, int(weights.count * BYTES_PER_WEIGHT[precision]))
         progress = Progress(count_linears(architecture, weights.names))
         quantized, reports, kept = quantize_model(
             architecture, weights, weights.names, spec, compute_device(model), progress.step
         )
         quantized.plain |= plain_extras(model)
-        tensors, metadata = to_nunchaku(quantized)
-        save_tensors(path, tensors, metadata | _provenance(spec, weights.patched))
-        del tensors, quantized
+        quantized.metadata |= _provenance(spec, weights.patched)
+        save_model(path, quantized, FORMATS[QUANTIZED_FORMAT[precision]](architecture))
+        del quantized
         seconds = time.perf_counter() - started
         report = _report(path, reports, kept, weights, seconds)
         logger.info("quantized %s in %.1f s", path.name, seconds)
