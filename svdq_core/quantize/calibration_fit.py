@@ -1,0 +1,89 @@
+"""Whether a recording fits a model, and which of its inputs say enough."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ..errors import SVDQuantError
+from ..models import Architecture
+from .calibration_file import Calibration
+from .statistics import InputStatistics
+
+FEWEST_TOKENS = 32  # of an input; of modulation layers, which need the mean alone, one will do
+TOKENS_PER_CHANNEL = 4  # fewer say little about correlations
+NAMED = 3  # layers that a sentence names
+_CHUNK = 1 << 20
+
+
+class FittedCalibration(Mapping[str, InputStatistics]):
+    """The inputs of a calibration file that can be used for a model; statistics are read one layer at a time.
+
+    Args:
+        file: the recording.
+        architecture: of the model.
+        shapes: host module name -> (out_features, in_features) of every Linear of its blocks.
+        source: hash of the model's weights without LoRAs, as recordings keep it; "" where it is not known.
+
+    Raises:
+        SVDQuantError: it was recorded on a model of another kind or other sizes.
+    """
+
+    def __init__(
+        self, file: Calibration, architecture: Architecture, shapes: Mapping[str, tuple[int, int]], source: str = ""
+    ):
+        self.file = file
+        recorded = file.metadata.get("architecture", architecture.name)
+        where = f"{file.path.name} was recorded on another model"
+        if recorded != architecture.name:
+            raise SVDQuantError(f"{where}: a {recorded}, this is a {architecture.name}. Record one with this model.")
+        for name in file:
+            expected = shapes[name][1] if name in shapes else None
+            if expected != file.channels(name):
+                found = "no such layer" if expected is None else f"{expected} inputs"
+                raise SVDQuantError(
+                    f"{where}: {name} has {file.channels(name)} inputs there, this model has {found}. Record one with "
+                    "this model."
+                )
+        modulations = {name for name in shapes if _is_modulation(architecture, name)}
+        counts = {name: file.counts(name).tokens for name in file}
+        self._names = [n for n in file if counts[n] >= (1 if n in modulations else FEWEST_TOKENS)]
+        self.notes = []
+        if source and file.metadata.get("source", source) != source:
+            self.notes.append("it was recorded on another model of the same sizes")
+        self._note("were not recorded: inputs worked out from the weights", sorted(shapes.keys() - counts.keys()))
+        self._note("have too few tokens: inputs worked out from the weights", sorted(counts.keys() - set(self._names)))
+        scarce = [n for n in self._names if n not in modulations and counts[n] < TOKENS_PER_CHANNEL * shapes[n][1]]
+        self._note(f"have fewer than {TOKENS_PER_CHANNEL} tokens a channel, record more prompts", scarce)
+
+    def _note(self, what: str, layers: list[str]) -> None:
+        if layers:
+            named = ", ".join(layers[:NAMED]) + (", ..." if len(layers) > NAMED else "")
+            self.notes.append(f"{len(layers)} layers {what} ({named})")
+
+    def __getitem__(self, name: str) -> InputStatistics:
+        if name not in self:
+            raise KeyError(name)
+        return self.file[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _is_modulation(architecture: Architecture, name: str) -> bool:
+    linear = architecture.find_linear(name)
+    return linear is not None and bool(linear.modulation_chunks)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
