@@ -52,6 +52,10 @@ COMMANDS = {
     "test": Command("run the tests; further arguments go to pytest", ("-m", "pytest"), in_checkout=True),
     "bench": Command("time one layer in every mode on the GPU that is here", ("{root}/benchmarks/run.py",)),
     "convert": Command("write an SVDQuant file in another format; --help tells how", ("{root}/svdq_core", "convert")),
+    "quantize": Command(
+        "make an SVDQuant file of a 16-bit FLUX.1 or PixArt file; --help tells how",
+        ("{root}/svdq_core", "quantize"),
+    ),
     "check": Command(
         "say what this machine will do with SVDQuant files; for the Python of your ComfyUI",
         ("{root}/tools/check_environment.py",),

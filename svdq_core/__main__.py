@@ -1,7 +1,12 @@
-"""What works without ComfyUI, from the command line: convert IN OUT --to nunchaku|comfy|bf16|svdquant."""
+"""What works without ComfyUI, from the command line.
+
+python svdq_core convert IN OUT --to nunchaku|comfy|bf16|svdquant
+python svdq_core quantize IN OUT --precision int4|nvfp4|int8
+"""
 
 import argparse
 import importlib
+import logging
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -38,9 +43,34 @@ def _convert(options: argparse.Namespace) -> None:
     )
 
 
+def _quantize(options: argparse.Namespace) -> None:
+    command, overrides = _import("quantize.command"), _import("quantize.overrides").Overrides
+    spec = _import("quantize.spec").QuantSpec(
+        options.precision, options.activations, options.rank, options.method, options.seed
+    )
+    request = command.Request(
+        options.source,
+        options.target,
+        spec,
+        overrides.parse(" ".join(options.keep), options.keep_worst, options.error_limit),
+        options.calibration,
+        options.device,
+        options.overwrite,
+    )
+    show = _show_progress if sys.stderr.isatty() else lambda *step: None
+    command.quantize_file(request, _write_line, show)
+
+
+def _write_line(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="svdq_core", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="svdq_core", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser("convert", help="write an SVDQuant model in another format")
     convert.add_argument(
@@ -49,19 +79,50 @@ def parse(argv: list[str]) -> argparse.Namespace:
     convert.add_argument("target", type=Path, help="the .safetensors file to write")
     convert.add_argument("--to", required=True, choices=("nunchaku", "comfy", "bf16", "svdquant"))
     convert.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
+    convert.set_defaults(run=_convert, left="nothing was written")
+    _add_quantize(commands)
     return parser.parse_args(argv)
+
+
+def _add_quantize(commands: argparse._SubParsersAction) -> None:
+    specs = _import("quantize.spec")
+    quantize = commands.add_parser("quantize", help="make an SVDQuant file of a 16-bit FLUX.1 or PixArt model")
+    quantize.add_argument("source", type=Path, help="a .safetensors file, or a folder of diffusers")
+    quantize.add_argument("target", type=Path, help="the .safetensors file to write")
+    quantize.add_argument("--precision", choices=specs.PRECISIONS, default="int4", help="of the weights (int4)")
+    quantize.add_argument(
+        "--activations",
+        choices=specs.ACTIVATIONS,
+        default="w4a8",
+        help="the mode to tune for; files run in both (w4a8)",
+    )
+    quantize.add_argument("--rank", type=int, default=32, help="of the 16-bit branch, 0 to 256 in steps of 16 (32)")
+    quantize.add_argument("--method", choices=specs.METHODS, default="fast", help="best is slower and closer (fast)")
+    quantize.add_argument("--calibration", type=Path, metavar="FILE", help="inputs that Save Calibration recorded")
+    quantize.add_argument(
+        "--keep", action="append", default=[], metavar="PATTERN", help="layers to leave in 16 bits, as '*.linear2'"
+    )
+    quantize.add_argument("--keep-worst", type=int, default=0, metavar="N", help="leave the N worst in 16 bits")
+    quantize.add_argument("--error-limit", type=float, default=0.0, metavar="E", help="leave worse ones in 16 bits")
+    quantize.add_argument("--device", default="", help="cuda, cuda:1, ... or cpu (a GPU if there is one)")
+    quantize.add_argument(
+        "--seed", type=int, default=0, help="the same seed on the same machine writes the same file (0)"
+    )
+    quantize.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
+    quantize.set_defaults(run=_quantize, left="finished layers are kept; the same command goes on from there")
 
 
 def main(argv: list[str]) -> int:
     """Run one command; return the exit code."""
     options = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        _convert(options)
+        options.run(options)
     except _import("errors").SVDQuantError as error:
         sys.stderr.write(f"\nerror: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; nothing was written\n")
+        sys.stderr.write(f"\ninterrupted; {options.left}\n")
         return 130
     return 0
 

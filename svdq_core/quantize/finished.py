@@ -10,11 +10,11 @@ from .layer import PartReport
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of one host Linear.
+    """What became of one host Linear; tensors lie on the device of the run.
 
     Args:
         name: its module name.
-        layer: quantized, on the CPU; None where it stays in 16 bits.
+        layer: quantized; None where it stays in 16 bits.
         plain: host tensor name -> tensor, where it stays in 16 bits.
         reports: one for each part.
         kept: one sentence why it stays in 16 bits, "" otherwise.

@@ -1,30 +1,49 @@
 """The finished layers of a run, one file each, so that what was interrupted goes on where it stopped.
 
-The files lie in a folder beside the one to be written. Each carries a fingerprint of everything that decides its bytes;
-what carries another one, or is damaged, is thrown away. A lock keeps a second run to the same name out; the system
-lets go of it when the process ends, however it ends.
+The files lie in a folder beside the one to be written and hold the tensors that it will have. Each carries a
+fingerprint of everything that decides its bytes; what carries another one, or is damaged, is thrown away. A lock keeps
+a second run to the same name out; the system lets go of it when the process ends, however it ends.
 """
 
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..checkpoint.output import Output, whole
 from ..checkpoint.safetensors_write import save_file
 from ..errors import SVDQuantError
-from ..layer import BlobLayout
-from .finished import Finished
 from .layer import PartReport
 
+logger = logging.getLogger("svdquant")
+
 FOLDER_SUFFIX = ".journal"
+LAYER_SUFFIX = ".layer"  # not .safetensors: ComfyUI would list every layer as a model
 LOCK = "lock"
-PLAIN = "plain."
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of one host Linear.
+
+    Args:
+        name: its module name.
+        outputs: tensors of the file to be, by their names there; read from the journal when written.
+        reports: one for each part; none where it stays in 16 bits.
+        kept: one sentence why it stays in 16 bits, "" otherwise.
+    """
+
+    name: str
+    outputs: tuple[Output, ...]
+    reports: tuple[PartReport, ...]
+    kept: str
 
 
 def journal_folder(target: Path) -> Path:
@@ -52,7 +71,7 @@ class Journal:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the journal for this process alone; its other ranks do not ask.
+        """Hold the journal for this process; the other ranks of a run do not ask.
 
         Raises:
             SVDQuantError: another process writes to the same name.
@@ -68,32 +87,33 @@ class Journal:
 
     def names(self) -> set[str]:
         """The layers that are there; files of another fingerprint and damaged ones are deleted."""
-        found = set()
-        for path in self.folder.glob("*.safetensors"):
+        found, useless = set(), 0
+        for path in self.folder.glob(f"*{LAYER_SUFFIX}"):
             if self._header(path).get("fingerprint") == self.fingerprint:
-                found.add(path.name.removesuffix(".safetensors"))
+                found.add(path.name.removesuffix(LAYER_SUFFIX))
             else:
-                path.unlink()
+                path.unlink(missing_ok=True)
+                useless += 1
+        if useless:
+            text = "%s: %d finished layers are damaged or of other settings, source or version; they start over"
+            logger.info(text, self.target.name, useless)
         return found
 
-    def put(self, finished: Finished) -> None:
-        """Store one layer.
+    def put(self, name: str, tensors: Mapping[str, Tensor], reports: Sequence[PartReport] = (), kept: str = "") -> None:
+        """Store one layer, in place of what was there.
+
+        Args:
+            tensors: of the file to be, contiguous.
 
         Raises:
             SVDQuantError: the disk is full or cannot be written.
         """
-        tensors = {PLAIN + name: tensor for name, tensor in finished.plain.items()}
         header = {
             "fingerprint": self.fingerprint,
-            "reports": json.dumps([asdict(report) for report in finished.reports]),
-            "kept": finished.kept,
+            "reports": json.dumps([asdict(report) for report in reports]),
+            "kept": kept,
         }
-        if finished.layer is not None:
-            tensors["blob"], layout = finished.layer.to_blob()
-            header["layout"] = layout.to_json()
-            if finished.layer.bias is not None:
-                tensors["bias"] = finished.layer.bias
-        path = self._path(finished.name)
+        path = self._path(name)
         part = path.with_suffix(".part")
         try:
             save_file(tensors, part, header)
@@ -104,8 +124,8 @@ class Journal:
                 f"{path}: cannot be written ({error}). Make room and start again; finished layers are kept."
             ) from error
 
-    def get(self, name: str) -> Finished:
-        """One layer; its tensors are views of the mapped file.
+    def get(self, name: str) -> Entry:
+        """One layer.
 
         Raises:
             SVDQuantError: it is not there or damaged.
@@ -113,13 +133,10 @@ class Journal:
         try:
             with safe_open(self._path(name), framework="pt") as file:
                 header = file.metadata()
-                tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            layer = None
-            if "layout" in header:
-                layer = BlobLayout.from_json(header["layout"]).read(tensors["blob"], tensors.get("bias"))
-            plain = {key.removeprefix(PLAIN): t for key, t in tensors.items() if key.startswith(PLAIN)}
+                # views of the mapped file, which live as long as the entry
+                outputs = tuple(whole(key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118
             reports = tuple(_report(values) for values in json.loads(header["reports"]))
-            return Finished(name, layer, plain, reports, header["kept"])
+            return Entry(name, outputs, reports, header["kept"])
         except (SafetensorError, OSError, LookupError, ValueError, TypeError) as error:
             raise SVDQuantError(f"{self._path(name)}: damaged ({error}). Delete it and start again.") from error
 
@@ -128,7 +145,7 @@ class Journal:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
+        return self.folder / f"{name}{LAYER_SUFFIX}"
 
     def _header(self, path: Path) -> dict[str, str]:
         try:

@@ -8,53 +8,54 @@ import torch
 from pack import ROOT
 
 from svdquant_pack.svdq_core.errors import SVDQuantError
-from svdquant_pack.svdq_core.quantize import LayerPlan, QuantSpec, quantize_layer
-from svdquant_pack.svdq_core.quantize.finished import Finished
+from svdquant_pack.svdq_core.quantize import PartReport
 from svdquant_pack.svdq_core.quantize.journal import Journal, journal_folder
 
 NAME = "single_blocks.3.linear2"
+REPORT = PartReport(NAME, (0, 128), (0, 256), "int4", 16, "none", "nearest", 0.125, True)
 
 
-@pytest.fixture(scope="module")
-def finished():
-    plan = LayerPlan.stack_columns(128, (128, 256), (False, True))
-    weight = torch.randn(128, 384, generator=torch.Generator().manual_seed(0))
-    layer, reports = quantize_layer(weight, None, plan, QuantSpec(rank=16, score_tokens=32), NAME)
-    return Finished(NAME, layer, reports=tuple(reports))
+def tensors():
+    g = torch.Generator().manual_seed(0)
+    codes = torch.randint(-8, 8, (4, 6), generator=g, dtype=torch.int8)
+    return {"a.qweight": codes, "a.wscales": torch.randn(2, 4, generator=g).bfloat16(), "a.empty": torch.zeros(4, 0)}
 
 
-def test_what_was_put_comes_back(tmp_path, finished):
+def test_what_was_put_comes_back(tmp_path):
+    stored = tensors()
+    Journal(tmp_path / "a.safetensors", "x").put(NAME, stored, [REPORT])
+    entry = Journal(tmp_path / "a.safetensors", "x").get(NAME)
+    assert entry.name == NAME and entry.reports == (REPORT,) and entry.kept == ""
+    assert {output.name for output in entry.outputs} == stored.keys()
+    for output in entry.outputs:
+        assert torch.equal(output.tensor(), stored[output.name]) and output.dtype == stored[output.name].dtype
+
+
+def test_a_later_entry_takes_the_place_of_an_earlier_one(tmp_path):
     journal = Journal(tmp_path / "a.safetensors", "x")
-    journal.put(finished)
-    found = Journal(tmp_path / "a.safetensors", "x").get(NAME)
-    assert found.reports == finished.reports
-    assert [p.act_unsigned for p in found.layer.parts] == [False, True]
-    blob, layout = finished.layer.to_blob()
-    assert torch.equal(found.layer.to_blob()[0], blob)
-    assert found.layer.to_blob()[1] == layout
-    assert torch.equal(found.layer.bias, finished.layer.bias)
+    journal.put(NAME, tensors(), [REPORT])
+    journal.put(NAME, {"a.weight": torch.ones(3)}, kept="as asked")
+    entry = journal.get(NAME)
+    assert [output.name for output in entry.outputs] == ["a.weight"]
+    assert entry.reports == () and entry.kept == "as asked"
 
 
-def test_a_layer_in_16_bits_comes_back(tmp_path):
-    plain = {"a.weight": torch.randn(3, 5).bfloat16(), "a.bias": torch.randn(3).bfloat16()}
-    journal = Journal(tmp_path / "a.safetensors", "x")
-    journal.put(Finished("a", plain=plain, kept="as asked"))
-    found = journal.get("a")
-    assert found.layer is None and found.kept == "as asked" and found.reports == ()
-    assert found.plain.keys() == plain.keys()
-    assert all(torch.equal(found.plain[n], plain[n]) for n in plain)
-    assert found.pieces.keys() == plain.keys()
-
-
-def test_other_settings_and_damage_do_not_count(tmp_path, finished):
+def test_other_settings_and_damage_do_not_count(tmp_path, caplog):
     target = tmp_path / "a.safetensors"
-    Journal(target, "x").put(finished)
+    Journal(target, "x").put(NAME, tensors())
     assert Journal(target, "x").names() == {NAME}
-    file = journal_folder(target) / f"{NAME}.safetensors"
-    (journal_folder(target) / "other.safetensors").write_bytes(file.read_bytes()[:-100])
+    file = journal_folder(target) / f"{NAME}.layer"
+    file.with_name("other.layer").write_bytes(file.read_bytes()[:-10])
     assert Journal(target, "x").names() == {NAME}
-    assert Journal(target, "y").names() == set()
-    assert not list(journal_folder(target).glob("*.safetensors"))
+    with caplog.at_level("INFO", "svdquant"):
+        assert Journal(target, "y").names() == set()
+    assert "1 finished layers" in caplog.text
+    assert not list(journal_folder(target).glob("*.layer"))
+
+
+def test_no_layer_looks_like_a_model(tmp_path):
+    Journal(tmp_path / "a.safetensors", "x").put(NAME, tensors())
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_second_run_to_the_same_name_is_refused(tmp_path):
@@ -71,9 +72,9 @@ def test_a_second_run_to_the_same_name_is_refused(tmp_path):
         pass
 
 
-def test_what_is_not_there_or_damaged_is_named(tmp_path):
+def test_what_is_not_there_is_named(tmp_path):
     journal = Journal(tmp_path / "a.safetensors", "x")
-    with pytest.raises(SVDQuantError, match=r"b\.safetensors: damaged"):
+    with pytest.raises(SVDQuantError, match=r"b\.layer: damaged"):
         journal.get("b")
     journal.remove()
     assert not journal.folder.exists()

@@ -1,0 +1,194 @@
+"""The command line's `quantize`: a 16-bit model file into an SVDQuant file, without ComfyUI."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from ..checkpoint.container import Checkpoint
+from ..checkpoint.dense_read import DenseModel
+from ..checkpoint.metadata import pack_version
+from ..errors import SVDQuantError
+from .calibration_file import Calibration
+from .layer import quantize_part
+from .overrides import Overrides, layer_errors
+from .run import Job, Outcome, quantize_to_file
+from .share import Share
+from .source import hash_files
+from .spec import QuantSpec
+
+WORST_SHOWN = 5
+TRIAL_SIZE = 1024  # of the layer that tells how fast a machine without GPU is
+TRIAL_TOKENS = 320 * 16  # what known_inputs.py sends through every layer
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for.
+
+    Args:
+        source: a safetensors file or a folder of diffusers.
+        target: the safetensors file to write.
+        spec: settings.
+        overrides: layers that stay in 16 bits.
+        calibration: a file of recorded inputs, or None.
+        device: as torch names it; "" chooses the GPU if there is one.
+        overwrite: replace an existing target.
+    """
+
+    source: Path
+    target: Path
+    spec: QuantSpec
+    overrides: Overrides
+    calibration: Path | None = None
+    device: str = ""
+    overwrite: bool = False
+
+
+def quantize_file(
+    request: Request,
+    say: Callable[[str], None],
+    on_layer: Callable[[int, int, str], None] = lambda *step: None,
+) -> None:
+    """Quantize a file; started by torchrun, together with the other processes.
+
+    Args:
+        say: takes a line for the user.
+        on_layer: as quantize_to_file.
+
+    Raises:
+        CheckpointError: the source or the calibration cannot be used.
+        SVDQuantError: the target is there, or see quantize_to_file.
+    """
+    started = time.perf_counter()
+    source, target = request.source, request.target
+    if target.is_dir():
+        raise SVDQuantError(f"{target} is a folder. Give the name of a file.")
+    if target.exists() and not request.overwrite:
+        raise SVDQuantError(f"{target} exists already. Choose another name, or allow it to be replaced (--overwrite).")
+    checkpoint = Checkpoint(source)
+    if target.exists() and any(target.samefile(file) for file in checkpoint.files):
+        raise SVDQuantError(f"{target} is the source itself. Choose another name.")
+    model = DenseModel(checkpoint)
+    layers = [name for name, _ in model.architecture.linears(model.counts)]
+    request.overrides.check(layers)
+    calibration = _open_calibration(request, layers)
+    share = Share.of_torchrun()
+    device = choose_device(request.device, share)
+    if share.first:
+        for name in model.ignored:
+            say(f"note: {name} has no place in a {model.architecture.title} model and is left out")
+        if device.type == "cpu":
+            expected = _duration(estimate_seconds(model, request.spec))
+            say(
+                f"note: no GPU is used; this takes about {expected} on this processor. It can be interrupted: "
+                "the same command goes on where it stopped."
+            )
+    origin = hash_files(checkpoint.files)
+    recorded = hash_files([request.calibration]) if request.calibration else "none"
+    settings = ", ".join(f"{key} {value}" for key, value in (asdict(request.spec) | asdict(request.overrides)).items())
+    job = Job(
+        architecture=model.architecture,
+        weights=model,
+        names=list(model),
+        spec=request.spec,
+        device=device,
+        target=target,
+        fingerprint="; ".join((origin, recorded, settings, pack_version(), torch.__version__, _device_name(device))),
+        metadata={
+            "svdquant_source": checkpoint.name,
+            "svdquant_source_hash": origin,
+            "svdquant_method": settings,
+            "svdquant_calibration": recorded,
+            "svdquant_made_with": f"torch {torch.__version__}, {_device_name(device)}",
+        },
+        calibration=calibration,
+        overrides=request.overrides,
+    )
+    try:
+        outcome = quantize_to_file(job, on_layer, share)
+    except torch.cuda.OutOfMemoryError as error:
+        raise SVDQuantError(
+            f"{device} has too little free memory ({error}). Close other programs that use it, or choose --device cpu; "
+            "finished layers are kept."
+        ) from error
+    if outcome is not None:
+        for line in describe(outcome, target, time.perf_counter() - started):
+            say(line)
+
+
+def choose_device(named: str, share: Share) -> torch.device:
+    """The device of this process.
+
+    Raises:
+        SVDQuantError: torch knows no such device, or it is not there.
+    """
+    if not named:
+        named = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(named)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", share.rank % max(torch.cuda.device_count(), 1))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SVDQuantError(
+            f"--device {named}: {str(error).splitlines()[0]}. Choose cuda, cuda:1, ... or cpu."
+        ) from error
+    return device
+
+
+def estimate_seconds(model: DenseModel, spec: QuantSpec) -> float:
+    """How long a model will take on the CPU, from one small layer and one product."""
+    weight = torch.randn(TRIAL_SIZE, TRIAL_SIZE, generator=torch.Generator().manual_seed(0))
+    tokens = weight.repeat(TRIAL_TOKENS // TRIAL_SIZE, 1)
+    started = time.perf_counter()
+    quantize_part(weight, None, QuantSpec(spec.precision, spec.activations, spec.rank), "trial")
+    tokens @ weight
+    seconds = time.perf_counter() - started
+    width = model.architecture.linears(model.counts)
+    name, linear = next(width)
+    columns = model.shape(f"{name}.weight")[1] // linear.shape[1]
+    units = sum(li.shape[0] * li.shape[1] for _, li in model.architecture.linears(model.counts))
+    return seconds * units * columns**2 / TRIAL_SIZE**2
+
+
+def describe(outcome: Outcome, target: Path, seconds: float) -> list[str]:
+    """What to tell the user, a line each."""
+    errors = layer_errors(outcome.reports)
+    lines = [f"note: {note}" for note in (*outcome.notes, *outcome.kept)]
+    if outcome.resumed:
+        lines.append(f"{outcome.resumed} layers were finished by an earlier run")
+    if errors:
+        mean, worst = sum(errors.values()) / len(errors), sorted(errors, key=lambda n: -errors[n])[:WORST_SHOWN]
+        lines.append(f"relative output error of {len(errors)} layers: mean {mean:.4f}; largest:")
+        lines += [f"  {name}  {errors[name]:.4f}" for name in worst]
+    lines.append(
+        f"{target}: {outcome.tensors} tensors, {outcome.nbytes / 2**30:.2f} GiB in {seconds:.1f} s, of these "
+        f"{outcome.seconds:.1f} s to put the file together"
+    )
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that suits it."""
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def _open_calibration(request: Request, layers: list[str]) -> Calibration | None:
+    if request.calibration is None:
+        return None
+    calibration = Calibration(request.calibration)
+    if not any(name in calibration for name in layers):
+        first = next(iter(calibration), "nothing")
+        raise SVDQuantError(
+            f"{request.calibration}: holds no layer of this model (it holds {first}, ...). Record one with this model."
+        )
+    return calibration
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,166 @@
+"""dev.py quantize: a file out of a file, the same bytes however it was made, and sentences for what cannot be done."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pack import ROOT
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_files import DATA
+
+from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
+from svdquant_pack.svdq_core.linear import dense_bias, dense_weight
+from svdquant_pack.svdq_core.quantize.journal import journal_folder
+
+NAMES = ("double_blocks.0.img_attn.proj", "single_blocks.0.linear2")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """The tiny FLUX in 16 bits, with the prefix of a whole checkpoint and another model beside it."""
+    model = read_checkpoint(Checkpoint(DATA / "flux_tiny_int4_r32.safetensors"))
+    tensors = dict(model.plain)
+    for name, layer in model.layers.items():
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = dense_weight(layer), dense_bias(layer)
+    path = tmp_path_factory.mktemp("source") / "dense.safetensors"
+    stored = {f"model.diffusion_model.{name}": tensor.bfloat16().contiguous() for name, tensor in tensors.items()}
+    save_file(stored | {"vae.decoder.weight": torch.zeros(3)}, path)
+    return path
+
+
+def run(*arguments, processes: int = 1):
+    program = [str(ROOT / "svdq_core"), "quantize", *map(str, arguments), "--rank", "16"]
+    command = [sys.executable, *program]
+    if processes > 1:
+        options = ["--standalone", f"--nproc-per-node={processes}", "--no-python"]
+        command = [sys.executable, "-m", "torch.distributed.run", *options, sys.executable, *program]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def made(source, tmp_path_factory) -> tuple[Path, str]:
+    target = tmp_path_factory.mktemp("made") / "svdq.safetensors"
+    done = run(source, target)
+    assert done.returncode == 0, done.stderr
+    return target, done.stdout
+
+
+def test_the_file_is_the_model(source, made):
+    target, said = made
+    model = read_checkpoint(Checkpoint(target))
+    assert len(model.layers) == 13 and model.ranks == [16]
+    dense = load_file(source)
+    for name, layer in model.layers.items():
+        weight = dense[f"model.diffusion_model.{name}.weight"].float()
+        assert (dense_weight(layer) - weight).norm() < 0.13 * weight.norm(), name
+    for name, tensor in model.plain.items():
+        assert torch.equal(tensor, dense[f"model.diffusion_model.{name}"])
+    assert "no GPU is used" in said and "output error of 10 layers" in said
+    assert not journal_folder(target).exists()
+
+
+def test_what_the_file_says_about_its_making(made):
+    with safe_open(made[0], framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["svdquant_source"] == "dense.safetensors"
+    assert len(metadata["svdquant_source_hash"]) == 32
+    assert "rank 16" in metadata["svdquant_method"] and "seed 0" in metadata["svdquant_method"]
+    assert metadata["svdquant_calibration"] == "none"
+    assert torch.__version__ in metadata["svdquant_made_with"]
+
+
+def test_two_processes_write_the_same_bytes(source, made, tmp_path):
+    done = run(source, tmp_path / "two.safetensors", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "two.safetensors").read_bytes() == made[0].read_bytes()
+    assert done.stdout.count("tensors, ") == 1  # the first process alone speaks
+
+
+STOPPED = """
+import sys
+sys.path.insert(0, {tests!r})
+import pack
+from pathlib import Path
+from svdquant_pack.svdq_core.quantize.command import Request, quantize_file
+from svdquant_pack.svdq_core.quantize.overrides import Overrides
+from svdquant_pack.svdq_core.quantize.spec import QuantSpec
+def stop(done, total, name):
+    if done == 5:
+        raise KeyboardInterrupt
+quantize_file(Request(Path({source!r}), Path({target!r}), QuantSpec(rank=16), Overrides()), print, stop)
+"""
+
+
+def test_what_was_interrupted_goes_on(source, made, tmp_path):
+    target = tmp_path / "again.safetensors"
+    program = STOPPED.format(tests=str(ROOT / "tests"), source=str(source), target=str(target))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    stopped = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment, check=False)
+    assert b"KeyboardInterrupt" in stopped.stderr
+    assert not target.exists() and len(list(journal_folder(target).glob("*.layer"))) == 5
+    done = run(source, target)
+    assert done.returncode == 0, done.stderr
+    assert "5 layers were finished by an earlier run" in done.stdout
+    assert target.read_bytes() == made[0].read_bytes()
+    assert not journal_folder(target).exists()
+
+
+def test_other_settings_start_over(source, tmp_path):
+    target = tmp_path / "other.safetensors"
+    folder = journal_folder(target)
+    folder.mkdir()
+    save_file({"x": torch.zeros(1)}, folder / "double_blocks.0.img_mod.lin.layer", {"fingerprint": "another"})
+    done = run(source, target, "--keep", NAMES[0], "--keep", "*.linear2", "--method", "best", "--precision", "nvfp4")
+    assert done.returncode == 0, done.stderr
+    assert "start over" in done.stderr and "earlier run" not in done.stdout
+    model = read_checkpoint(Checkpoint(target))
+    assert model.precision == "nvfp4"
+    dense = load_file(source)
+    for name in NAMES:
+        assert f"{name}: stays in 16 bits" in done.stdout
+        assert torch.equal(model.plain[f"{name}.weight"], dense[f"model.diffusion_model.{name}.weight"])
+
+
+def test_the_worst_layers_stay_in_16_bits(source, made, tmp_path):
+    worst = next(line for line in made[1].splitlines() if line.startswith("  ")).split()[0]
+    done = run(source, tmp_path / "worst.safetensors", "--keep-worst", "1")
+    assert done.returncode == 0, done.stderr
+    model = read_checkpoint(Checkpoint(tmp_path / "worst.safetensors"))
+    assert [name for name in model.plain if name.startswith(worst)] == [f"{worst}.weight", f"{worst}.bias"]
+    assert f"{worst}: stays in 16 bits" in done.stdout
+
+
+def test_int8(source, tmp_path):
+    done = run(source, tmp_path / "int8.safetensors", "--precision", "int8")
+    assert done.returncode == 0, done.stderr
+    model = read_checkpoint(Checkpoint(tmp_path / "int8.safetensors"))
+    assert {part.scheme for layer in model.layers.values() for part in layer.parts} == {"int8", "awq"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("{source}", "{source}", "--overwrite"), "is the source itself"),
+        (("{source}", "{made}"), "exists already"),
+        (("{made}", "{new}"), "an SVDQuant model already"),
+        (("{source}", "{new}", "--keep", "*.linear7"), "matches no layer"),
+        (("{source}", "{new}", "--calibration", "{source}"), "not a calibration file"),
+        (("{source}", "{new}", "--device", "cuda:9"), "--device cuda:9"),
+        (("{source}", "{new}", "--rank", "7"), "rank 7"),
+    ],
+    ids=["onto itself", "target is there", "quantized source", "pattern", "calibration", "device", "rank"],
+)
+def test_what_cannot_be_done_is_said(source, made, tmp_path, arguments, sentence):
+    places = {"source": source, "made": made[0], "new": tmp_path / "new.safetensors"}
+    filled = [argument.format(**places) for argument in arguments]
+    # the last --rank counts, so the one of the test goes last
+    program = [sys.executable, str(ROOT / "svdq_core"), "quantize", *filled]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert sentence in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "new.safetensors").exists()
