@@ -14,6 +14,7 @@ def apply_layer(
     compute: str,
     lora_down: Tensor | None = None,
     lora_up: Tensor | None = None,
+    gelu_from: int | None = None,
 ) -> Tensor:
     """Run a layer on activations.
 
@@ -21,13 +22,15 @@ def apply_layer(
         x: (..., in_features) float32, bfloat16 or float16.
         compute: "w4a4", "w4a8" or "w4a16"; see kernels/linear.py.
         lora_down, lora_up: (in_features, r) and (out_features, r), strength included, or None.
+        gelu_from: the layer applies a GELU (tanh) to its input from this column on, at which a part begins; None: to
+            no column.
 
     Returns:
         (..., out_features) of x.dtype.
     """
     tokens = x.reshape(-1, layer.in_features)
     if len(layer.parts) == 1:
-        out = _apply_part(layer.parts[0], tokens, compute, layer.bias, lora_down, lora_up)
+        out = _apply_part(layer.parts[0], tokens, compute, layer.bias, lora_down, lora_up, gelu_from == 0)
         return out.view(*x.shape[:-1], layer.out_features)
     out = tokens.new_empty(tokens.shape[0], layer.out_features)
     last = layer.parts[-1]
@@ -39,7 +42,8 @@ def apply_layer(
         columns = tokens[:, part.columns[0] : part.columns[1]]  # strided rows: every path takes them
         down = None if lora_down is None else lora_down[part.columns[0] : part.columns[1]]
         up = None if lora_up is None else lora_up[part.rows[0] : part.rows[1]]
-        piece = _apply_part(part, columns, compute, bias, down, up)
+        gelu = gelu_from is not None and part.columns[0] >= gelu_from
+        piece = _apply_part(part, columns, compute, bias, down, up, gelu)
         if part.columns[0] == 0:
             out[:, part.rows[0] : part.rows[1]] = piece
         else:
@@ -48,7 +52,13 @@ def apply_layer(
 
 
 def _apply_part(
-    part: Part, x: Tensor, compute: str, bias: Tensor | None, lora_down: Tensor | None, lora_up: Tensor | None
+    part: Part,
+    x: Tensor,
+    compute: str,
+    bias: Tensor | None,
+    lora_down: Tensor | None,
+    lora_up: Tensor | None,
+    gelu: bool,
 ) -> Tensor:
     own = part.get("bias")
     if own is not None:
@@ -56,7 +66,7 @@ def _apply_part(
     if part.scheme == "awq":
         down, up = (_join(part.get("proj_down"), lora_down), _join(part.get("proj_up"), lora_up))
         return awq_linear(x, part.tensors, bias, down, up)
-    return svdquant_linear(x, part.tensors, part.scheme, compute, bias, lora_down, lora_up, part.act_unsigned)
+    return svdquant_linear(x, part.tensors, part.scheme, compute, bias, lora_down, lora_up, part.act_unsigned, gelu)
 
 
 def _join(own: Tensor | None, added: Tensor | None) -> Tensor | None:

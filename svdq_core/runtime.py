@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import torch
 
-from ..kernels.devices import why_no_triton
+from ..kernels.devices import generation, why_no_triton
 from ..kernels.ladder import say_once
 from ..kernels.linear import COMPUTE_MODES, choose_compute, find_channel_scales
+from ..kernels.tiles import folds_gelu as generation_folds_gelu
 from .layer import Part, QuantizedLayer, with_tensors
 from .model import QuantizedModel
 
@@ -22,6 +23,11 @@ def resolve_compute(choice: str, precision: str, device: torch.device) -> tuple[
     if choice == "auto" or (precision == "int8" and choice != "w4a16"):
         return choose_compute(precision, device)
     return choice, "chosen by the user"
+
+
+def folds_gelu(device: torch.device) -> bool:
+    """Whether layers on a device had better apply the GELU in front of them themselves."""
+    return generation_folds_gelu(generation(device))
 
 
 def with_derived(layer: QuantizedLayer, compute: str, device: torch.device) -> QuantizedLayer:

@@ -45,6 +45,7 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         self.register_parameter("weight", None)
         self.register_parameter("bias", None)
         self.layout: BlobLayout | None = None
+        self.gelu_from: int | None = None  # first input column to which the layer applies a GELU; see fold.py
         self.lora: LoraPlan | None = None
         self.lora_spares: dict[tuple, dict[str, Tensor]] = {}  # signature -> tensors, while hooks switch LoRAs
         self.saved_as: tuple[Tensor, BlobLayout] | None = None  # while the host saves: the blob that it shall see
@@ -94,6 +95,13 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
             blob, layout = self.saved_as
             destination[prefix + "weight"], destination[prefix + LAYOUT_KEY] = blob, layout_to_tensor(layout)
 
+    def can_apply_gelu(self, start: int) -> bool:
+        """Whether the layer could apply a GELU to its input from a column on: parts with a quantizer begin there."""
+        if self.layout is None or start < 0:
+            return False
+        spans = [(part.columns, part.scheme) for part in self.layout.parts]
+        return all(right <= start or (left >= start and scheme != "awq") for (left, right), scheme in spans)
+
     def layer(self) -> QuantizedLayer:
         """Views of the tensors where they are now; do not keep them."""
         return self._read(self.weight.data, self.bias)
@@ -125,10 +133,13 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         try:  # an exception must not leave a paged weight pinned
             layer = self.layout.read(weight, bias)
             if self.lora is None:
-                return apply_layer(layer, x, self.compute)
+                return apply_layer(layer, x, self.compute, gelu_from=self.gelu_from)
+            gelu_from = self.gelu_from
+            if gelu_from is not None and self.lora.reads_input:
+                x, gelu_from = with_gelu(x, gelu_from), None
             # a layer that the host keeps on the CPU has its factors there as well
             factors = [self.lora_tensor(name, x.device) for name in ("lora_down", "lora_up")]
-            out = apply_layer(layer, x, self.compute, *factors)
+            out = apply_layer(layer, x, self.compute, *factors, gelu_from=gelu_from)
             return add_lora(out, x, self.lora, self.lora_tensors())
         finally:
             comfy.ops.uncast_bias_weight(self, weight, bias, stream)
@@ -149,6 +160,12 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         self.lora = plan
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=False)
+
+
+def with_gelu(x: Tensor, start: int) -> Tensor:
+    """x with a GELU (tanh) applied from a column on."""
+    changed = torch.nn.functional.gelu(x[..., start:], approximate="tanh")
+    return changed if start == 0 else torch.cat((x[..., :start], changed), dim=-1)
 
 
 @cache

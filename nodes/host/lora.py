@@ -75,6 +75,11 @@ class LoraPlan:
         rank = sum(block.rank for block in self.blocks)
         return rank + -rank % RANK_MULTIPLE
 
+    @property
+    def reads_input(self) -> bool:
+        """Whether something is added that does not ride in the low-rank branch, and so reads the layer's input."""
+        return bool(self.krons or self.dense)
+
     def nbytes(self, in_features: int, out_features: int, itemsize: int) -> int:
         """What its tensors take, without making them."""
         count = self.rank * (in_features + out_features) + (in_features * out_features if self.dense else 0)

@@ -13,8 +13,9 @@ from ...svdq_core.checkpoint import Checkpoint, read_checkpoint
 from ...svdq_core.errors import ArchitectureError, SVDQuantError
 from ...svdq_core.model import QuantizedModel
 from ...svdq_core.models import ARCHITECTURES, SUPPORTED, Architecture
-from ...svdq_core.runtime import describe_model, resolve_compute, with_derived
+from ...svdq_core.runtime import describe_model, folds_gelu, resolve_compute, with_derived
 from .bake import baked_layer, patched_weight
+from .fold import fold_gelus, wants_folding
 from .linear import LAYOUT_KEY, SVDQuantLinear, layout_to_tensor, operations
 from .patcher import adopt
 
@@ -64,6 +65,8 @@ def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = Fal
             f"ComfyUI does not recognise this {model.architecture.title} model. Supported: {SUPPORTED}. "
             "Update ComfyUI, or check that the file is complete."
         )
+    if wants_folding(folds_gelu(device)):
+        fold_gelus(patcher.model)
     patcher = adopt(patcher)
     # on the model, which all clones share: what a file needs beyond the weights
     patcher.model.svdquant_architecture = model.architecture

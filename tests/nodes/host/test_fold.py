@@ -1,0 +1,109 @@
+"""GELUs folded into the layer behind them: the same pictures and keys, every kind of LoRA, and a switch."""
+
+import pytest
+import torch
+from comfy_files import ComfyFile
+from host_models import put_tiny
+from lora_files import adapter_file, diffusers_lora
+from sampling import relative_error, sample_flux
+
+from svdquant_pack.nodes.host import fold
+from svdquant_pack.nodes.host.fold import FoldedGELU
+from svdquant_pack.nodes.host.model import load_model
+
+# float32 on the CPU: the GELU comes before the codes either way. Partly loaded layers and LoRAs sum in the same order.
+SAME = 1e-6
+
+
+def load(host, monkeypatch, compute="w4a8", switch=""):
+    monkeypatch.setenv(fold.SWITCH, switch)
+    folder = host.model_folder("diffusion_models")
+    with torch.inference_mode():
+        return load_model(str(folder / put_tiny(folder)), compute)
+
+
+def folded(model) -> list[str]:
+    return [name for name, module in model.model.named_modules() if isinstance(module, FoldedGELU)]
+
+
+@pytest.fixture(params=["w4a4", "w4a8", "w4a16"])
+def pair(request, host, monkeypatch):
+    return [load(host, monkeypatch, request.param, switch) for switch in ("1", "0")]
+
+
+def test_every_gelu_of_the_blocks_is_folded(host, monkeypatch):
+    model = load(host, monkeypatch, switch="1")
+    names = folded(model)
+    assert sorted(name.removeprefix("diffusion_model.") for name in names) == [
+        "double_blocks.0.img_mlp.1",
+        "double_blocks.0.txt_mlp.1",
+        "single_blocks.0.mlp_act",
+    ]
+    blocks = model.model.diffusion_model
+    assert blocks.double_blocks[0].img_mlp[2].gelu_from == 0
+    assert blocks.single_blocks[0].linear2.gelu_from == 256
+    plain = load(host, monkeypatch, switch="0")
+    assert folded(plain) == []
+    assert model.model.state_dict().keys() == plain.model.state_dict().keys()
+    assert model.model_size() == plain.model_size()
+
+
+def test_the_mlps_of_pixart_are_folded(host, monkeypatch):
+    monkeypatch.setenv(fold.SWITCH, "1")
+    file = ComfyFile("pixart", width=1152, text=4096)  # the host knows this width only
+    file.tensors["pos_embed"] = torch.zeros(1, 64 * 64, 1)
+    path = host.model_folder("diffusion_models") / "fold-pixart.safetensors"
+    file.write(path)
+    with torch.inference_mode():
+        model = load_model(str(path), "w4a8")
+    assert folded(model) == ["diffusion_model.blocks.0.mlp.act"]
+    assert model.model.diffusion_model.blocks[0].mlp.fc2.gelu_from == 0
+    path.unlink()
+
+
+def test_the_picture_stays(pair):
+    with_fold, without = (sample_flux(model) for model in pair)
+    assert relative_error(with_fold, without) < SAME
+
+
+@pytest.mark.parametrize("kind", ["low rank", "LoKr", "DoRA", "difference"])
+def test_loras_see_the_input_behind_the_gelu(pair, add, kind):
+    lora = diffusers_lora(5) if kind == "low rank" else adapter_file(kind)
+    with_fold, without = (sample_flux(add(model, lora)) for model in pair)
+    assert relative_error(with_fold, sample_flux(pair[0])) > 0.01
+    assert relative_error(with_fold, without) < SAME
+
+
+def test_attention_patches_still_apply(pair):
+    def halve(attention, extra_options):
+        return attention * 0.5
+
+    pictures = []
+    for model in pair:
+        patched = model.clone()
+        patched.set_model_attn1_output_patch(halve)
+        pictures.append(sample_flux(patched))
+    assert relative_error(pictures[0], sample_flux(pair[0])) > 0.01
+    assert relative_error(*pictures) < SAME
+
+
+def test_the_usual_setting_is_the_kernels_table(host, monkeypatch):
+    from svdquant_pack.nodes.host import model as host_model
+
+    assert len(folded(load(host, monkeypatch))) == 3  # as the table has it for what is not measured otherwise
+    monkeypatch.setattr(host_model, "folds_gelu", lambda device: False)
+    assert folded(load(host, monkeypatch)) == []
+    assert len(folded(load(host, monkeypatch, switch="1"))) == 3
+
+
+def test_a_layer_in_16_bits_keeps_its_gelu(host, monkeypatch):
+    model = load(host, monkeypatch, switch="0")
+    mlp = model.model.diffusion_model.double_blocks[0].img_mlp
+    mlp[2].layout = None
+    assert fold.fold_gelus(model.model) == 2
+    assert isinstance(mlp[1], torch.nn.GELU)
+
+
+def test_a_part_across_the_edge_keeps_its_gelu(host, monkeypatch):
+    linear = load(host, monkeypatch, switch="0").model.diffusion_model.single_blocks[0].linear2
+    assert linear.can_apply_gelu(256) and not linear.can_apply_gelu(128) and not linear.can_apply_gelu(512)
