@@ -7,6 +7,13 @@ import pytest
 import torch
 
 
+@pytest.fixture(autouse=True)
+def inference_mode():
+    """As the host runs nodes: parameters that were made in it cannot be moved to a card and used outside of it."""
+    with torch.inference_mode():
+        yield
+
+
 @pytest.fixture(scope="module")
 def path(host):
     from host_models import put_tiny

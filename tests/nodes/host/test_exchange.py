@@ -65,12 +65,14 @@ def test_changes_of_all_kinds(model, dense, plain, add, loads):
     expected = [add(dense, lora, 0.5) for lora in files] + [add(add(dense, files[0]), files[3], -0.2), dense]
     for patched, same in zip(ours, expected, strict=True):
         assert relative_error(sample_flux(patched), sample_flux(same)) < ROUNDED_BIAS
-    assert not loads
+    assert not loads or model.is_dynamic()  # whose loader always runs, and moves nothing that stays
     assert torch.equal(sample_flux(model), plain)
 
 
 def test_a_partly_loaded_model(model, dense, plain, add, loads):
     """Layers that the host keeps on the CPU patch themselves in every step; they must learn of the change as well."""
+    if model.is_dynamic():
+        pytest.skip("dynamic VRAM pages; it has no partial states")
     model.detach()
     dense.detach()
     files = norms_and_biases(3), norms_and_biases(8)

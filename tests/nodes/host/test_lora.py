@@ -1,5 +1,6 @@
 """Every kind of adapter beside a 4-bit layer equals the host's merge into the dense layer."""
 
+import comfy.model_management
 import pytest
 import torch
 from comfy.weight_adapter import LoRAAdapter
@@ -19,8 +20,14 @@ def limit(kind: str) -> float:
     return ROUNDED_BIAS if kind == "difference" else ORDER
 
 
+def skip_what_the_host_cannot(kinds: list[str]) -> None:
+    if {"OFT", "BOFT"} & set(kinds) and not comfy.model_management.cpu_mode():
+        pytest.skip("the host logs an error for OFT and BOFT on 16-bit weights and leaves them out: nothing to compare")
+
+
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_every_adapter_equals_the_hosts_own_merge(model, dense, plain, add, kind):
+    skip_what_the_host_cannot([kind])
     lora = adapter_file(kind)
     expected = sample_flux(add(dense, lora))
     assert relative_error(expected, plain) > 0.05, "the adapter does too little to tell"
@@ -30,12 +37,14 @@ def test_every_adapter_equals_the_hosts_own_merge(model, dense, plain, add, kind
 
 @pytest.mark.parametrize("kind", [kind for kind in ADAPTERS if kind != "new weight"])  # which knows no strength
 def test_adapters_follow_their_strength(model, dense, add, kind):
+    skip_what_the_host_cannot([kind])
     lora = adapter_file(kind)
     assert relative_error(sample_flux(add(model, lora, -0.4)), sample_flux(add(dense, lora, -0.4))) < limit(kind)
 
 
 def test_adapters_of_all_kinds_in_any_order(model, dense, add):
     kinds = ["difference", "LoHa", "DoRA", "LoKr", "OFT", "LoKr", "GLoRA"]
+    skip_what_the_host_cannot(kinds)
     for order in (kinds, kinds[::-1]):
         ours, expected = model, dense
         for i, kind in enumerate(order):
@@ -91,10 +100,11 @@ def test_no_patches_are_no_plan():
 
 
 def test_sizes_are_planned_before_anything_is_made(model, add):
+    itemsize = model.model.get_dtype_inference().itemsize
     for kind in ADAPTERS:
         patched = add(model, adapter_file(kind))
         sample_flux(patched)
         for key, module in model.svdquant_layers().items():
             plan = plan_lora(patched.patches.get(key, []))
-            planned = plan.nbytes(module.in_features, module.out_features, 4) if plan else 0
+            planned = plan.nbytes(module.in_features, module.out_features, itemsize) if plan else 0
             assert planned == sum(t.nbytes for t in module.lora_tensors().values()), (kind, key)
