@@ -7,20 +7,26 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..svdq_core.checkpoint import require_space
-from ..svdq_core.checkpoint.formats import FORMATS, QUANTIZED_FORMAT, save_model
-from ..svdq_core.quantize import PartReport, QuantSpec
-from ..svdq_core.quantize.model import count_linears, quantize_model
+from ..svdq_core.quantize import QuantSpec
+from ..svdq_core.quantize.overrides import Overrides
+from ..svdq_core.quantize.run import quantize_to_file
+from ..svdq_core.quantize.spec import METHODS
+from .calibration import CalibrationFile
 from .error_plot import draw_errors
 from .host import files
-from .host.model import DenseWeights, architecture_of, compute_device, load_model, plain_extras
-from .host.progress import Progress
+from .host.calibration import find_calibration, list_calibrations
+from .host.layer_progress import LayerProgress
+from .host.model import DenseWeights, load_model
+from .host.quantize_job import fit_calibration, layer_costs, make_job, reserve_room
+from .quantize_report import describe
 
 logger = logging.getLogger("svdquant")
 
 FILE_PRECISION = {"int4": "int4", "nvfp4": "fp4", "int8": "int8"}  # as the names of published files spell it
 # weight, scales and a branch of rank 32 on small layers: upper estimates for the disk check
 BYTES_PER_WEIGHT = {"int4": 0.65, "nvfp4": 0.65, "int8": 1.15}
-WORST_SHOWN = 5
+COPIES = 2  # on the disk at the end: finished layers, and the file put together from them
+NO_CALIBRATION = "none"
 
 
 class SVDQuantQuantizeModel(io.ComfyNode):
@@ -33,8 +39,9 @@ class SVDQuantQuantizeModel(io.ComfyNode):
             display_name="Quantize Model (SVDQuant)",
             category="SVDQuant",
             description="Makes a 4-bit SVDQuant file of a full-precision FLUX.1 or PixArt model, LoRAs on it baked in, "
-            "and returns the quantized model. No calibration data is needed.",
-            search_aliases=["svdq", "deepcompressor", "int4", "nvfp4", "compress", "4-bit"],
+            "and returns the quantized model. Works without calibration, and better with it. Interrupted, it goes on "
+            "where it stopped.",
+            search_aliases=["svdq", "deepcompressor", "Krea2SVDQuantQuantize", "int4", "nvfp4", "compress", "4-bit"],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="A model in BF16, FP16 or FP32, from Load Diffusion Model."),
@@ -60,7 +67,13 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                     step=16,
                     tooltip="Rank of the 16-bit branch. Higher is closer to the original, and larger.",
                 ),
-                io.Combo.Input("method", options=["fast"], default="fast", tooltip="fast: from the weights alone."),
+                io.Combo.Input(
+                    "method",
+                    options=list(METHODS),
+                    default="fast",
+                    tooltip="fast: rounds to the nearest value. best: rounds so that errors cancel (GPTQ); slower, and "
+                    "worth it with a calibration.",
+                ),
                 io.String.Input(
                     "filename_prefix",
                     default="my-model",
@@ -75,6 +88,42 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                     control_after_generate=False,
                     tooltip="The same seed on the same machine writes the same file.",
                 ),
+                io.Combo.Input(
+                    "calibration",
+                    options=[NO_CALIBRATION, *list_calibrations()],
+                    default=NO_CALIBRATION,
+                    optional=True,
+                    tooltip="A recording of Save Calibration. none: inputs are worked out from the weights.",
+                ),
+                CalibrationFile.Input(
+                    "recorded",
+                    optional=True,
+                    tooltip="From Save Calibration in the same graph; comes before the choice above.",
+                ),
+                io.String.Input(
+                    "keep_16bit",
+                    default="",
+                    optional=True,
+                    tooltip="Layers that stay in 16 bits: names as in the report, with * for anything, separated by "
+                    "commas: double_blocks.0.*, *.linear2",
+                ),
+                io.Int.Input(
+                    "keep_worst",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    optional=True,
+                    tooltip="So many of the layers with the largest errors stay in 16 bits as well.",
+                ),
+                io.Float.Input(
+                    "error_limit",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Layers with a larger relative error stay in 16 bits as well; 0: no limit.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The quantized model, loaded from the file just written."),
@@ -83,6 +132,10 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                 io.Image.Output(display_name="error_plot", tooltip="Relative output error of each layer."),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, calibration: str = NO_CALIBRATION, **inputs) -> str:
+        return "" if calibration in (None, NO_CALIBRATION) else files.fingerprint(str(find_calibration(calibration)))
 
     @classmethod
     def execute(
@@ -95,50 +148,33 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         filename_prefix: str,
         overwrite: bool,
         seed: int,
+        calibration: str = NO_CALIBRATION,
+        recorded: str | None = None,
+        keep_16bit: str = "",
+        keep_worst: int = 0,
+        error_limit: float = 0.0,
     ) -> io.NodeOutput:
         started = time.perf_counter()
         spec = QuantSpec(precision=precision, activations=activations, rank=rank, method=method, seed=seed)
-        folder, _, stem = filename_prefix.strip().rpartition("/")
-        name = f"svdq-{FILE_PRECISION[precision]}_r{rank}-{stem}"
-        path = files.output_path(f"{folder}/{name}" if folder else name, overwrite)
+        overrides = Overrides.parse(keep_16bit, keep_worst, error_limit)
+        path = _target(filename_prefix, spec, overwrite)
+        file = Path(recorded) if recorded else None if calibration == NO_CALIBRATION else find_calibration(calibration)
         weights = DenseWeights(model)
-        architecture = architecture_of(model)
+        fitted = None if file is None else fit_calibration(weights, file)
+        job = make_job(weights, path, spec, overrides, fitted)
         path.parent.mkdir(parents=True, exist_ok=True)
-        require_space(path, int(weights.count * BYTES_PER_WEIGHT[precision]))
-        progress = Progress(count_linears(architecture, weights.names))
-        quantized, reports, kept = quantize_model(
-            architecture, weights, weights.names, spec, compute_device(model), progress.step
-        )
-        quantized.plain |= plain_extras(model)
-        quantized.metadata |= _provenance(spec, weights.patched)
-        save_model(path, quantized, FORMATS[QUANTIZED_FORMAT[precision]](architecture))
-        del quantized
+        require_space(path, int(weights.count * BYTES_PER_WEIGHT[precision] * COPIES))
+        reserve_room(model, spec)
+        outcome = quantize_to_file(job, LayerProgress(layer_costs(model)).step)
+        assert outcome is not None  # only further processes get none
         seconds = time.perf_counter() - started
-        report = _report(path, reports, kept, weights, seconds)
+        report = describe(path, outcome, weights, fitted, seconds)
         logger.info("quantized %s in %.1f s", path.name, seconds)
-        plot = draw_errors(reports, f"{path.name}: relative output error of each part")
+        plot = draw_errors(outcome.reports, f"{path.name}: relative output error of each part")
         return io.NodeOutput(load_model(str(path), activations), str(path), report, plot)
 
 
-def _provenance(spec: QuantSpec, patched: list[str]) -> dict[str, str]:
-    return {
-        "svdquant_method": f"{spec.method}, activations {spec.activations}, rank {spec.rank}, seed {spec.seed}",
-        "svdquant_baked_patches": str(len(patched)),
-    }
-
-
-def _report(path: Path, reports: list[PartReport], kept: list[str], weights: DenseWeights, seconds: float) -> str:
-    layers = [r for r in reports if r.scheme != "awq"]
-    mean = sum(r.relative_error for r in layers) / max(len(layers), 1)
-    lines = [
-        f"{path.name}: {len(layers)} parts in {seconds:.1f} s, {path.stat().st_size / 2**20:.1f} MiB "
-        f"(16-bit: {weights.count * 2 / 2**20:.1f} MiB)",
-        f"relative output error on inputs drawn from the weights: mean {mean:.4f}",
-        "largest errors:",
-    ]
-    for report in sorted(layers, key=lambda r: r.relative_error, reverse=True)[:WORST_SHOWN]:
-        lines.append(f"  {report.layer} rows {report.rows} columns {report.columns}: {report.relative_error:.4f}")
-    if weights.patched:
-        lines.append(f"patches (LoRAs) baked into {len(weights.patched)} weights")
-    lines += [f"kept in 16 bits: {sentence}" for sentence in kept]
-    return "\n".join(lines)
+def _target(filename_prefix: str, spec: QuantSpec, overwrite: bool) -> Path:
+    folder, _, stem = filename_prefix.strip().rpartition("/")
+    name = f"svdq-{FILE_PRECISION[spec.precision]}_r{spec.rank}-{stem}"
+    return files.output_path(f"{folder}/{name}" if folder else name, overwrite)

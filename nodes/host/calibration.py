@@ -25,9 +25,9 @@ from ...svdq_core.models import Architecture
 from ...svdq_core.quantize.calibrate import Collector
 from ...svdq_core.quantize.calibration_file import Calibration
 from ...svdq_core.quantize.gram_choice import choose_grams
-from ...svdq_core.quantize.source import hash_tensors
 from .files import output_path
-from .model import PREFIX, architecture_of, is_quantized
+from .model import architecture_of, is_quantized
+from .model_hash import weights_hash
 
 logger = logging.getLogger("svdquant")
 
@@ -158,7 +158,7 @@ def start_recording(patcher, name: str, take: int, tokens: int, gram_mib: int):
     architecture, source = architecture_of(patcher), weights_hash(patcher)
     recording = _alive.get(name)
     if recording is None or recording.take != take:
-        recording = _open(path, name, take, source, architecture, _layer_shapes(patcher, architecture), tokens)
+        recording = _open(path, name, take, source, architecture, layer_shapes(patcher, architecture), tokens)
         if not recording.collector.names():
             grams = choose_grams(architecture, recording.layers, gram_mib << 20)
             recording.collector = Collector(tokens=tokens, grams=grams)
@@ -204,22 +204,12 @@ def recording_of(patcher) -> Recording:
     return wrappers[0].__self__
 
 
-def _layer_shapes(patcher, architecture: Architecture) -> dict[str, tuple[int, int]]:
+def layer_shapes(patcher, architecture: Architecture) -> dict[str, tuple[int, int]]:
+    """Host name -> (out_features, in_features) of every Linear of the blocks, in the order of the model."""
     network = patcher.model.diffusion_model
     counts = architecture.count_blocks(network.state_dict(), "host")
     modules = {name: network.get_submodule(name) for name, _ in architecture.linears(counts)}
     return {name: (module.out_features, module.in_features) for name, module in modules.items()}
-
-
-def weights_hash(patcher) -> str:
-    """Tells models apart by their weights, LoRAs left out, wherever the host keeps them now."""
-
-    def original(key: str, tensor: Tensor) -> Tensor:
-        backup = patcher.backup.get(PREFIX + key)
-        return tensor if backup is None else backup.weight
-
-    state = patcher.model.diffusion_model.state_dict()
-    return hash_tensors((key, original(key, tensor)) for key, tensor in state.items())
 
 
 def calibration_path(name: str) -> Path:

@@ -83,7 +83,11 @@ class Journal:
                 raise SVDQuantError(
                     f"{self.target}: another run is writing this file. Wait for it, or choose another name."
                 ) from error
-            yield
+            try:
+                yield
+            finally:
+                if not any(self.folder.glob(f"*{LAYER_SUFFIX}")):
+                    self.remove()  # nothing to go on from
 
     def names(self) -> set[str]:
         """The layers that are there; files of another fingerprint and damaged ones are deleted."""

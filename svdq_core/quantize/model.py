@@ -118,8 +118,6 @@ def quantize_layers(
                     )
                     yield Finished(name, layer, reports=tuple(reports))
                 except ArchitectureError as error:
-                    if len(linear.sources) > 1:
-                        raise
                     yield _in_16_bits(name, weight, bias, spec, str(error))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.formats import FORMATS, QUANTIZED_FORMAT
-from ..checkpoint.output import Output
+from ..checkpoint.output import Output, whole
 from ..checkpoint.plan import Entry as Piece
 from ..checkpoint.save import require_space
 from ..checkpoint.stream import write_stream
@@ -49,6 +49,7 @@ class Job:
         metadata: what the file says about its making.
         overrides: layers that stay in 16 bits.
         extras: host tensors that the file needs and `weights` lacks.
+        poll, make_room: as quantize_layers.
     """
 
     architecture: Architecture
@@ -62,6 +63,8 @@ class Job:
     calibration: Mapping[str, InputStatistics] | None = None
     overrides: Overrides = field(default_factory=Overrides)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    poll: Callable[[], None] = lambda: None
+    make_room: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,6 @@ def quantize_to_file(
         missing = set(names) - journal.names()
         if missing:
             raise SVDQuantError(f"{job.target}: {len(missing)} layers are missing: {min(missing)}, ... Start it again.")
-        _apply_overrides(job, journal, form, names)
         outcome = _put_together(job, journal, form, names)
         journal.remove()
     return replace(outcome, resumed=resumed, seconds=time.perf_counter() - started)
@@ -143,6 +145,8 @@ def _quantize(job: Job, journal: Journal, form: Format, share: Share, on_layer: 
         job.calibration,
         wanted=mine.__contains__,
         keep=job.overrides.keep,
+        poll=job.poll,
+        make_room=job.make_room,
     )
     pending: list[Future] = []
     with ThreadPoolExecutor(1) as writer:  # the disk works while the next layer is computed
@@ -164,14 +168,17 @@ def _tensors(form: Format, pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
     return {output.name: output.tensor() for output in outputs}
 
 
-def _apply_overrides(job: Job, journal: Journal, form: Format, names: list[str]) -> None:
-    """Put back in 16 bits what 4 bits turned out to hurt too much."""
+def _overridden(job: Job, journal: Journal, form: Format, names: list[str]) -> dict[str, Entry]:
+    """What 4 bits turned out to hurt too much, in 16 bits. The journal stays, so that a resumed run chooses the same."""
     chosen = job.overrides.choose([report for name in names for report in journal.get(name).reports])
+    entries = {}
     for name, why in chosen.items():
         pieces = {
             t: job.weights[t].to(job.spec.scale_dtype) for t in (f"{name}.weight", f"{name}.bias") if t in job.names
         }
-        journal.put(name, _tensors(form, pieces), kept=why)
+        outputs = tuple(whole(key, tensor) for key, tensor in _tensors(form, pieces).items())
+        entries[name] = Entry(name, outputs, (), why)
+    return entries
 
 
 def _cost(job: Job, name: str) -> float:
@@ -190,19 +197,22 @@ def _put_together(job: Job, journal: Journal, form: Format, names: list[str]) ->
         check_values(tensor, FLOAT, name)
     plain = {name: tensor.to("cpu", job.spec.scale_dtype) for name, tensor in plain.items()}
     outline = QuantizedModel(job.architecture, plain={n: t.to("meta") for n, t in plain.items()})
+    instead = _overridden(job, journal, form, names)
     reports, kept, announced = [], [], []
     for name in names:
-        entry = journal.get(name)
+        entry = instead.get(name) or journal.get(name)
         _add_outline(outline, entry)
         reports += entry.reports
         kept += [entry.kept] if entry.kept else []
         announced += [Output(o.name, o.shape, o.dtype, tuple) for o in entry.outputs]
+    if not outline.layers:
+        raise SVDQuantError(f"{job.target}: no layer is left to be quantized; nothing was written. {kept[0]}")
     outside = [output for host, tensor in plain.items() for output in form.outputs(host, tensor)]
 
     def made() -> Iterator[Output]:
         yield from outside
         for name in names:
-            yield from journal.get(name).outputs
+            yield from (instead.get(name) or journal.get(name)).outputs
 
     outputs = outside + announced
     nbytes = sum(output.nbytes for output in outputs)
