@@ -169,7 +169,7 @@ def _tensors(form: Format, pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
 
 
 def _overridden(job: Job, journal: Journal, form: Format, names: list[str]) -> dict[str, Entry]:
-    """What 4 bits turned out to hurt too much, in 16 bits. The journal stays, so that a resumed run chooses the same."""
+    """What 4 bits turned out to hurt too much, in 16 bits; the journal stays: a resumed run chooses the same."""
     chosen = job.overrides.choose([report for name in names for report in journal.get(name).reports])
     entries = {}
     for name, why in chosen.items():
