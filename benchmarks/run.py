@@ -3,6 +3,7 @@
     python benchmarks/run.py                     all layer shapes of FLUX.1 and PixArt, as Markdown
     python benchmarks/run.py --layers flux --tokens 4608 --rank 32 --seconds 0.1
     python benchmarks/run.py --gpu-time          replayed as a CUDA graph: without the time Python takes to launch
+    python benchmarks/run.py --step              a whole denoising step in the host instead; see step.py
 
 Every row is checked against the reference first; a mismatch ends the program with no table. Everything a layer needs is
 counted: quantizing activations, unpacking weights, low-rank branch, bias. Weights and activations are random.
@@ -11,8 +12,6 @@ counted: quantizing activations, unpacking weights, low-rank branch, bias. Weigh
 import argparse
 import logging
 import math
-import platform
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -20,9 +19,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(Path(__file__).parent)]
 
+if __name__ == "__main__" and "--step" in sys.argv[1:]:  # before torch, whose allocator the host chooses
+    from step import main as _step
+
+    sys.exit(_step([argument for argument in sys.argv[1:] if argument != "--step"]))
+
 import pack  # noqa: F401, E402  makes svdquant_pack importable
 import torch  # noqa: E402
 from contenders import CONTENDERS, Layer, MismatchError  # noqa: E402
+from machine import header  # noqa: E402
 
 # out_features, in_features of the Linears that carry the work. linear1 and linear2 of FLUX are two such parts each.
 LAYERS = {
@@ -33,26 +38,6 @@ TOKENS = {"flux": (4608, 512), "pixart": (4096,)}  # 1024 x 1024 with 512 text t
 RANKS = (0, 32, 128)
 # dense int8 operations a second, from the data sheets
 INT8_PEAK = {"H200": 1979e12, "H100": 1979e12, "A100": 624e12, "4090": 660.6e12, "3090": 284e12, "5090": 838e12}
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown commit"
-
-
-def _header(commit: str) -> str:
-    try:
-        import triton
-
-        triton_version = triton.__version__
-    except ImportError:
-        triton_version = "not installed"
-    gpu = torch.cuda.get_device_properties(0)
-    return (
-        f"{gpu.name}, {gpu.multi_processor_count} processors, torch {torch.__version__}, Triton {triton_version}, "
-        f"Python {platform.python_version()}, {commit}"
-    )
 
 
 def _milliseconds(run, seconds: float, gpu_time: bool) -> float:
@@ -146,7 +131,7 @@ def main() -> int:
     except MismatchError as error:
         sys.stderr.write(f"No table, because a result is wrong: {error}\n")
         return 1
-    sys.stdout.write(_header(options.commit or _commit()) + (", GPU time" if options.gpu_time else "") + "\n\n")
+    sys.stdout.write(header(options.commit) + (", GPU time" if options.gpu_time else "") + "\n\n")
     sys.stdout.write("\n".join(tables))
     return 0
 

@@ -9,69 +9,15 @@ differs.
 """
 
 import argparse
-import logging
-import os
 import sys
 import threading
 import time
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from types import ModuleType
 
-ROOT = Path(__file__).resolve().parents[1]
-HIDDEN = 3072
-DOUBLE = {"_mod.lin": (6, 1), "_attn.qkv": (3, 1), "_attn.proj": (1, 1), "_mlp.0": (4, 1), "_mlp.2": (1, 4)}
-SINGLE = {"modulation.lin": (3, 1), "linear1": (7, 1), "linear2": (1, 5)}
-PLAIN = {
-    "img_in": (HIDDEN, 64),
-    "txt_in": (HIDDEN, 4096),
-    "time_in.in_layer": (HIDDEN, 256),
-    "time_in.out_layer": (HIDDEN, HIDDEN),
-    "vector_in.in_layer": (HIDDEN, 768),
-    "vector_in.out_layer": (HIDDEN, HIDDEN),
-    "guidance_in.in_layer": (HIDDEN, 256),
-    "guidance_in.out_layer": (HIDDEN, HIDDEN),
-    "final_layer.linear": (64, HIDDEN),
-    "final_layer.adaLN_modulation.1": (2 * HIDDEN, HIDDEN),
-}
-
-
-def start_host(mode: str) -> None:
-    """What the host's main.py does before and after it imports torch."""
-    sys.path[:0] = [str(ROOT / "tests"), os.environ["COMFYUI_PATH"]]
-    sys.argv[1:] = [] if mode == "dynamic" else ["--disable-dynamic-vram"]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import comfy_aimdo.control
-
-    if mode == "dynamic":
-        comfy_aimdo.control.init(simple_vram_headroom=None, nvml_pressure=True)
-    import cuda_malloc  # noqa: F401, I001  before torch, whose allocator it chooses
-    import comfy.memory_management
-    import comfy.model_management
-    import comfy.model_patcher
-    import pack  # noqa: F401
-
-    if mode == "dynamic":
-        devices = comfy.model_management.get_all_torch_devices()
-        if not comfy_aimdo.control.init_devices((device.index, 0) for device in devices):
-            raise SystemExit("comfy-aimdo did not start; dynamic VRAM needs an NVIDIA GPU.")
-        comfy_aimdo.control.set_log_warning()
-        comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
-        comfy.memory_management.aimdo_enabled = True
-    nodes = ModuleType("svdquant_pack.nodes")  # the seam without the node classes, which need the whole host
-    nodes.__path__ = [str(ROOT / "nodes")]
-    sys.modules["svdquant_pack.nodes"] = nodes
-    logging.getLogger().setLevel(logging.WARNING)
-
-
-def layers(depth: int, singles: int) -> dict[str, tuple[int, int]]:
-    """Layer -> (outputs, inputs)."""
-    named = {f"double_blocks.{i}.{s}{n}": k for i in range(depth) for s in ("img", "txt") for n, k in DOUBLE.items()}
-    named |= {f"single_blocks.{i}.{n}": k for i in range(singles) for n, k in SINGLE.items()}
-    return {name: (rows * HIDDEN, columns * HIDDEN) for name, (rows, columns) in named.items()}
+sys.path.insert(0, str(Path(__file__).parent))
+from random_flux import HEAD, Draw, linears, norms, plain_linears, start_host
 
 
 def write_model(path: Path, depth: int, singles: int) -> None:
@@ -80,44 +26,18 @@ def write_model(path: Path, depth: int, singles: int) -> None:
     from safetensors.torch import save_file
 
     from svdquant_pack.nodes.host.linear import LAYOUT_KEY, layout_to_tensor
-    from svdquant_pack.svdq_core.layer import Part, QuantizedLayer
 
-    g = torch.Generator("cuda").manual_seed(0)
-    rand = lambda *s, scale=1.0: (torch.randn(s, generator=g, device="cuda") * scale).bfloat16()  # noqa: E731
-
-    def part(rows: tuple, columns: tuple, unsigned: bool = False) -> Part:
-        n, k = rows[1] - rows[0], columns[1] - columns[0]
-        codes = torch.randint(-128, 128, (n, k // 2), generator=g, device="cuda", dtype=torch.int8)
-        low_rank = {"proj_down": rand(k, 32, scale=k**-0.5), "proj_up": rand(n, 32, scale=0.05)}
-        scales = (torch.rand(k // 64, n, generator=g, device="cuda") * 0.2 + 0.9) * k**-0.5 / 6
-        tensors = {"qweight": codes, "wscales": scales.bfloat16(), "smooth_factor": rand(k).abs() + 0.5}
-        return Part("int4", rows, columns, unsigned, tensors | low_rank)
-
-    def awq(n: int, k: int) -> Part:
-        codes = torch.randint(-128, 128, (n, k // 2), generator=g, device="cuda", dtype=torch.int8)
-        scales = torch.full((k // 64, n), k**-0.5 / 20, device="cuda").bfloat16()
-        return Part("awq", (0, n), (0, k), False, {"qweight": codes, "wscales": scales, "wzeros": -7.5 * scales})
-
-    tensors = {}
-    for name, (n, k) in layers(depth, singles).items():
-        if "mod" in name:
-            parts = (awq(n, k),)
-        elif name.endswith("linear1"):
-            parts = part((0, 3 * HIDDEN), (0, k)), part((3 * HIDDEN, n), (0, k))
-        elif name.endswith("linear2"):
-            parts = part((0, n), (0, HIDDEN)), part((0, n), (HIDDEN, k), True)
-        else:
-            parts = (part((0, n), (0, k), name.endswith("mlp.2")),)
-        blob, layout = QuantizedLayer(k, n, parts).to_blob()
+    draw, tensors = Draw("cuda"), {}
+    for name, size in linears(depth, singles).items():
+        layer = draw.layer(name, *size)
+        blob, layout = layer.to_blob()
         tensors[f"{name}.weight"], tensors[f"{name}.{LAYOUT_KEY}"] = blob.cpu(), layout_to_tensor(layout)
-        tensors[f"{name}.bias"] = rand(n, scale=0.02).cpu()
-    for name, (n, k) in PLAIN.items():
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = rand(n, k, scale=k**-0.5).cpu(), rand(n, scale=0.02).cpu()
-    ones = torch.ones(128).bfloat16()
-    norms = [f"double_blocks.{i}.{s}_attn.norm" for i in range(depth) for s in ("img", "txt")]
-    for name in norms + [f"single_blocks.{i}.norm" for i in range(singles)]:
-        tensors[f"{name}.query_norm.weight"] = tensors[f"{name}.key_norm.weight"] = ones
-    save_file({f"model.diffusion_model.{k}": t.clone() if t is ones else t for k, t in tensors.items()}, path)
+        tensors[f"{name}.bias"] = layer.bias.cpu()
+    for name, (n, k) in plain_linears().items():
+        tensors[f"{name}.weight"] = draw.normal(n, k, scale=k**-0.5).cpu()
+        tensors[f"{name}.bias"] = draw.normal(n, scale=0.02).cpu()
+    tensors |= {name: torch.ones(HEAD).bfloat16() for name in norms(depth, singles)}
+    save_file({f"model.diffusion_model.{k}": t for k, t in tensors.items()}, path)
 
 
 def write_loras(folder: Path, depth: int, singles: int) -> list[Path]:
@@ -128,7 +48,7 @@ def write_loras(folder: Path, depth: int, singles: int) -> list[Path]:
     for i in range(4):
         g = torch.Generator("cuda").manual_seed(100 + i)
         lora = {}
-        for name, (n, k) in layers(depth, singles).items():
+        for name, (n, k) in linears(depth, singles).items():
             for end, shape in (("A", (32, k)), ("B", (n, 32))):
                 tensor = torch.randn(shape, generator=g, device="cuda") * (k**-0.5 if end == "A" else 0.1)
                 lora[f"diffusion_model.{name}.lora_{end}.weight"] = tensor.bfloat16().cpu()
