@@ -1,15 +1,20 @@
 """How long a full-size checkpoint takes to read, beside safetensors reading the same bytes and doing nothing with them.
 
-    python benchmarks/checkpoint_speed.py FOLDER [--double 19] [--single 38] [--rank 32] [--keep]
+    python benchmarks/checkpoint_speed.py FOLDER [--double 19] [--single 38] [--rank 32] [--rounds 7] [--cold] [--keep]
 
 Writes a synthetic FLUX.1 file in nunchaku's INT4 layout into FOLDER (6.3 GiB at full size; random codes, sound
-scales), then measures in one run, each from a cold file (its pages dropped before) and from a warm one:
+scales), then reads it in several ways, one after the other, round after round:
 
-    bytes       safetensors maps the file, every tensor is copied once: what reading costs at least
+    bytes       safetensors maps the file, every tensor is copied once into memory of its own: what reading costs at
+                least, and what every ratio is relative to
+    load        safetensors.torch.load of the file's bytes, for comparison
     ready       Checkpoint, plan, unpack: every layer in this pack's layout, in memory
-    blobs       the same, packed into the one weight of each layer that ComfyUI gets
+    blobs       the same, packed into the one weight of each layer that ComfyUI gets: what the loader does
 
-and for `ready` and `blobs` the largest amount of memory of its own (not the mapped file) over what the model takes.
+Ratios are medians over the rounds of the ratio within a round, so that other work on the machine counts the less; "CPU"
+is the time that all threads of this process were running, page faults included. The file is in the page cache, or with
+--cold dropped from it before every read. "memory" is the largest growth of anonymous memory (the mapped file is none)
+relative to the file.
 """
 
 import argparse
@@ -20,7 +25,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from types import ModuleType
 
 import torch
@@ -31,13 +38,13 @@ _pack.__path__ = [str(ROOT)]
 sys.modules.setdefault("svdquant_pack", _pack)
 
 from safetensors import safe_open  # noqa: E402  (the pack has to be importable first)
+from safetensors.torch import load  # noqa: E402
 
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
 from svdquant_pack.svdq_core.checkpoint.output import Output  # noqa: E402
 from svdquant_pack.svdq_core.checkpoint.stream import write_stream  # noqa: E402
 
 WIDTH, TEXT, POOLED = 3072, 4096, 768
-RUNS = 3
 
 
 def random_output(name: str, dtype: torch.dtype, *shape: int) -> Output:
@@ -108,6 +115,10 @@ def read_bytes(path: Path) -> list[torch.Tensor]:
         return [file.get_tensor(name).clone() for name in file.keys()]  # noqa: SIM118
 
 
+def read_load(path: Path) -> dict[str, torch.Tensor]:
+    return load(path.read_bytes())
+
+
 def read_ready(path: Path):
     return read_checkpoint(Checkpoint(path))
 
@@ -157,19 +168,31 @@ def drop_pages(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def measure(read: Callable[[Path], object], path: Path, cold: bool) -> tuple[float, int]:
-    """(seconds, bytes of memory grown) of one read."""
+@dataclass(frozen=True)
+class Cost:
+    """Of one read."""
+
+    wall: float
+    cpu: float
+    grown: int
+
+
+def measure(read: Callable[[Path], object], path: Path, cold: bool) -> Cost:
+    """One read, in a process that has given back what the one before it used."""
     gc.collect()
     if sys.platform == "linux":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the read before left in the allocator is not this one's
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     if cold:
         drop_pages(path)
     with PeakMemory() as memory:
-        started = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         result = read(path)
-        seconds = time.perf_counter() - started
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     del result
-    return seconds, memory.grown
+    return Cost(wall, cpu, memory.grown)
+
+
+READS = {"bytes": read_bytes, "load": read_load, "ready": read_ready, "blobs": read_blobs}
 
 
 def main() -> int:
@@ -179,27 +202,29 @@ def main() -> int:
     parser.add_argument("--double", type=int, default=19)
     parser.add_argument("--single", type=int, default=38)
     parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--cold", action="store_true", help="from the disk every time")
     parser.add_argument("--keep", action="store_true", help="do not delete the file afterwards")
     options = parser.parse_args()
     path = options.folder / f"synthetic-{options.double}-{options.single}-r{options.rank}.safetensors"
     if not path.exists():
         outputs = flux_outputs(options.double, options.single, options.rank)
         write_stream(path, outputs, {}, outputs)
+    if not options.cold:
+        measure(read_ready, path, cold=False)  # the file gets into the page cache
+    rounds = [{n: measure(read, path, options.cold) for n, read in READS.items()} for _ in range(options.rounds)]
     size = path.stat().st_size
     sys.stdout.write(
-        f"{path.name}: {size / 2**30:.2f} GiB; torch {torch.__version__}, {torch.get_num_threads()} threads\n"
+        f"{path.name}: {size / 2**30:.2f} GiB, {'cold' if options.cold else 'warm'}; {options.rounds} rounds; torch "
+        f"{torch.__version__}, {torch.get_num_threads()} threads; load of the machine {os.getloadavg()[0]:.1f}\n"
+        "| read | wall s | times bytes | CPU s | times bytes | memory / file |\n|---|---|---|---|---|---|\n"
     )
-    sys.stdout.write("| read | cold s | times bytes | warm s (best of 3) | times bytes | memory / file |\n")
-    sys.stdout.write("|---|---|---|---|---|---|\n")
-    base: tuple[float, float] | None = None
-    for name, read in (("bytes", read_bytes), ("ready", read_ready), ("blobs", read_blobs)):
-        cold, grown = measure(read, path, cold=True)
-        warm = min(measure(read, path, cold=False)[0] for _ in range(RUNS))
-        base = base or (cold, warm)
-        ratios = f"{cold / base[0]:.2f}", f"{warm / base[1]:.2f}"
-        row = f"| {name} | {cold:.2f} | {ratios[0]} | {warm:.2f} | {ratios[1]} | {grown / size:.2f} |"
-        sys.stdout.write(row + "\n")
-        sys.stdout.flush()
+    for name in READS:
+        wall, cpu = median(r[name].wall for r in rounds), median(r[name].cpu for r in rounds)
+        walls = median(r[name].wall / r["bytes"].wall for r in rounds)
+        cpus = median(r[name].cpu / r["bytes"].cpu for r in rounds)
+        grown = median(r[name].grown for r in rounds) / size
+        sys.stdout.write(f"| {name} | {wall:.2f} | {walls:.2f} | {cpu:.2f} | {cpus:.2f} | {grown:.2f} |\n")
     if not options.keep:
         path.unlink()
     return 0

@@ -9,12 +9,12 @@ one flat uint8 tensor, the blob. `BlobLayout` says where each lies; it is plain 
 
 import json
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
-from ..kernels.format import BLOB_ALIGNMENT
+from .arena import Arena, aligned, blank
 from .errors import CheckpointError
 from .schemes import DERIVED, GROUP_SIZE, SCHEME_TENSORS
 from .values import FLOAT, check_values
@@ -107,12 +107,14 @@ class QuantizedLayer:
         in_features, out_features: of the host Linear.
         parts: rectangles that tile the weight.
         bias: (out_features,) or None; for act_unsigned parts it holds the shift correction already.
+        arena: memory in which tensors of the parts lie already, or None.
     """
 
     in_features: int
     out_features: int
     parts: tuple[Part, ...]
     bias: Tensor | None = None
+    arena: Arena | None = field(default=None, repr=False, compare=False)
 
     @property
     def nbytes(self) -> int:
@@ -162,25 +164,36 @@ class QuantizedLayer:
         return replace(self, parts=parts)
 
     def to_blob(self) -> tuple[Tensor, "BlobLayout"]:
-        """Copy every tensor of every part into one flat uint8 tensor, derived ones last."""
-        offset = 0
+        """One flat uint8 tensor that holds every tensor of every part, derived ones last.
+
+        What lies in the layer's arena stays there, so that the blob shares memory with it; everything else is copied.
+        """
         slices: list[dict[str, BlobSlice]] = [{} for _ in self.parts]
-        for derived in (False, True):
-            for part, places in zip(self.parts, slices, strict=True):
-                for name, tensor in part.tensors.items():
-                    if (name in DERIVED) == derived:
-                        dtype = str(tensor.dtype).removeprefix("torch.")
-                        places[name] = BlobSlice(offset, tuple(tensor.shape), dtype)
-                        offset += -(-tensor.nbytes // BLOB_ALIGNMENT) * BLOB_ALIGNMENT
         parts = [
             BlobPart(p.scheme, p.rows, p.columns, p.act_unsigned, s) for p, s in zip(self.parts, slices, strict=True)
         ]
-        layout = BlobLayout(self.in_features, self.out_features, tuple(parts))
-        blob = torch.zeros(offset, dtype=torch.uint8, device=self.parts[0]["qweight"].device)
-        for part, stored in zip(self.parts, parts, strict=True):
-            for name, place in stored.slices.items():
-                place.read(blob).copy_(part[name])
-        return blob, layout
+        ordered = [
+            (places, name, tensor)
+            for derived in (False, True)
+            for part, places in zip(self.parts, slices, strict=True)
+            for name, tensor in part.tensors.items()
+            if (name in DERIVED) == derived
+        ]
+        starts = None if self.arena is None else self.arena.claim([tensor for *_, tensor in ordered])
+        if self.arena is not None and starts is not None:
+            blob = self.arena.memory
+        else:
+            ends = list(accumulate((aligned(tensor.nbytes) for *_, tensor in ordered), initial=0))
+            starts, blob = ends[:-1], blank(ends[-1], self.parts[0]["qweight"].device)
+        end = 0
+        for (places, name, tensor), start in zip(ordered, starts, strict=True):
+            place = BlobSlice(start, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            places[name], stop = place, start + aligned(tensor.nbytes)
+            if place.read(blob).data_ptr() != tensor.data_ptr():
+                place.read(blob).copy_(tensor)
+                blob[start + tensor.nbytes : stop] = 0  # gaps are saved too: equal layers, equal bytes
+            end = max(end, stop)
+        return blob[:end], BlobLayout(self.in_features, self.out_features, tuple(parts))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from svdquant_pack.svdq_core import layouts
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.layer import Part
+from svdquant_pack.svdq_core.modulation_codes import codes_to_nunchaku
 from svdquant_pack.svdq_core.stack import slice_rows
 
 DOUBLE, SINGLE = "transformer_blocks.0.", "single_transformer_blocks.0."
@@ -56,7 +57,7 @@ def stored(part: Part, bias: Tensor) -> dict[str, Tensor]:
     """One module's tensors in the file's order."""
     tensors = {n: t for n, t in part.tensors.items() if n != "smooth_factor_orig"}
     if part.scheme == "awq":
-        qweight = layouts.awq_qweight_to_nunchaku(tensors["qweight"])
+        qweight = codes_to_nunchaku(tensors["qweight"])
         return {"qweight": qweight, "wscales": tensors["wscales"], "wzeros": tensors["wzeros"], "bias": bias}
     if part.scheme == "nvfp4":  # this format always has both scales
         tensors.setdefault("wtscale", torch.ones(1, dtype=bias.dtype))

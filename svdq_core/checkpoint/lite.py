@@ -9,12 +9,13 @@ import json
 
 import torch
 
+from ..arena import Arena
 from ..errors import CheckpointError
 from ..layer import QuantizedLayer
 from ..models import BlockMap
 from .assemble import combine
 from .container import Checkpoint, lite_targets, read_json
-from .nunchaku_layers import MODULATION_TENSORS, SVDQUANT_TENSORS, unpack_layer, unpack_modulation
+from .nunchaku_layers import MODULATION_TENSORS, SVDQUANT_TENSORS, room_for, unpack_layer, unpack_modulation
 from .nunchaku_names import NEWER_SUFFIXES
 from .nunchaku_read import check_counts, plan_outside_blocks, want_layer
 from .plan import Plan
@@ -141,12 +142,13 @@ def _want(plan: Plan, module: str) -> tuple[str, dict[str, str]]:
 
 
 def _read_linear(checkpoint: Checkpoint, layers: list[tuple[str, dict[str, str]]]) -> QuantizedLayer:
-    parts = []
-    for name, stored in layers:
-        tensors, where = {kind: checkpoint[full] for kind, full in stored.items()}, f"{checkpoint.name}: {name}"
+    found = [(name, {kind: checkpoint[full] for kind, full in stored.items()}) for name, stored in layers]
+    arena, parts = Arena(sum(room_for(tensors) for _, tensors in found)), []
+    for name, tensors in found:
+        where = f"{checkpoint.name}: {name}"
         if tensors["qweight"].dtype == torch.int32:
-            parts.append((name, *unpack_modulation(tensors, 1, where)))
+            parts.append((name, *unpack_modulation(tensors, 1, where, arena)))
         else:
-            parts.append((name, *unpack_layer(tensors, False, where)))
+            parts.append((name, *unpack_layer(tensors, False, where, arena)))
     # what the host sums over two inputs, diffusers keeps as one module; what the host stacks, it keeps apart
-    return combine(checkpoint.name, "rows", parts)
+    return combine(checkpoint.name, "rows", parts, arena)

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ...kernels.format import GROUP_SIZE_AWQ, RANK_MULTIPLE
 from .. import layouts
+from ..arena import Arena, aligned
 from ..errors import CheckpointError
 from ..layer import Part
+from ..modulation_codes import codes_from_nunchaku, codes_to_nunchaku
 from ..stack import same_bits
 from ..values import FLOAT, check_values
 from .nunchaku_names import EXACT, SIGNED_BIAS
@@ -28,13 +30,24 @@ SVDQUANT_TENSORS = (
 MODULATION_TENSORS = ("qweight", "wscales", "wzeros", "bias", "proj_down", "proj_up")
 
 
-def unpack_layer(stored: dict[str, Tensor], unsigned: bool, where: str) -> tuple[Part, Tensor | None]:
+def room_for(stored: dict[str, Tensor]) -> int:
+    """Bytes of an arena that a layer's tensors fill, what is worked out of them on loading included."""
+    found = sum(aligned(tensor.nbytes) for name, tensor in stored.items() if name != "bias")
+    qweight = stored["qweight"]
+    channels = qweight.shape[0] if _is_matrix(qweight, torch.int8, TILE, TILE // 2) else 0
+    return found + aligned(channels * torch.float32.itemsize)
+
+
+def unpack_layer(
+    stored: dict[str, Tensor], unsigned: bool, where: str, arena: Arena | None = None
+) -> tuple[Part, Tensor | None]:
     """An int4 or nvfp4 layer.
 
     Args:
         stored: tensors in the file's order, under canonical names.
         unsigned: its role is behind a GELU; int4 activations are then unsigned.
         where: file and layer, for messages.
+        arena: where the tensors of the part go; memory of their own if None.
 
     Returns:
         The part, covering rows (0, N) and columns (0, K), and its bias.
@@ -62,7 +75,10 @@ def unpack_layer(stored: dict[str, Tensor], unsigned: bool, where: str) -> tuple
         raise CheckpointError(
             f"{where}: the rank is {part.rank}, expected a multiple of {RANK_MULTIPLE}. The file is damaged."
         )
-    natural = {name: layouts.NUNCHAKU[name].from_stored(tensor) for name, tensor in stored.items()}
+    natural = {
+        name: layouts.NUNCHAKU[name].from_stored(tensor, out=None if name == "bias" else _room(arena, tensor))
+        for name, tensor in stored.items()
+    }
     natural |= _exact_tensors(exact, natural, where)
     bias = natural.pop("bias", None)
     if signed_bias is not None:
@@ -109,11 +125,14 @@ def svdquant_outputs(
         yield whole(f"{layer}.{suffixes[name]}", tensor, layouts.NUNCHAKU[name].to_stored)
 
 
-def unpack_modulation(stored: dict[str, Tensor], chunks: int, where: str) -> tuple[Part, Tensor | None]:
+def unpack_modulation(
+    stored: dict[str, Tensor], chunks: int, where: str, arena: Arena | None = None
+) -> tuple[Part, Tensor | None]:
     """An AWQ layer whose rows are interleaved over `chunks` and whose bias has 1 added to its scale chunks.
 
     Args:
         chunks: 1 for rows in plain order and a bias as it is.
+        arena: as unpack_layer.
 
     Returns:
         The part, and its bias: float32 without the 1, or as stored where chunks is 1.
@@ -128,15 +147,19 @@ def unpack_modulation(stored: dict[str, Tensor], chunks: int, where: str) -> tup
             f"{chunks} chunks. The file is damaged or of another format."
         )
     rows, columns = qweight.shape[0] * 4, qweight.shape[1] * 2
-    tensors = {"qweight": layouts.rows_from_interleaved(layouts.awq_qweight_from_nunchaku(qweight), chunks)}
+    room = None if arena is None else arena.take((rows, columns // 2), torch.int8)
+    tensors = {"qweight": codes_from_nunchaku(qweight, chunks, out=room)}
     for name in ("wscales", "wzeros"):
         if name in stored:
-            tensors[name] = _unpack_groups(stored[name], rows, columns // GROUP_SIZE_AWQ, chunks, f"{where}.{name}")
+            groups = columns // GROUP_SIZE_AWQ
+            tensors[name] = _unpack_groups(stored[name], rows, groups, chunks, f"{where}.{name}", arena)
     if "proj_down" in stored:  # not in tiles, but transposed
         tensors["proj_down"] = stored["proj_down"].T if stored["proj_down"].ndim == 2 else stored["proj_down"]
     if "proj_up" in stored:
         fits = stored["proj_up"].ndim == 2 and stored["proj_up"].shape[0] == rows
         tensors["proj_up"] = layouts.rows_from_interleaved(stored["proj_up"], chunks) if fits else stored["proj_up"]
+    if arena is not None:
+        tensors |= {name: arena.copy(tensors[name]) for name in ("proj_down", "proj_up") if name in tensors}
     bias = stored.get("bias")
     if bias is not None:
         check_values(bias, FLOAT, f"{where}: bias")
@@ -156,14 +179,18 @@ def unpack_modulation(stored: dict[str, Tensor], chunks: int, where: str) -> tup
     return part, bias
 
 
-def _unpack_groups(stored: Tensor, rows: int, groups: int, chunks: int, what: str) -> Tensor:
+def _room(arena: Arena | None, like: Tensor) -> Tensor | None:
+    return None if arena is None else arena.take(tuple(like.shape), like.dtype)
+
+
+def _unpack_groups(stored: Tensor, rows: int, groups: int, chunks: int, what: str, arena: Arena | None) -> Tensor:
     most = groups + -groups % AWQ_GROUP_ROWS
     if stored.ndim != 2 or not groups <= stored.shape[0] <= most or stored.shape[1] != rows:
         more = f" or up to ({most}, {rows})" if most > groups else ""
         raise CheckpointError(
             f"{what} has shape {tuple(stored.shape)}, expected ({groups}, {rows}){more}. The file is damaged."
         )
-    return layouts.rows_from_interleaved(stored[:groups], chunks, dim=1)
+    return layouts.rows_from_interleaved(stored[:groups], chunks, dim=1, out=_room(arena, stored[:groups]))
 
 
 def modulation_outputs(
@@ -179,7 +206,7 @@ def modulation_outputs(
     rows, columns = part.out_features, part.in_features
 
     def qweight() -> list[Tensor]:
-        return [layouts.awq_qweight_to_nunchaku(layouts.rows_to_interleaved(part["qweight"], chunks))]
+        return [codes_to_nunchaku(part["qweight"], chunks)]
 
     yield Output(f"{layer}.{suffixes['qweight']}", (rows // 4, columns // 2), torch.int32, qweight)
     for name in ("wscales", "wzeros"):

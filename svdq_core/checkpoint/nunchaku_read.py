@@ -1,12 +1,13 @@
 """Reading nunchaku files: which of their layers make which Linear of the host."""
 
 from .. import layouts
+from ..arena import Arena, aligned
 from ..errors import CheckpointError
 from ..layer import QuantizedLayer
 from ..models import BlockMap, LinearMap
 from .assemble import combine
 from .container import Checkpoint, read_json
-from .nunchaku_layers import MODULATION_TENSORS, SVDQUANT_TENSORS, unpack_layer, unpack_modulation
+from .nunchaku_layers import MODULATION_TENSORS, SVDQUANT_TENSORS, room_for, unpack_layer, unpack_modulation
 from .nunchaku_names import EXACT, SIGNED_BIAS, Spelling, spelling_of
 from .plan import Plan, join
 from .recognize import recognize_source
@@ -87,15 +88,21 @@ def want_layer(plan: Plan, name: str, suffixes: dict[str, str], kinds: tuple[str
 
 def _read_linear(checkpoint: Checkpoint, linear: LinearMap, layers: list[tuple[str, dict[str, str]]]) -> QuantizedLayer:
     """One host Linear from the checkpoint layers that it is made of, as want_layer returns them."""
+    found = [(name, {kind: checkpoint[full] for kind, full in stored.items()}) for name, stored in layers]
+    # of layers that are summed all but the last may keep a bias of their own
+    kept = [t["bias"] for _, t in found[:-1] if "bias" in t] if linear.stack == "columns" else []
+    arena = Arena(sum(room_for(tensors) for _, tensors in found) + sum(aligned(bias.nbytes) for bias in kept))
     parts = []
-    for position, (name, stored) in enumerate(layers):
-        tensors, where = {kind: checkpoint[full] for kind, full in stored.items()}, f"{checkpoint.name}: {name}"
+    for position, (name, tensors) in enumerate(found):
+        where = f"{checkpoint.name}: {name}"
         if linear.modulation_chunks:
-            part, bias = unpack_modulation(tensors, linear.modulation_chunks, where)
+            part, bias = unpack_modulation(tensors, linear.modulation_chunks, where, arena)
         else:
-            part, bias = unpack_layer(tensors, position in linear.unsigned, where)
+            part, bias = unpack_layer(tensors, position in linear.unsigned, where, arena)
+        if bias is not None and linear.stack == "columns" and position < len(found) - 1:
+            bias = arena.copy(bias)
         parts.append((name, part, bias))
-    return combine(checkpoint.name, linear.stack, parts)
+    return combine(checkpoint.name, linear.stack, parts, arena)
 
 
 def plan_outside_blocks(plan: Plan, prefix: str = "") -> None:

@@ -5,6 +5,7 @@ read one at a time.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,9 @@ class Job:
     host: str
     source: str
     read: Callable[[], Entry]
+
+    def run(self) -> Entry:
+        return self.read()
 
 
 class Plan:
@@ -99,24 +103,32 @@ class Plan:
             CheckpointError: tensors are missing, left over, misshapen, of a wrong dtype or not finite.
         """
         self.check_names()
-        for job in self._jobs:
-            entry = job.read()
-            self._check(job, entry)
-            yield job.host, entry
+        yield from self._checked(map(Job.run, self._jobs))
 
     def read(self) -> QuantizedModel:
-        """The whole model.
+        """The whole model, several pieces at a time.
 
         Raises:
             CheckpointError: as entries().
         """
+        self.check_names()
         model = QuantizedModel(self.architecture, metadata=self.metadata)
-        for host, entry in self.entries():
-            if isinstance(entry, QuantizedLayer):
-                model.layers[host] = entry
-            else:
-                model.plain[host] = entry
+        # as many as torch uses: unpacking is memory traffic in torch and numpy, which let other threads run meanwhile
+        pool = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="svdquant-read")
+        try:
+            for host, entry in self._checked(pool.map(Job.run, self._jobs)):
+                if isinstance(entry, QuantizedLayer):
+                    model.layers[host] = entry
+                else:
+                    model.plain[host] = entry
+        finally:
+            pool.shutdown(cancel_futures=True)
         return model
+
+    def _checked(self, entries: Iterable[Entry]) -> Iterator[tuple[str, Entry]]:
+        for job, entry in zip(self._jobs, entries, strict=True):
+            self._check(job, entry)
+            yield job.host, entry
 
     def _check(self, job: Job, entry: Entry) -> None:
         where = f"{self.checkpoint.name}: {job.source}"

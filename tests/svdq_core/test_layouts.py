@@ -47,14 +47,6 @@ def test_low_rank_factors_come_back(size, rank):
     assert not torch.equal(layouts.proj_up_to_nunchaku(factor), layouts.proj_down_to_nunchaku(factor))
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(4, 64), (12, 128), (24, 192)], ids=str)
-def test_awq_weight_comes_back(rows, columns):
-    qweight = bits(rows, columns // 2, dtype=torch.int8)
-    stored = layouts.awq_qweight_to_nunchaku(qweight)
-    assert stored.dtype == torch.int32 and stored.shape == (rows // 4, columns // 2)
-    assert_same(layouts.awq_qweight_from_nunchaku(stored), qweight)
-
-
 @pytest.mark.parametrize("chunks", [1, 3, 6])
 def test_interleaved_rows_come_back(chunks):
     rows = torch.arange(chunks * 5)
@@ -96,18 +88,6 @@ def test_where_one_weight_code_is_stored(row, column, index):
     codes[row, column] = 15
     stored = layouts.qweight_to_nunchaku(pack_nibbles(codes)).flatten()
     assert stored.nonzero().flatten().tolist() == [index] and stored[index] == 15
-
-
-@pytest.mark.parametrize(
-    ("column", "word", "shift"), [(0, 0, 0), (1, 1, 0), (8, 0, 4), (24, 0, 12), (32, 8, 0), (39, 15, 0)]
-)
-def test_where_one_modulation_code_is_stored(column, word, shift):
-    """16-bit words of k, k+8, k+16, k+24; rows of a quad follow each other in runs of 16 words."""
-    codes = torch.zeros(4, 64, dtype=torch.uint8)
-    codes[2, column] = 9
-    words = layouts.awq_qweight_to_nunchaku(pack_nibbles(codes)).view(torch.int16).flatten().int() & 0xFFFF
-    assert words.nonzero().flatten().tolist() == [2 * 16 + word]
-    assert int(words[2 * 16 + word]) == 9 << shift
 
 
 def test_plus_one_goes_to_the_scales_only_and_comes_off_in_float32():
