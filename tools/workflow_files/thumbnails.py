@@ -1,6 +1,6 @@
 """Draws the thumbnails of the template browser and the pack's icon: workflows/*.jpg, web/icon.png.
 
-usage: python tools/workflow_files/thumbnails.py [--host COMFYUI]
+usage: python tools/workflow_files/thumbnails.py [--host COMFYUI] [WORKFLOW ...]
 
 The pictures in them come from the demo's FLUX, quantized to 4 bits by the pack itself, in a ComfyUI that this starts.
 """
@@ -72,6 +72,17 @@ CARDS = {
         "16 bits to 4, no calibration",
         ["a large blue star on a plain yellow background"],
         "blocks",
+    ),
+    "quantize-your-own-flux-calibrated": (
+        "Quantize, calibrated",
+        "with your own prompts",
+        [
+            "a large blue star on a plain yellow background",
+            "a large red heart on a striped white background",
+            "a large green ring on a dotted white background",
+            "a large purple diamond on a plain white background",
+        ],
+        "four blocks",
     ),
     "compare-bf16": (
         "16 bits or 4?",
@@ -149,10 +160,11 @@ def put_together(pictures: list[Image.Image], way: str) -> Image.Image:
     scaled = [picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS) for picture in pictures]
     if way == "halves":
         scaled[0].paste(scaled[1].crop((SIZE // 2, 0, SIZE, SIZE)), (SIZE // 2, 0))
-    elif way == "four":
+    elif way.startswith("four"):
         small = [picture.resize((SIZE // 2, SIZE // 2), Image.Resampling.LANCZOS) for picture in pictures]
         for index, picture in enumerate(small):
             scaled[0].paste(picture, (index % 2 * SIZE // 2, index // 2 * SIZE // 2))
+        return blocks(scaled[0]) if way == "four blocks" else scaled[0]
     elif way != "one":
         return {"blocks": blocks, "edges": edges, "depth": depth, "mask": mask}[way](scaled[0])
     return scaled[0]
@@ -212,17 +224,21 @@ def main(argv: list[str]) -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", type=Path, default=Path(os.environ.get("COMFYUI_PATH", HOST_FOLDER)))
+    parser.add_argument("workflow", nargs="*", choices=[[], *CARDS], help="draw these only, and no icon")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as base:
         install.install_models(Path(base))
         install.install_nodes(Path(base))
         with ComfyUIServer(check_host(options.host), Path(base)) as server:
             painter = Painter(server)
-            for name, (title, subtitle, captions, way) in CARDS.items():
+            for name in options.workflow or CARDS:
+                title, subtitle, captions, way = CARDS[name]
                 path = write.FOLDER / f"{name}.jpg"
                 pictures = [painter.draw(caption) for caption in captions]
                 card(pictures, title, subtitle, way).save(path, quality=QUALITY, optimize=True)
                 print(path.relative_to(write.ROOT))
+            if options.workflow:
+                return 0
             icon(painter.draw(WHITE)).save(write.ROOT / "web" / "icon.png", optimize=True)
     return 0
 
