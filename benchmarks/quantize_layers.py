@@ -1,30 +1,26 @@
-"""Output error of every quantization method on synthetic layers: `python benchmarks/quantize_layers.py`.
+"""Output error of every quantization method on synthetic layers, and whether ours keep what is claimed of them.
 
-Prints markdown: relative output error on 2048 tokens that no method saw, mean and standard deviation over seeds. All
-methods get the same calibration tokens, except "fast, no data".
+Relative output error on 2048 tokens that no method saw, mean and standard deviation over seeds. All methods get the
+same calibration tokens, except "fast, channels known", which gets the mean and spread of each channel, and "fast,
+nothing known".
 """
 
-import argparse
 import statistics
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import pack  # noqa: F401
 from synthetic_layers import SHAPES, SyntheticLayer, draw_layer
 
 from svdquant_pack.kernels.format import GELU_SHIFT
-from svdquant_pack.svdq_core.quantize.baselines import held_out_error, with_bits
+from svdquant_pack.svdq_core.quantize.baselines import METHODS, held_out_error, with_bits
 from svdquant_pack.svdq_core.quantize.grid import runtime_arithmetic
 from svdquant_pack.svdq_core.quantize.problem import Problem
 from svdquant_pack.svdq_core.quantize.statistics import InputStatistics
 
+NOTHING, CHANNELS = "fast, nothing known", "fast, channels known"
 LABELS = {
     "nearest": "round to nearest",
     "smoothquant": "SmoothQuant",
@@ -35,14 +31,18 @@ LABELS = {
     "paper": "SVDQuant as in the paper",
     "deepcompressor": "DeepCompressor, simulated",
     "deepcompressor_gptq": "DeepCompressor with GPTQ, simulated",
-    "fast, no data": "ours: fast, no data",
-    "fast": "ours: fast",
+    NOTHING: "ours: fast, nothing known of the input",
+    CHANNELS: "ours: fast, channels known",
+    "fast": "ours: fast, inputs recorded",
     "best": "ours: best",
 }
-COMPARED = ("nearest", "paper", "deepcompressor", "deepcompressor_gptq", "fast, no data", "fast", "best")
+COMPARED = ("nearest", "paper", "deepcompressor", "deepcompressor_gptq", NOTHING, CHANNELS, "fast", "best")
+W4A4, W4A8, NVFP4 = "INT4, W4A4, rank 32", "INT4, W4A8, rank 32", "NVFP4, W4A4, rank 32"
+SAME_WEIGHTS = "ours: best, tuned for W4A8, run in W4A4"
 BITS = (8, 7, 6, 5, 4, 3)
 RANKS = (0, 16, 32, 64, 128)
 
+Row = Callable[[SyntheticLayer], float]
 Errors = dict[str, dict[str, list[float]]]  # row -> layer -> one error for each seed
 
 
@@ -59,95 +59,129 @@ def pose(layer: SyntheticLayer, precision: str = "int4", activations: str = "w4a
     )
 
 
-def without_data(problem: Problem, layer: SyntheticLayer) -> Problem:
-    """The problem when only the weight is known."""
-    columns = problem.weight.shape[1]
-    gelu = ((0, columns),) if layer.after_gelu else ()
-    drawn = InputStatistics.synthetic(columns, gelu, problem.score_tokens, torch.Generator().manual_seed(0))
-    return replace(problem, statistics=drawn.to(problem.weight.device))
-
-
 def solve(method: str, problem: Problem, layer: SyntheticLayer) -> float:
-    if method == "fast, no data":
-        method, problem = "fast", without_data(problem, layer)
+    """Held-out error of a key of LABELS."""
+    if method == CHANNELS:
+        known = InputStatistics.from_tokens(layer.draw_known(4 * problem.score_tokens))
+        method, problem = "fast", replace(problem, statistics=known)
+    if method == NOTHING:
+        columns = problem.weight.shape[1]
+        gelu = ((0, columns),) if layer.after_gelu else ()
+        drawn = InputStatistics.synthetic(columns, gelu, problem.score_tokens, torch.Generator().manual_seed(0))
+        method, problem = "fast", replace(problem, statistics=drawn.to(problem.weight.device))
     return held_out_error(method, problem, layer.held_out)
 
 
-class Run:
-    """Layers of some seeds, and a table for each question asked of them."""
-
-    def __init__(self, layers: list[str], seeds: int, device: str):
-        self.layers, self.seeds, self.device = layers, seeds, device
-
-    def measure(self, rows: dict[str, Callable[[SyntheticLayer], float]]) -> Errors:
-        """Each row's error on each layer and seed."""
-        errors: Errors = defaultdict(lambda: defaultdict(list))
-        for name in self.layers:
-            for seed in range(self.seeds):
-                layer = draw_layer(name, seed, self.device)
-                for row, error in rows.items():
-                    errors[row][name].append(error(layer))
-        return errors
-
-    def print_table(self, title: str, rows: dict[str, Callable[[SyntheticLayer], float]]) -> Errors:
-        started = time.perf_counter()
-        errors = self.measure(rows)
-        print(f"\n### {title}\n\n| | {' | '.join(self.layers)} |\n|---|{'---|' * len(self.layers)}")
-        for row, found in errors.items():
-            cells = (f"{statistics.mean(e):.4f} ± {statistics.pstdev(e):.4f}" for e in found.values())
-            print(f"| {row} | {' | '.join(cells)} |")
-        print(f"\n{self.seeds} seeds, {time.perf_counter() - started:.0f} s on {self.device}", flush=True)
-        return errors
+def error_in_w4a4(layer: SyntheticLayer) -> float:
+    """Held-out error at W4A4 of the weights that `best` makes for W4A8."""
+    problem, way = pose(layer, activations="w4a8"), METHODS["best"]
+    fit = way.solve(way.adapt(problem))
+    unseen = InputStatistics.from_tokens(layer.held_out)
+    return fit.error(replace(pose(layer), statistics=unseen, score_tokens=len(layer.held_out)))
 
 
-def compare(errors: Errors, row: str, with_row: str) -> str:
-    """How much lower the errors of one row are than another's: each layer, then the mean of all."""
-    gains = {n: [1 - a / b for a, b in zip(errors[row][n], errors[with_row][n], strict=True)] for n in errors[row]}
-    parts = [f"{n} {100 * statistics.mean(g):.1f} % ± {100 * statistics.pstdev(g):.1f}" for n, g in gains.items()]
-    total = 100 * statistics.mean(g for gain in gains.values() for g in gain)
-    return f"- {row}, below {with_row}: {', '.join(parts)}; mean {total:.1f} %"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--layers", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--tables", nargs="+", choices=["methods", "bits", "ranks"], default=["methods", "bits", "ranks"]
-    )
-    arguments = parser.parse_args()
-    run = Run(arguments.layers, arguments.seeds, arguments.device)
-    print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if run.device == 'cuda' else 'CPU'}")
-
-    if "methods" in arguments.tables:
-        rows = {LABELS[m]: lambda layer, m=m: solve(m, pose(layer), layer) for m in LABELS}
-        w4a4 = run.print_table("INT4, W4A4, rank 32", rows)
-        rows = {LABELS[m]: lambda layer, m=m: solve(m, pose(layer, activations="w4a8"), layer) for m in COMPARED}
-        w4a8 = run.print_table("INT4, W4A8, rank 32", rows)
-        rows = {LABELS[m]: lambda layer, m=m: solve(m, pose(layer, "nvfp4"), layer) for m in COMPARED}
-        nvfp4 = run.print_table("NVFP4, W4A4, rank 32", rows)
-        dc, paper, fast, best = (LABELS[m] for m in ("deepcompressor_gptq", "paper", "fast", "best"))
-        print("\n### Lower errors\n")
-        print("INT4 W4A4\n" + compare(w4a4, best, dc) + "\n" + compare(w4a4, fast, paper))
-        print(compare(w4a4, LABELS["fast, no data"], paper))
-        print("\nNVFP4 W4A4\n" + compare(nvfp4, best, dc) + "\n" + compare(nvfp4, fast, paper))
-        crossed = {f"{best}, W4A8": w4a8[best], f"{best}, W4A4": w4a4[best], f"{dc}, W4A4": w4a4[dc]}
-        print("\nINT4 W4A8 and W4A4")
-        print("\n".join(compare(crossed, f"{best}, W4A8", f"{name}, W4A4") for name in (best, dc)))
-    if "ranks" in arguments.tables:
-        rows = {f"rank {r}": lambda layer, r=r: solve("best", pose(layer, rank=r), layer) for r in RANKS}
-        run.print_table("Ours: best, INT4, W4A4, by rank", rows)
-        rows = {f"rank {r}": lambda layer, r=r: solve("best", pose(layer, "int4", "w4a8", r), layer) for r in RANKS}
-        run.print_table("Ours: best, INT4, W4A8, by rank", rows)
-    if "bits" in arguments.tables:
-        rows = {
+def tables(names: list[str]) -> dict[str, dict[str, Row]]:
+    """Title -> label -> how the error is found; names are of TABLES."""
+    found: dict[str, dict[str, Row]] = {}
+    if "methods" in names:
+        found[W4A4] = {LABELS[m]: lambda layer, m=m: solve(m, pose(layer), layer) for m in LABELS}
+        found[W4A8] = {LABELS[m]: lambda layer, m=m: solve(m, pose(layer, "int4", "w4a8"), layer) for m in COMPARED}
+        found[W4A8][SAME_WEIGHTS] = error_in_w4a4
+        found[NVFP4] = {LABELS[m]: lambda layer, m=m: solve(m, pose(layer, "nvfp4"), layer) for m in COMPARED}
+    if "ranks" in names:
+        for mode in ("w4a4", "w4a8"):
+            rows = {
+                f"rank {r}": lambda layer, r=r, m=mode: solve("best", pose(layer, "int4", m, r), layer) for r in RANKS
+            }
+            found[f"Ours: best, INT4, {mode.upper()}, by rank"] = rows
+    if "bits" in names:
+        found["Weights and activations of equal width, rank 32"] = {
             f"{LABELS[m]}, {b} bits": lambda layer, m=m, b=b: solve(m, with_bits(pose(layer), b, b), layer)
             for m in ("nearest", "smoothquant", "paper", "best")
             for b in BITS
         }
-        run.print_table("Weights and activations of equal width", rows)
+    return found
 
 
-if __name__ == "__main__":
-    main()
+TABLES = ("methods", "ranks", "bits")
+
+
+@dataclass
+class Run:
+    """Errors of all rows on layers of some seeds.
+
+    Args:
+        layers: keys of SHAPES. seeds: how many. device: where the arithmetic runs.
+        seconds: after which no further layer is begun.
+    """
+
+    layers: list[str]
+    seeds: int
+    device: str
+    seconds: float = float("inf")
+    errors: dict[str, Errors] = field(default_factory=dict)
+
+    def measure(self, asked: dict[str, dict[str, Row]]) -> float:
+        """Fill `errors`, title -> row -> layer -> seeds; how long it took."""
+        self.errors = {title: defaultdict(lambda: defaultdict(list)) for title in asked}
+        started = longest = time.perf_counter()
+        longest = 0.0
+        for seed in range(self.seeds):
+            for name in self.layers:
+                begun = time.perf_counter()
+                if begun - started + longest > self.seconds:
+                    return begun - started
+                layer = draw_layer(name, seed, self.device)
+                for title, rows in asked.items():
+                    for row, error in rows.items():
+                        self.errors[title][row][name].append(error(layer))
+                longest = max(longest, time.perf_counter() - begun)
+        return time.perf_counter() - started
+
+    def table(self, title: str) -> str:
+        """Markdown."""
+        errors = self.errors[title]
+        names = [n for n in self.layers if errors and n in next(iter(errors.values()))]
+        lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        for row, found in errors.items():
+            cells = (f"{statistics.mean(found[n]):.4f} ± {statistics.pstdev(found[n]):.4f}" for n in names)
+            lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        seeds = {len(e) for found in errors.values() for e in found.values()}
+        return f"### {title}\n\n" + "\n".join(lines) + f"\n\nseeds: {', '.join(map(str, sorted(seeds, reverse=True)))}"
+
+
+def gains(errors: dict[str, list[float]], others: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Layer -> how much lower its errors are than others of the same seeds, as a share of them."""
+    return {n: [1 - a / b for a, b in zip(errors[n], others[n], strict=True)] for n in errors}
+
+
+def verdicts(errors: dict[str, Errors]) -> Iterator[str]:
+    """A line for each claim: what it is, how much lower, on each layer and in the mean, and whether it is kept."""
+    dc, paper, fast, best = (LABELS[m] for m in ("deepcompressor_gptq", "paper", "fast", "best"))
+    w4a4, w4a8, nvfp4 = errors[W4A4], errors[W4A8], errors[NVFP4]
+    claims = (
+        ("best below DeepCompressor with GPTQ, W4A4", w4a4[best], w4a4[dc], 5),
+        ("best below DeepCompressor with GPTQ, NVFP4", nvfp4[best], nvfp4[dc], 5),
+        ("best at W4A8 below DeepCompressor with GPTQ at W4A4", w4a8[best], w4a4[dc], 40),
+        ("best at W4A8 below the same weights at W4A4", w4a8[best], w4a8[SAME_WEIGHTS], 40),
+        ("best at W4A8 below best at W4A4", w4a8[best], w4a4[best], 40),
+        ("fast, inputs recorded, below the paper, W4A4", w4a4[fast], w4a4[paper], 0),
+        ("fast, inputs recorded, below the paper, W4A8", w4a8[fast], w4a8[paper], 0),
+        ("fast, inputs recorded, below the paper, NVFP4", nvfp4[fast], nvfp4[paper], 0),
+        ("fast, channels known, below the paper, W4A4", w4a4[LABELS[CHANNELS]], w4a4[paper], 0),
+        ("fast, channels known, below the paper, W4A8", w4a8[LABELS[CHANNELS]], w4a8[paper], 0),
+        ("fast, channels known, below the paper, NVFP4", nvfp4[LABELS[CHANNELS]], nvfp4[paper], 0),
+        ("fast, nothing known, below the paper, W4A8", w4a8[LABELS[NOTHING]], w4a8[paper], 0),
+    )
+    yield "| claim | at least | " + " | ".join(w4a4[best]) + " | mean | |"
+    yield "|---" * (len(w4a4[best]) + 4) + "|"
+    for claim, ours, others, least in claims:
+        found = gains(ours, others)
+        cells = [100 * statistics.mean(g) for g in found.values()]
+        mean = 100 * statistics.mean(g for gain in found.values() for g in gain)
+        verdict = "kept" if min(cells) >= least else "kept in the mean" if mean >= least else "not kept"
+        shown = " | ".join(f"{cell:.1f} %" for cell in cells)
+        yield f"| {claim} | {least} % | {shown} | {mean:.1f} % | {verdict} |"
+
+
+__all__ = ["SHAPES", "TABLES", "Run", "tables", "verdicts"]

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SHAPES = {"out": (1024, 1024), "qkv": (3072, 1024), "fc2": (1024, 2048)}  # (N, K)
-CALIBRATION_TOKENS = {"out": 16384, "qkv": 16384, "fc2": 24576}
-OUTLIERS = {"out": (4, 14), "qkv": (10, 35), "fc2": (3, 10)}  # times an ordinary channel
+SHAPES = {"out": (1024, 1024), "qkv": (3072, 1024), "fc2": (1024, 2048), "wide": (3072, 3072)}  # (N, K)
+CALIBRATION_TOKENS = {"out": 16384, "qkv": 16384, "fc2": 24576, "wide": 24576}
+OUTLIERS = {"out": (4, 14), "qkv": (10, 35), "fc2": (3, 10), "wide": (4, 20)}  # times an ordinary channel
 HELD_OUT_TOKENS = 2048
 FACTORS = 256
 
@@ -25,6 +25,7 @@ class SyntheticLayer:
         weight: (N, K) float32 whose values bfloat16 holds.
         calibration: (T, K), held_out: (2048, K) float32 likewise.
         after_gelu: the input is the output of a GELU.
+        mean, spread: (K,) float32 of each channel, before a GELU; what the shift and scale of an adaptive norm say.
     """
 
     name: str
@@ -32,6 +33,14 @@ class SyntheticLayer:
     calibration: Tensor
     held_out: Tensor
     after_gelu: bool
+    mean: Tensor
+    spread: Tensor
+
+    def draw_known(self, count: int) -> Tensor:
+        """Tokens as far as an input is known without data: normal, independent channels of known mean and spread."""
+        drawn = torch.randn(count, len(self.mean), generator=torch.Generator().manual_seed(1)).to(self.mean.device)
+        x = drawn * self.spread + self.mean
+        return torch.nn.functional.gelu(x, approximate="tanh") if self.after_gelu else x
 
 
 def draw_layer(name: str, seed: int, device: str = "cpu") -> SyntheticLayer:
@@ -52,15 +61,24 @@ def draw_layer(name: str, seed: int, device: str = "cpu") -> SyntheticLayer:
     weight = 0.02 * weight / channels**0.4
     mixing = torch.randn(FACTORS, columns, generator=g) * (torch.arange(1, FACTORS + 1) ** -0.5)[:, None]
 
-    def draw_tokens(count: int) -> Tensor:
+    def draw_signal(count: int) -> Tensor:
         factors = torch.randn(count, FACTORS, generator=g) @ mixing / mixing.square().sum(dim=0).sqrt()
         x = 0.8 * factors + 0.6 * torch.randn(count, columns, generator=g)
         tails = torch.randn(count, 8, generator=g).square().mean(dim=1, keepdim=True)
         x = x / tails.sqrt()
-        x = (x + offsets) * channels
-        if after_gelu:
-            x = torch.nn.functional.gelu(x - 0.5, approximate="tanh")
+        return (x + offsets) * channels - (0.5 if after_gelu else 0.0)
+
+    def as_input(signal: Tensor) -> Tensor:
+        x = torch.nn.functional.gelu(signal, approximate="tanh") if after_gelu else signal
         return x.bfloat16().to(device, torch.float32)
 
-    calibration, held_out = draw_tokens(CALIBRATION_TOKENS[name]), draw_tokens(HELD_OUT_TOKENS)
-    return SyntheticLayer(name, weight.bfloat16().to(device, torch.float32), calibration, held_out, after_gelu)
+    signal, held_out = draw_signal(CALIBRATION_TOKENS[name]), draw_signal(HELD_OUT_TOKENS)
+    return SyntheticLayer(
+        name=name,
+        weight=weight.bfloat16().to(device, torch.float32),
+        calibration=as_input(signal),
+        held_out=as_input(held_out),
+        after_gelu=after_gelu,
+        mean=signal.mean(dim=0).to(device),
+        spread=signal.std(dim=0).to(device),
+    )
