@@ -1,19 +1,12 @@
 """Start and Save Calibration in the real host: every input seen, no picture changed, prompts adding up."""
 
-import gc
-from pathlib import Path
-
-import comfy.model_management
 import pytest
 import torch
-from host_models import put_dense, put_lora, put_pixart, put_tiny
+from host_models import put_dense, put_lora, put_pixart
+from recordings import SETTINGS, Witness, hooks_left, linears, save, start
 from sampling import flux_conditioning, sample_flux, sample_pixart
 
-from svdquant_pack.svdq_core.errors import ArchitectureError, SVDQuantError
 from svdquant_pack.svdq_core.quantize.calibration_file import Calibration
-
-SETTINGS = {"name": "mine", "take": 1, "tokens": 128, "gram_mib": 64}
-EVERYTHING = 64  # MiB, more than all Gram matrices of the tiny FLUX take
 
 
 @pytest.fixture(scope="module")
@@ -24,53 +17,6 @@ def folder(host):
 @pytest.fixture(scope="module")
 def dense(host, folder):
     return host.call("UNETLoader", unet_name=put_dense(folder), weight_dtype="default")[0]
-
-
-def start(host, model, **changes):
-    return host.call("SVDQuantCalibrationStart", model=model, **(SETTINGS | changes))[0]
-
-
-def save(host, model, latent=None):
-    samples = {"samples": torch.zeros(1, 16, 8, 8) if latent is None else latent}
-    same, path, report = host.call("SVDQuantCalibrationSave", model=model, samples=samples)
-    assert same is samples
-    return Calibration(Path(path)), report
-
-
-def linears(model):
-    """Host name -> module of every Linear of the blocks, found without the pack's tables."""
-    network = model.model.diffusion_model
-    blocks = ("double_blocks", "single_blocks", "blocks")
-    modules = {n: m for n, m in network.named_modules() if hasattr(m, "in_features") and n.split(".")[0] in blocks}
-    return {n: m for n, m in modules.items() if not n.endswith("kv_linear")}  # PixArt's text stays in 16 bits
-
-
-class Witness:
-    """Sums of what layers see, gathered beside the pack."""
-
-    def __init__(self, model):
-        self.square, self.tokens, self.outer = {}, {}, {}
-        self.handles = [m.register_forward_pre_hook(self._hook(n)) for n, m in linears(model).items()]
-
-    def _hook(self, name):
-        def see(module, args):
-            x = args[0].double().reshape(-1, module.in_features)
-            self.square[name] = self.square.get(name, 0) + x.square().sum(dim=0)
-            self.outer[name] = self.outer.get(name, 0) + x.T @ x
-            self.tokens[name] = self.tokens.get(name, 0) + len(x)
-
-        return see
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        for handle in self.handles:
-            handle.remove()
-
-
-def hooks_left(model) -> int:
-    return sum(len(module._forward_pre_hooks) for module in model.model.modules())
 
 
 @pytest.mark.parametrize("family", ["flux", "pixart"])
@@ -95,7 +41,7 @@ def test_recording_changes_no_picture_and_sees_every_input(host, folder, dense, 
 
 
 def test_correlations_are_recorded_within_the_budget(host, dense):
-    recording = start(host, dense, name="grams", gram_mib=EVERYTHING)
+    recording = start(host, dense, name="grams", gram_mib=64)
     with Witness(dense) as witness:
         sample_flux(recording)
     calibration, report = save(host, recording)
@@ -127,23 +73,6 @@ def test_prompts_add_up_and_another_take_starts_over(host, dense):
     calibration, report = save(host, again)
     assert calibration.counts("single_blocks.0.linear1").tokens == counts[0]
     assert "take 2: 1 prompts" in report
-
-
-def test_it_goes_on_after_a_restart(host, dense):
-    recording = start(host, dense, name="evening")
-    sample_flux(recording)
-    before, _ = save(host, recording)
-    expected = before.counts("single_blocks.0.linear1").tokens
-    del recording
-    gc.collect()
-    from svdquant_pack.nodes.host import calibration as module
-
-    assert "evening" not in module._alive  # what nobody holds takes no memory
-    recording = start(host, dense, name="evening")
-    sample_flux(recording)
-    after, report = save(host, recording)
-    assert after.counts("single_blocks.0.linear1").tokens == 2 * expected
-    assert "2 prompts, 8 steps at 4 times" in report
 
 
 def test_the_same_prompts_give_the_same_file(host, dense):
@@ -195,31 +124,6 @@ def test_batches_and_other_sizes_are_taken(host, dense):
     assert calibration.counts("single_blocks.0.linear1").tokens == tokens
 
 
-def test_interruption_keeps_what_was_recorded(host, dense, monkeypatch):
-    recording = start(host, dense, name="stopped")
-    sample_flux(recording)
-    before, _ = save(host, recording)
-    kept = before.path.read_bytes()
-    network, calls = dense.model.diffusion_model, []
-
-    def cancel(module, args):
-        calls.append(1)
-        if len(calls) == 2:
-            raise comfy.model_management.InterruptProcessingException()
-
-    handle = network.single_blocks[0].register_forward_pre_hook(cancel)
-    with pytest.raises(comfy.model_management.InterruptProcessingException):
-        sample_flux(recording)
-    handle.remove()
-    assert hooks_left(dense) == 0
-    assert before.path.read_bytes() == kept
-    sample_flux(recording)
-    after, report = save(host, recording)
-    assert "3 prompts" in report and "1 of the prompts were interrupted" in report
-    assert after.counts("double_blocks.0.img_attn.qkv").calls == 4 + 2 + 4
-    assert after.counts("single_blocks.0.linear1").calls == 4 + 1 + 4
-
-
 def test_tokens_that_are_not_finite_are_said(host, dense):
     conditioning = flux_conditioning()
     conditioning[0][0][0, 3] = float("nan")
@@ -235,57 +139,6 @@ def test_few_times_are_said(host, dense):
     recording = start(host, dense, name="one-step")
     sample_flux(recording, steps=1)
     assert "few times" in save(host, recording)[1]
-
-
-def test_another_model_under_the_same_name_is_refused(host, folder, dense):
-    recording = start(host, dense, name="whose")
-    other = host.call("UNETLoader", unet_name=put_dense(folder, "nvfp4"), weight_dtype="default")[0]
-    with pytest.raises(SVDQuantError, match=r"whose, take 1, was begun with another model.*another take"):
-        start(host, other, name="whose")
-    sample_flux(recording)
-    save(host, recording)
-    del recording
-    gc.collect()
-    with pytest.raises(SVDQuantError, match="begun with another model"):  # from its file
-        start(host, other, name="whose")
-    assert start(host, other, name="whose", take=2)
-
-
-def test_a_model_that_is_patched_in_place_is_still_the_same(host, dense):
-    recording = start(host, dense, name="in-place")
-    lora = put_lora(host.model_folder("loras"))
-    (with_lora,) = host.call("LoraLoaderModelOnly", model=dense, lora_name=lora, strength_model=1.0)
-    sample_flux(with_lora)  # the host has patched the weights that both share
-    assert start(host, dense, name="in-place").model is recording.model
-
-
-def test_what_cannot_be_recorded_is_refused(host, folder, dense, monkeypatch):
-    quantized, _ = host.call("SVDQuantModelLoader", model_name=put_tiny(folder), compute="auto")
-    with pytest.raises(SVDQuantError, match=r"SVDQuant model already.*full-precision"):
-        start(host, quantized)
-    with pytest.raises(SVDQuantError, match=r"does not record.*Start Calibration"):
-        save(host, dense)
-    with pytest.raises(SVDQuantError, match=r"nothing was recorded: the MODEL of Start Calibration did not run"):
-        save(host, start(host, dense, name="never"))
-    with pytest.raises(SVDQuantError, match="no file name inside"):
-        start(host, dense, name="../escape")
-    network = dense.model.diffusion_model
-    names = {n: t for n, t in network.state_dict().items() if not n.startswith("single_blocks")}
-    monkeypatch.setattr(network, "state_dict", lambda *args, **kwargs: names)
-    with pytest.raises(ArchitectureError, match=r"cannot be quantized"):
-        start(host, dense)
-
-
-def test_layers_that_never_ran_are_named(host, dense, monkeypatch):
-    def skip(args, extra):
-        return {"img": args["img"]}
-
-    recording = start(host, dense, name="skipping")
-    recording.set_model_patch_replace(skip, "dit", "single_block", 0)
-    sample_flux(recording)
-    calibration, report = save(host, recording)
-    assert "never seen: 3 layers, single_blocks.0.linear1, single_blocks.0.linear2" in report
-    assert "single_blocks.0.linear1" not in calibration
 
 
 class Conditioning:
