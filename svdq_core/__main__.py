@@ -34,7 +34,9 @@ def _show_progress(done: int, total: int, name: str) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     show = _show_progress if sys.stderr.isatty() else lambda *step: None
-    done = _import("convert").convert(options.source, options.target, options.to, options.overwrite, show)
+    done = _import("convert").convert(
+        options.source, options.target, options.to, options.overwrite, show, options.strict
+    )
     for note in done.notes:
         sys.stdout.write(f"note: {note}\n")
     sys.stdout.write(
@@ -79,6 +81,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     convert.add_argument("target", type=Path, help="the .safetensors file to write")
     convert.add_argument("--to", required=True, choices=("nunchaku", "comfy", "bf16", "svdquant"))
     convert.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
+    convert.add_argument(
+        "--strict", action="store_true", help="write nothing that only this pack reads; what is rounded is lost"
+    )
     convert.set_defaults(run=_convert, left="nothing was written")
     _add_quantize(commands)
     return parser.parse_args(argv)

@@ -43,7 +43,12 @@ class Conversion:
 
 
 def convert(
-    source: Path, target: Path, to: str, overwrite: bool = False, on_progress: Progress = lambda *step: None
+    source: Path,
+    target: Path,
+    to: str,
+    overwrite: bool = False,
+    on_progress: Progress = lambda *step: None,
+    strict: bool = False,
 ) -> Conversion:
     """Convert a file or folder.
 
@@ -51,6 +56,7 @@ def convert(
         to: a key of FORMATS.
         overwrite: replace an existing target.
         on_progress: called before each piece, twice for every piece of the model; what it raises ends the run.
+        strict: write nothing that only this pack reads, for readers that refuse unknown tensors.
 
     Raises:
         CheckpointError: the source is damaged, or of no kind that is read here.
@@ -70,7 +76,7 @@ def convert(
     dialect = find_dialect(checkpoint)
     plan = dialect.plan(checkpoint)
     # of the formats read here only comfy-native holds more than another format can
-    form = FORMATS[to](plan.architecture, exact=dialect.name == "comfy", source=checkpoint.name)
+    form = FORMATS[to](plan.architecture, dialect.name == "comfy", checkpoint.name, strict)
     outline, outputs, total = QuantizedModel(plan.architecture, metadata=plan.metadata), [], 2 * len(plan)
     for step, (host, entry) in enumerate(_pieces(plan)):
         on_progress(step, total, host)

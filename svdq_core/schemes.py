@@ -12,7 +12,7 @@ _LOW_RANK = {
     "proj_up": (("N", "R"), FLOAT, True),
 }
 # What no arithmetic here uses, kept so that a file can be written back byte for byte.
-_KEPT = {"smooth_factor_orig": (("K",), FLOAT, False), "stored_bias": (("N",), FLOAT, False)}
+KEPT = {"smooth_factor_orig": (("K",), FLOAT, False), "stored_bias": (("N",), FLOAT, False)}
 # Worked out of the others when a model is loaded, for the mode that will run it; in no file. They lie at the end of the
 # blob, so that the blob without them is its beginning.
 DERIVED = ("channel_scales",)
@@ -23,7 +23,7 @@ SCHEME_TENSORS = {
         "wscales": (("G", "N"), FLOAT, True),
         **_LOW_RANK,
         "bias": (("N",), FLOAT, False),  # of a part stacked on columns; otherwise the bias belongs to the layer
-        **_KEPT,
+        **KEPT,
         **_DERIVED,
     },
     "nvfp4": {
@@ -33,7 +33,7 @@ SCHEME_TENSORS = {
         "wcscales": (("N",), FLOAT, False),
         **_LOW_RANK,
         "bias": (("N",), FLOAT, False),
-        **_KEPT,
+        **KEPT,
         **_DERIVED,
     },
     "int8": {
@@ -41,7 +41,7 @@ SCHEME_TENSORS = {
         "wscales": (("N",), (torch.float32,), True),
         **_LOW_RANK,
         "bias": (("N",), FLOAT, False),
-        **_KEPT,
+        **KEPT,
     },
     "awq": {
         "qweight": (("N", "K2"), (torch.int8,), True),
@@ -49,7 +49,7 @@ SCHEME_TENSORS = {
         "wzeros": (("G", "N"), FLOAT, True),
         "proj_down": (("K", "R"), FLOAT, False),  # a LoRA that was baked into the file
         "proj_up": (("N", "R"), FLOAT, False),
-        **_KEPT,
+        **KEPT,
     },
 }
 # consecutive k that share a scale; int8 has one scale for all of an output channel's k

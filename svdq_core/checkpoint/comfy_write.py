@@ -7,6 +7,7 @@ from torch import Tensor
 from ..errors import ArchitectureError
 from ..layer import Part, QuantizedLayer
 from ..model import QuantizedModel
+from ..schemes import KEPT
 from ..stack import join_rows
 from .comfy_layers import joined_config, pack_awq, pack_svdquant
 from .comfy_names import AWQ, CONFIG, CONFIGS, PART, SUFFIXES, SVDQUANT, config_tensor
@@ -39,7 +40,13 @@ class ComfyFormat(Format):
         if joined is not None and joined.columns == (0, layer.in_features):
             yield from self._layer(host, joined, layer.bias, layer.parts)
             return
-        self.note(_reason(host, layer.parts))
+        reason, names = _reason(layer.parts), f"{PART}.0 to {len(layer.parts) - 1}"
+        if self.strict:
+            raise ArchitectureError(
+                f"{host} has {reason}. Without --strict it is written as {names}, which only this pack reads."
+            )
+        kind = host.rpartition(".")[2]
+        self.note(f"{kind} has {reason}: it was written as {kind}.{names}, which only this pack reads.")
         for index, part in enumerate(layer.parts):
             last = part.columns[1] == layer.in_features
             bias = layer.bias[part.rows[0] : part.rows[1]] if last and layer.bias is not None else part.get("bias")
@@ -58,16 +65,15 @@ class ComfyFormat(Format):
         if bias is not None:
             tensors["bias"] = bias
         for canonical, tensor in tensors.items():
+            if self.strict and canonical in KEPT:
+                continue
             yield whole(f"{name}.{SUFFIXES[kind][canonical][0]}", tensor)
-        yield whole(f"{name}.{CONFIG}", config_tensor(config | joined_config(parts)))
+        joined = {} if self.strict else joined_config(parts)
+        yield whole(f"{name}.{CONFIG}", config_tensor(config | joined))
 
 
-def _reason(host: str, parts: Sequence[Part]) -> str:
+def _reason(parts: Sequence[Part]) -> str:
     """Why a layer is not one layer in this format."""
-    kind = host.rpartition(".")[2]
-    names = f"{kind}.{PART}.0 to {len(parts) - 1}"
     if len({part.act_unsigned for part in parts}) > 1:
-        why = "signed and unsigned activations side by side, and a comfy-native layer has one kind"
-    else:
-        why = "parts that do not share their smoothing, and a comfy-native layer has one"
-    return f"{kind} has {why}: it was written as {names}, which only this pack reads."
+        return "signed and unsigned activations side by side, and a comfy-native layer has one kind"
+    return "parts that do not share their smoothing, and a comfy-native layer has one"

@@ -19,12 +19,13 @@ class Format:
         architecture: of the model.
         exact: keep, beside a tensor that this format rounds, the exact one, so that nothing is lost on the way back.
         source: name of the file that the model comes from, for its provenance; "" if it was made here.
+        strict: nothing that only this pack reads; what the format rounds is then lost on the way back.
     """
 
     title = ""
 
-    def __init__(self, architecture: Architecture, exact: bool = False, source: str = ""):
-        self.architecture, self.exact, self.source = architecture, exact, source
+    def __init__(self, architecture: Architecture, exact: bool = False, source: str = "", strict: bool = False):
+        self.architecture, self.exact, self.source, self.strict = architecture, exact and not strict, source, strict
         self.notes: list[str] = []  # what a user should know about the file, one sentence each
 
     def outputs(self, host: str, entry: Entry) -> Iterator[Output]:

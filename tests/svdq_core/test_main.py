@@ -23,6 +23,8 @@ def test_the_command(tmp_path):
     again = run(TINY["int4"], tmp_path / "c.safetensors", "--to", "comfy")
     assert again.returncode == 1 and "exists already" in again.stderr and "Traceback" not in again.stderr
     assert run(TINY["int4"], tmp_path / "d.safetensors", "--to", "gguf").returncode == 2
+    strict = run(TINY["int4"], tmp_path / "d.safetensors", "--to", "comfy", "--strict")
+    assert strict.returncode == 1 and "Without --strict" in strict.stderr
 
 
 def test_the_command_is_one_of_dev_py(monkeypatch):
