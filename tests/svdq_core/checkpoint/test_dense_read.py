@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from checkpoint_files import write_legacy_folder
 from safetensors.torch import save_file
 from tiny_files import DATA
 
@@ -186,7 +187,8 @@ def test_what_cannot_be_quantized_is_said(flux, tmp_path, change, sentence):
         dense(tmp_path / "a.safetensors", change(flux))
 
 
-@pytest.mark.parametrize("file", ["flux_tiny_int4_r32.safetensors", "legacy_folder_int4"])
-def test_a_quantized_model_is_refused(file):
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_quantized_model_is_refused(kind, tmp_path):
+    path = DATA / "flux_tiny_int4_r32.safetensors" if kind == "file" else write_legacy_folder(tmp_path / "older")
     with pytest.raises(CheckpointError, match="an SVDQuant model already"):
-        DenseModel(Checkpoint(DATA / file))
+        DenseModel(Checkpoint(path))
