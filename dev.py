@@ -50,7 +50,13 @@ _DEMO = ("{root}/demo/run.py", "--host", "{host}", "--base", "{base}", "--output
 COMMANDS = {
     "demo": Command("run the main job in a real ComfyUI; writes images and a report", _DEMO),
     "test": Command("run the tests; further arguments go to pytest", ("-m", "pytest"), in_checkout=True),
-    "bench": Command("time one layer, or with --step a whole step, in every mode on a GPU", ("{root}/benchmarks/run.py",)),
+    "evaluate": Command(
+        "measure the quality of every way to quantize the demo's FLUX; --help tells how",
+        ("{root}/demo/evaluate/run.py", "--output", "{root}/output/evaluate"),
+    ),
+    "bench": Command(
+        "time one layer, or with --step a whole step, in every mode on a GPU", ("{root}/benchmarks/run.py",)
+    ),
     "convert": Command("write an SVDQuant file in another format; --help tells how", ("{root}/svdq_core", "convert")),
     "quantize": Command(
         "make an SVDQuant file of a 16-bit FLUX.1 or PixArt file; --help tells how",

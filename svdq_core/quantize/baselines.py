@@ -16,6 +16,7 @@ DeepCompressor scores on the outputs of attention and blocks; here each method s
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -46,10 +47,13 @@ class Method:
     Args:
         adapt: what it changes about the problem before anything else; apply it to held-out data, too.
         solve: the adapted problem -> its quantized form.
+        see: what its runtime does to the input before anything else, (..., K) -> (..., K) float32; adapt does the same to
+            the problem's tokens.
     """
 
     adapt: Callable[[Problem], Problem]
     solve: Callable[[Problem], Fit]
+    see: Callable[[Tensor], Tensor] = Tensor.float
 
 
 def with_bits(problem: Problem, weight_bits: int, act_bits: int) -> Problem:
@@ -77,18 +81,23 @@ def _with_16_bit_activations(problem: Problem) -> Problem:
     return replace(_without_branch(problem), arithmetic=Arithmetic(NF4, None), shift=0.0)
 
 
-def _rotated(problem: Problem) -> Problem:
-    """Weight and input in the basis of a block Hadamard matrix, the shift taken back: it is not constant there."""
-    columns = problem.weight.shape[1]
-    block = min(HADAMARD_BLOCK, columns & -columns)
+@lru_cache
+def _hadamard(size: int, device: torch.device) -> Tensor:
     matrix = torch.ones(1, 1)
-    while len(matrix) < block:
+    while len(matrix) < size:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
-    matrix = matrix.to(problem.weight.device) / block**0.5
+    return matrix.to(device) / size**0.5
 
-    def rotate(values: Tensor) -> Tensor:
-        return (values.float().unflatten(-1, (-1, block)) @ matrix).flatten(-2)
 
+def rotate(values: Tensor) -> Tensor:
+    """Values (..., K) in the basis of a block Hadamard matrix, its own inverse: float32."""
+    columns = values.shape[-1]
+    block = min(HADAMARD_BLOCK, columns & -columns)
+    return (values.float().unflatten(-1, (-1, block)) @ _hadamard(block, values.device)).flatten(-2)
+
+
+def _rotated(problem: Problem) -> Problem:
+    """Weight and input rotated, the shift taken back: it is not constant there."""
     grid = problem.arithmetic.activations
     if problem.shift and grid is not None and grid.low == 0:
         top = (grid.high - 1) / 2
@@ -187,7 +196,7 @@ def _solve_best(problem: Problem) -> Fit:
 METHODS = {
     "nearest": Method(_without_branch, _solve_nearest),
     "smoothquant": Method(_without_branch, _solve_smoothed),
-    "hadamard": Method(_rotated, _solve_nearest),
+    "hadamard": Method(_rotated, _solve_nearest, rotate),
     "nf4": Method(_with_16_bit_activations, _solve_nearest),
     "lorc": Method(_as_is, _solve_lorc),
     "svd": Method(_as_is, _solve_nearest),
