@@ -4,7 +4,7 @@
     codes, ascales  = quantize((gelu(x) + shift) / smooth_factor)        gelu and shift where asked
 
 A program reads its rows twice: first for the maximum and the projection, then, backwards, for the codes. Backwards
-because the end of a row is what the cache still holds.
+because the end of a row is what the cache still holds. On Hopper project_act.py has read them the first time.
 Reference: reference.quantize_act_int8. Layouts: format.py.
 """
 
@@ -27,7 +27,8 @@ from .numerics import (
     rounded,
     rounded_quotient,
 )
-from .tiles import fuses_rank, quantizer_tile
+from .project_act import add_shares, largest_of_shares, project_act
+from .tiles import fuses_rank, quantizer_tile, shares_rank, shares_tile
 
 INVERSE_INT8_MAX = tl.constexpr(1.0 / INT8_MAX)
 
@@ -40,6 +41,7 @@ def _quantize_tokens_kernel(
     codes_ptr,  # (M, K) int8
     ascales_ptr,  # (M,) float32
     x_down_ptr,  # (M, R)
+    sums_ptr,  # of project_act if SHARES
     M,
     K,
     R,
@@ -48,6 +50,7 @@ def _quantize_tokens_kernel(
     GELU: tl.constexpr,
     SHIFT: tl.constexpr,
     HAS_RANK: tl.constexpr,
+    SHARES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -61,24 +64,30 @@ def _quantize_tokens_kernel(
     x_down = tl.zeros((SPLIT_K, BLOCK_M, BLOCK_R), dtype=tl.float32)
     largest = tl.zeros((BLOCK_M, BLOCK_K), dtype=tl.float32)
 
-    for start in range(0, K, BLOCK_K):
-        offs_k = start + tl.arange(0, BLOCK_K)
-        x = tl.load(x_ptr + rows * stride_xm + offs_k[None, :], mask=mask_m, other=0.0)
-        wide = x.to(tl.float32)
-        if GELU:
-            wide = rounded(gelu_tanh(wide, PTX), DTYPE, False)
-            x = wide.to(DTYPE)
-        if HAS_RANK:
-            x = pin_layout(x, PTX)
-            proj_down = tl.load(proj_down_ptr + offs_k[:, None] * R + offs_r, mask=offs_r < R, other=0.0)
-            x_down = add_projection(x, proj_down.to(DTYPE), x_down)
-        if SHIFT != 0.0:
-            wide = rounded(wide + SHIFT, DTYPE, True)
-        x_hat = quotient(wide, tl.load(smooth_ptr + offs_k), DTYPE, PTX)
-        largest = tl.maximum(largest, tl.abs(x_hat))
+    if SHARES == 0:
+        for start in range(0, K, BLOCK_K):
+            offs_k = start + tl.arange(0, BLOCK_K)
+            x = tl.load(x_ptr + rows * stride_xm + offs_k[None, :], mask=mask_m, other=0.0)
+            wide = x.to(tl.float32)
+            if GELU:
+                wide = rounded(gelu_tanh(wide, PTX), DTYPE, False)
+                x = wide.to(DTYPE)
+            if HAS_RANK:
+                x = pin_layout(x, PTX)
+                proj_down = tl.load(proj_down_ptr + offs_k[:, None] * R + offs_r, mask=offs_r < R, other=0.0)
+                x_down = add_projection(x, proj_down.to(DTYPE), x_down)
+            if SHIFT != 0.0:
+                wide = rounded(wide + SHIFT, DTYPE, True)
+            x_hat = quotient(wide, tl.load(smooth_ptr + offs_k), DTYPE, PTX)
+            largest = tl.maximum(largest, tl.abs(x_hat))
+        largest_of_token = tl.max(largest, axis=1)
+    else:
+        largest_of_token = largest_of_shares(sums_ptr, offs_m.to(tl.int64), offs_m < M, M, R, SHARES)
+        total = add_shares(sums_ptr, rows, offs_r, mask_m & (offs_r < R), M, R, SHARES)
+        tl.store(x_down_ptr + rows * R + offs_r, total.to(x_down_ptr.dtype.element_ty), mask=mask_m & (offs_r < R))
 
     # Rounding keeps the order, so the largest quotient rounds to the largest rounded one.
-    scales = tl.max(largest, axis=1).to(DTYPE).to(tl.float32) * INVERSE_INT8_MAX
+    scales = largest_of_token.to(DTYPE).to(tl.float32) * INVERSE_INT8_MAX
     reciprocals = reciprocal_or_zero(scales)[:, None]
     tl.store(ascales_ptr + offs_m, scales, mask=offs_m < M)
     if HAS_RANK:
@@ -115,7 +124,7 @@ def quantize_act_int8(
         smooth_factor: (K,). proj_down: (K, R), R = 0 for no branch.
         act_unsigned: add the GELU shift that the stored bias expects.
         gelu: apply GELU (tanh) to x first.
-        tile: a row of the quantizer's table in tiles.py, to measure others.
+        tile: of quantizer_tile or shares_tile in tiles.py, to measure others.
 
     Returns:
         codes (M, K) int8 in -127...127, ascales (M,) float32, x_down (M, R) of x.dtype.
@@ -124,10 +133,19 @@ def quantize_act_int8(
     codes = torch.empty((M, K), dtype=torch.int8, device=x.device)
     ascales = torch.empty((M,), dtype=torch.float32, device=x.device)
     x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)
-    fused = fuses_rank(R, generation(x.device)) if tile is None else R > 0
-    if gelu and R and not fused:
+    gpu, sums = generation(x.device), None
+    if tile is None and shares_rank(R, gpu):
+        tile = shares_tile(K, R)
+    if tile is not None and "SHARES" in tile:
+        sums, shares = project_act(x, smooth_factor, proj_down, act_unsigned, gelu, tile), tile["SHARES"]
+        tile = {**quantizer_tile(K, 0), "BLOCK_R": tile["BLOCK_R"]}
+    else:
+        shares = 0
+    fused = not shares and (fuses_rank(R, gpu) if tile is None else R > 0)
+    apart = R > 0 and not fused and not shares
+    if gelu and apart:
         x, gelu = F.gelu(x, approximate="tanh"), False
-    if R and not fused:
+    if apart:
         torch.mm(x, proj_down.to(x.dtype), out=x_down)
     tile = tile or quantizer_tile(K, R if fused else 0)
     launch(
@@ -140,6 +158,7 @@ def quantize_act_int8(
             codes,
             ascales,
             x_down,
+            x_down if sums is None else sums,
             M,
             K,
             R,
@@ -150,6 +169,7 @@ def quantize_act_int8(
             "GELU": gelu,
             "SHIFT": GELU_SHIFT if act_unsigned else 0.0,
             "HAS_RANK": fused,
+            "SHARES": shares,
             "enable_fp_fusion": False,
             **tile,
         },

@@ -34,6 +34,29 @@ def fuses_rank(R: int, gpu: str) -> bool:
     return 0 < R <= _of(_MAX_FUSED_RANK, gpu)
 
 
+# Up to which rank project_act.py computes the down projection, in shares of k.
+_MAX_SHARED_RANK = {"default": 0}
+
+
+def shares_rank(R: int, gpu: str) -> bool:
+    """Whether a down projection of rank R is computed in shares of k by project_act.py."""
+    return 0 < R <= _of(_MAX_SHARED_RANK, gpu)
+
+
+def shares_tile(K: int, R: int) -> dict[str, int]:
+    """Tile of project_act.py: SHARES programs for BLOCK_M tokens, each with steps of BLOCK_K."""
+    block_k = _divisor(K, 64)
+    shares = next(n for n in (8 if K > 4096 else 4, 4, 3, 2, 1) if K // block_k % n == 0)
+    return {
+        "SHARES": shares,
+        "BLOCK_M": 64,
+        "BLOCK_K": block_k,
+        "BLOCK_R": max(16, _power_of_2(R)),
+        "num_warps": 4,
+        "num_stages": 4,
+    }
+
+
 def folds_gelu(gpu: str) -> bool:
     """Whether a GELU in front of a quantized layer is better applied by its quantizer."""
     return _of(_FOLDS_GELU, gpu)

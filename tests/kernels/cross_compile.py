@@ -22,7 +22,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from svdquant_pack.kernels.quantize_weight import CHANNELS, MOST_COLUMNS, WARPS
-from svdquant_pack.kernels.tiles import fuses_rank, gemm_tile, native_int4_tile, quantizer_tile, unpack_tile
+from svdquant_pack.kernels.tiles import (
+    fuses_rank,
+    gemm_tile,
+    native_int4_tile,
+    quantizer_tile,
+    shares_rank,
+    shares_tile,
+    unpack_tile,
+)
 
 KERNELS = "svdquant_pack.kernels."
 M, N, K, R = 4608, 3072, 3072, 32
@@ -30,7 +38,7 @@ SIZES = dict.fromkeys(("M", "N", "K", "R", "stride_xm", "stride_cm", "stride_ag"
 ODD = ("M", "stride_ag")  # the only sizes that need not be multiples of 16
 HALF = "*bf16"
 # compiled as they are launched: products and sums rounded one by one
-UNFUSED = ("quantize_act", "quantize_act_int8", "quantize_weight", "unpack_weight")
+UNFUSED = ("project_act", "quantize_act", "quantize_act_int8", "quantize_weight", "unpack_weight")
 
 
 def _target(name: str) -> GPUTarget:
@@ -39,9 +47,13 @@ def _target(name: str) -> GPUTarget:
     return GPUTarget("hip", name, 64 if name.startswith("gfx9") else 32)
 
 
-def _quantizer(gpu: str, rank: int) -> dict:
-    ptx = gpu.startswith("sm_")
-    return {"PTX": ptx, "GELU": True, "SHIFT": 0.171875, "HAS_RANK": rank > 0, **quantizer_tile(K, rank)}
+def _flags(gpu: str) -> dict:
+    return {"PTX": gpu.startswith("sm_"), "GELU": True, "SHIFT": 0.171875}
+
+
+def _quantizer(gpu: str) -> dict:
+    rank = R if fuses_rank(R, gpu) else 0
+    return {**_flags(gpu), "HAS_RANK": rank > 0, "SHARES": 0, **quantizer_tile(K, rank)}
 
 
 def _groups(gpu: str, output: str, scheme: str = "int4") -> tuple:
@@ -54,8 +66,12 @@ def _groups(gpu: str, output: str, scheme: str = "int4") -> tuple:
         "x_down_ptr": HALF,
     }
     constants = {"SCHEME": scheme, "OUTPUT": output, "GROUP_SIZE": 64 if scheme == "int4" else 16, "CODE_MAX": 7.0}
-    rank = R if fuses_rank(R, gpu) else 0
-    return "quantize_act", "_quantize_groups_kernel", pointers, {**constants, **_quantizer(gpu, rank)}
+    if shares_rank(R, gpu):
+        pointers["x_down_ptr"] = "*fp32"
+        constants |= {**_flags(gpu), "HAS_RANK": False, "SPLIT_K": 1, **shares_tile(K, R)}
+    else:
+        constants |= _quantizer(gpu)
+    return "quantize_act", "_quantize_groups_kernel", pointers, constants
 
 
 def _tokens(gpu: str) -> tuple:
@@ -66,9 +82,22 @@ def _tokens(gpu: str) -> tuple:
         "codes_ptr": "*i8",
         "ascales_ptr": "*fp32",
         "x_down_ptr": HALF,
+        "sums_ptr": "*fp32",
     }
-    rank = R if fuses_rank(R, gpu) else 0
-    return "quantize_act_int8", "_quantize_tokens_kernel", pointers, _quantizer(gpu, rank)
+    constants = _quantizer(gpu)
+    if shares_rank(R, gpu):
+        constants |= {"SHARES": shares_tile(K, R)["SHARES"], "BLOCK_R": R}
+    return "quantize_act_int8", "_quantize_tokens_kernel", pointers, constants
+
+
+def _projection(gpu: str) -> tuple:
+    pointers = dict.fromkeys(("x_ptr", "smooth_ptr", "proj_down_ptr"), HALF) | {"sums_ptr": "*fp32"}
+    return "project_act", "_project_kernel", pointers, {**_flags(gpu), **shares_tile(K, R)}
+
+
+def _shares(gpu: str) -> tuple:
+    tile = {"SHARES": shares_tile(K, R)["SHARES"], "BLOCK_M": 16, "BLOCK_R": R}
+    return "project_act", "_add_shares_kernel", {"sums_ptr": "*fp32", "x_down_ptr": HALF}, tile
 
 
 def _weight(kernel: str, op: str, scheme: str, pointers: dict, **constants) -> tuple:
@@ -144,6 +173,8 @@ def _cases(gpu: str) -> dict:
             constants = {"UNSIGNED": unsigned, "BFLOAT16": True, "HAS_BIAS": True, **tile}
             name = f"gemm_w4a4_native {'unsigned' if unsigned else 'signed'}"
             cases[name] = "gemm_w4a4_native", "_gemm_w4a4_native_kernel", {**int4, **words}, constants
+    if shares_rank(R, gpu):
+        cases |= {"project_act": _projection(gpu), "add_shares": _shares(gpu)}
     if gpu == "sm_90":
         cases["gemm_w4a8_hopper"] = _hopper
     return cases

@@ -7,7 +7,7 @@ from problems import REAL, SMALL, activations, branch
 
 from svdquant_pack.kernels import reference
 from svdquant_pack.kernels.quantize_act_int8 import quantize_act_int8
-from svdquant_pack.kernels.tiles import quantizer_tile
+from svdquant_pack.kernels.tiles import quantizer_tile, shares_tile
 
 SHAPES = [*SMALL, *(pytest.param(*shape, marks=pytest.mark.gpu) for shape in REAL)]
 
@@ -35,6 +35,24 @@ def test_the_projection_fused_into_the_quantizer_is_the_same(R, dtype, device):
     assert_same(codes, wanted[0])
     assert_same(ascales, wanted[1])
     assert_close(x_down, wanted[2], op="x_down")
+
+
+@pytest.mark.parametrize(("M", "N", "K"), SHAPES)
+@pytest.mark.parametrize(("act_unsigned", "gelu"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("R", [16, 48])
+def test_the_projection_in_shares_is_the_same(M, N, K, act_unsigned, gelu, R, dtype, device):
+    x = activations(M, K, dtype, device)
+    smooth_factor, proj_down, _ = branch(N, K, R, dtype, device)
+    codes, ascales, x_down = quantize_act_int8(
+        x, smooth_factor, proj_down, act_unsigned, gelu, tile=shares_tile(K, R)
+    )
+    wanted = reference.quantize_act_int8(x, smooth_factor, proj_down, act_unsigned, gelu)
+    assert_close(x_down, wanted[2], op="x_down behind GELU" if gelu else "x_down")
+    if gelu:
+        assert (codes.int() - wanted[0].int()).abs().max() <= 1
+        return
+    assert_same(codes, wanted[0])
+    assert_same(ascales, wanted[1])
 
 
 @pytest.mark.parametrize("R", [0, 32])
