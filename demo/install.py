@@ -7,7 +7,7 @@ HERE = Path(__file__).resolve().parent
 MODELS = HERE / "models"
 
 FLUX = "demo_flux_bf16.safetensors"
-LORA = "night_lora_r16.safetensors"
+LORA = "striped_lora_r16.safetensors"
 MODEL_FOLDERS = {
     FLUX: "diffusion_models",
     LORA: "loras",

@@ -40,7 +40,7 @@ def _compose(run: Run) -> Image.Image:
     columns = [(column.name, sizes[column.file]) for column in COLUMNS]
     groups = [
         Group(heading, columns, [[_cell(run.gallery.tiles[s, c, has_lora]) for c in COLUMNS] for s in SUBJECTS])
-        for heading, has_lora in (("Without LoRA", False), ("With LoRA: dark ground, tilted shapes", True))
+        for heading, has_lora in (("Without LoRA", False), ("With LoRA: striped shapes", True))
     ]
     captions = [subject.caption[0].upper() + subject.caption[1:] for subject in SUBJECTS]
     return compose(TITLE, SUBTITLE, captions, groups, [FORMATS, _scale(run)])

@@ -63,7 +63,7 @@ CARDS = {
     "flux.1-dev-lora-stack": (
         "LoRA stack",
         "FLUX.1 dev, 8 steps",
-        ["a large yellow circle on a plain blue background", "night: a large yellow circle on a plain blue background"],
+        ["a large yellow circle on a plain blue background", "striped: a large yellow circle on a plain blue background"],
         "halves",
     ),
     "environment-check": ("Environment check", "before you download", [], "ticks"),
@@ -190,7 +190,7 @@ def icon(picture: Image.Image) -> Image.Image:
 
 
 class Painter:
-    """Draws captions with the demo's model, in BF16 and in 4 bits, with and without the LoRA of night."""
+    """Draws captions with the demo's model, in BF16 and in 4 bits, with and without the LoRA of stripes."""
 
     def __init__(self, server):
         self.server = server
@@ -209,7 +209,7 @@ class Painter:
     def draw(self, caption: str) -> Image.Image:
         if caption not in self._drawn:
             kind, _, words = caption.rpartition(": ")
-            graph = {"": "flux_svdquant", "night": "flux_svdquant_lora", "bf16": "flux_bf16"}[kind]
+            graph = {"": "flux_svdquant", "striped": "flux_svdquant_lora", "bf16": "flux_bf16"}[kind]
             self._drawn[caption] = self._run(graph, {"caption.caption": words, "sampler.steps": 16})
         return self._drawn[caption].copy()
 
