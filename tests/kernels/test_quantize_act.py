@@ -71,7 +71,9 @@ def test_shares_of_float_output_are_put_behind_the_values(scheme, gelu, dtype, d
     shared, _, x_down = quantize_act(
         x, smooth_factor, proj_down, scheme, "float", gelu, gelu, tile=shares_tile(192, 32)
     )
-    whole, _, wanted = quantize_act(x, smooth_factor, proj_down, scheme, "float", gelu, gelu, tile=quantizer_tile(192, 32))
+    whole, _, wanted = quantize_act(
+        x, smooth_factor, proj_down, scheme, "float", gelu, gelu, tile=quantizer_tile(192, 32)
+    )
     assert_same(shared[:, :192].contiguous(), whole[:, :192].contiguous())
     assert_close(x_down, wanted, op="x_down")
     assert shared[:, 192:].data_ptr() == x_down.data_ptr()
