@@ -53,6 +53,32 @@ def lite_tensors(precision: str = "int4") -> dict[str, Tensor]:
     return {name: tensor.contiguous().clone() for name, tensor in found.items()}
 
 
+# host Linear of a PixArt -> diffusers modules that share its rows
+PIXART_MODULES = {
+    "attn.qkv": [f"attn1.to_{x}" for x in "qkv"],
+    "attn.proj": ["attn1.to_out.0"],
+    "cross_attn.q_linear": ["attn2.to_q"],
+    "cross_attn.proj": ["attn2.to_out.0"],
+    "mlp.fc1": ["ff.net.0.proj"],
+    "mlp.fc2": ["ff.net.2"],
+}
+
+
+def lite_pixart_tensors(packed: Path) -> dict[str, Tensor]:
+    """The model of a nunchaku PixArt file of one block."""
+    tensors, model = read_tensors(packed)[0], read_checkpoint(Checkpoint(packed))
+    found = {n: t for n, t in tensors.items() if f"{n.rpartition('.')[0]}.qweight" not in tensors}
+    for host, modules in PIXART_MODULES.items():
+        layer = model.layers[f"blocks.0.{host}"]
+        (part,) = layer.parts
+        height = part.out_features // len(modules)
+        for number, module in enumerate(modules):
+            start = number * height
+            piece, bias = slice_rows(part, start, start + height), layer.bias[start : start + height]
+            found |= {f"{DOUBLE}{module}.{name}": tensor for name, tensor in stored(piece, bias).items()}
+    return {name: tensor.contiguous().clone() for name, tensor in found.items()}
+
+
 def stored(part: Part, bias: Tensor) -> dict[str, Tensor]:
     """One module's tensors in the file's order."""
     tensors = {n: t for n, t in part.tensors.items() if n != "smooth_factor_orig"}
@@ -91,14 +117,11 @@ def lite_config(tensors: dict[str, Tensor]) -> str:
         for kind, dtype in kinds.items()
     }
     quantization = {"quant_method": "nunchaku_lite", "compute_dtype": "bfloat16"} | targets
-    return json.dumps(
-        {
-            "_class_name": "FluxTransformer2DModel",
-            "num_layers": 1,
-            "num_single_layers": 1,
-            "quantization_config": quantization,
-        }
-    )
+    if any("attn1." in name for name in tensors):
+        kind = {"_class_name": "PixArtTransformer2DModel", "num_layers": 1}
+    else:
+        kind = {"_class_name": "FluxTransformer2DModel", "num_layers": 1, "num_single_layers": 1}
+    return json.dumps(kind | {"quantization_config": quantization})
 
 
 def write_lite(folder: Path, tensors: dict[str, Tensor], shards: int = 1) -> Path:

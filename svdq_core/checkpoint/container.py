@@ -18,6 +18,7 @@ DIFFUSERS_INDEX = f"{DIFFUSERS_FILE}.index.json"
 DIFFUSERS_FOLDER = "transformer"  # of a whole pipeline
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "model.")  # what other tools put in front
+SIDECAR_SUFFIX = ".config.yaml"
 MAX_CONFIG_BYTES = 10_000_000
 MAX_NAME_LENGTH = 300  # names end up in messages
 
@@ -88,6 +89,11 @@ class Checkpoint(Mapping[str, Tensor]):
     def files(self) -> list[Path]:
         """The files it consists of, config files aside."""
         return [file.path for file in self._files]
+
+    def sidecar(self) -> str:
+        """The text of NAME.config.yaml beside a single file NAME.safetensors, or ""; diffuse-compressor writes one."""
+        file = self.path.with_suffix(SIDECAR_SUFFIX)
+        return "" if self.path.is_dir() or not file.is_file() else self._read_text(file)
 
     def release(self) -> None:
         """Let go of the pages read so far; tensors that are still in use stay valid."""

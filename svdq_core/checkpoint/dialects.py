@@ -8,7 +8,7 @@ from .comfy_names import CONFIG, CONFIGS, layer_configs
 from .comfy_read import plan_comfy
 from .container import NATIVE_FILES, Checkpoint
 from .deepcompressor import plan_deepcompressor
-from .lite import is_lite, plan_lite
+from .lite import is_lite, plan_lite, refuse_logical
 from .nunchaku_read import plan_nunchaku
 from .packed import LAYOUT_SUFFIX, plan_packed
 from .plan import Plan
@@ -46,6 +46,7 @@ def _find_comfy(checkpoint: Checkpoint) -> str | None:
 
 def _plan_tiled(checkpoint: Checkpoint) -> Plan:
     refuse_text_encoder(checkpoint)
+    refuse_logical(checkpoint)
     return plan_lite(checkpoint) if is_lite(checkpoint) else plan_nunchaku(checkpoint)
 
 

@@ -78,6 +78,29 @@ def is_lite(checkpoint: Checkpoint) -> bool:
     )
 
 
+def refuse_logical(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError where diffuse-compressor says that it did not put the tensors into tiles.
+
+    Names and shapes are those of tensors in tiles; only what stands in the metadata, or in the config beside the file,
+    tells them apart.
+    """
+    said = [(text, key) for key, text in checkpoint.metadata.items() if key == "quantization_config"]
+    for text, place in [*said, (checkpoint.sidecar(), "the config beside it")]:
+        for name in _logical_targets(text):
+            raise CheckpointError(
+                f"{checkpoint.name}: {name} is in diffuse-compressor's logical layout ({place}), which is for checking "
+                "a quantization and not read here. Export the model again with its NunchakuSvdqLayout."
+            )
+
+
+def _logical_targets(text: str) -> list[str]:
+    try:
+        targets = json.loads(text)["targets"]
+        return [str(t.get("export_name")) for t in targets if t.get("runtime_tensor_layout") == "logical"]
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return []
+
+
 def plan_lite(checkpoint: Checkpoint) -> Plan:
     """The plan for a file or folder of diffusers' Nunchaku Lite.
 

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from checkpoint_files import TINY, read_tensors, write_tensors
+from checkpoint_files import TINY, read_tensors, write_pixart, write_tensors
 from compare import assert_same
-from lite_folders import DOUBLE, PROJ_OUT, lite_tensors, write_lite
+from lite_folders import DOUBLE, PROJ_OUT, lite_pixart_tensors, lite_tensors, write_lite
 from model_compare import differences
 
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
@@ -119,6 +119,50 @@ def test_plain_modules_stay_in_16_bits(tmp_path):
     }
     model = read_checkpoint(Checkpoint(write_lite(tmp_path / "lite", tensors)))
     assert_same(model.plain["single_blocks.0.linear2.weight"], tensors[f"{PROJ_OUT}.weight"])
+
+
+def test_a_pixart_is_read_module_by_module(tmp_path):
+    packed = write_pixart(tmp_path / "pixart.safetensors")
+    folder = write_lite(tmp_path / "lite", lite_pixart_tensors(packed))
+    model, expected = read_checkpoint(Checkpoint(folder)), read_checkpoint(Checkpoint(packed))
+    assert model.architecture.name == "pixart"
+    assert model.layers.keys() == expected.layers.keys() and model.plain.keys() == expected.plain.keys()
+    assert len(model.layers["blocks.0.attn.qkv"].parts) == 3
+    for name, layer in model.layers.items():
+        assert_same(dense_weight(layer), dense_weight(expected.layers[name]))
+        assert not any(part.act_unsigned for part in layer.parts)
+    for name, tensor in model.plain.items():
+        assert_same(tensor, expected.plain[name])
+
+
+def diffuse_compressor_config(layout):
+    """What diffuse-compressor writes about a layer, shortened."""
+    target = {"name": "a", "export_name": f"{DOUBLE}attn.to_q", "runtime_tensor_layout": layout}
+    weight = {"dtype": "int4", "group_size": 64, "scale_dtypes": [None]}
+    return json.dumps({"method": "svdquant", "rank": 32, "weight": weight, "targets": [target]})
+
+
+@pytest.mark.parametrize("place", ["metadata", "sidecar"])
+def test_tensors_that_are_not_in_tiles_are_refused(place, tmp_path):
+    """They have the names and shapes of tensors in tiles: read as such they would be noise."""
+    tensors, path = lite_tensors(), tmp_path / "x.safetensors"
+    for layout in ("nunchaku_packed", "logical"):
+        text = diffuse_compressor_config(layout)
+        write_tensors(path, tensors, {"quantization_config": text} if place == "metadata" else None)
+        if place == "sidecar":
+            (tmp_path / "x.config.yaml").write_text(text)
+        if layout == "nunchaku_packed":
+            assert read_checkpoint(Checkpoint(path)).layers
+            continue
+        with pytest.raises(CheckpointError, match=r"x\.safetensors: .*attn\.to_q is in diffuse-compressor's logical"):
+            read_checkpoint(Checkpoint(path))
+
+
+@pytest.mark.parametrize("text", ["a: 1", "[]", '{"targets": 3}', '{"targets": [3]}', "[" * 100_000])
+def test_another_config_beside_a_file_is_ignored(text, tmp_path):
+    path = write_tensors(tmp_path / "x.safetensors", lite_tensors())
+    (tmp_path / "x.config.yaml").write_text(text)
+    assert read_checkpoint(Checkpoint(path)).layers
 
 
 def drop(prefix):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from checkpoint_files import TINY, write_tensors
+from checkpoint_files import TINY, write_pixart, write_tensors
 from model_compare import differences
 
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
@@ -13,9 +13,9 @@ from svdquant_pack.svdq_core.errors import CheckpointError
 QKV = "double_blocks.0.img_attn.qkv"
 
 
-def packed_tensors(precision="int4"):
-    """What the host's state dict holds of the tiny model."""
-    model = read_checkpoint(Checkpoint(TINY[precision]))
+def packed_tensors(path=TINY["int4"]):
+    """What the host's state dict holds of a model."""
+    model = read_checkpoint(Checkpoint(path))
     tensors = {name: tensor.clone() for name, tensor in model.plain.items()}
     for name, layer in model.layers.items():
         blob, layout = layer.to_blob()
@@ -28,10 +28,10 @@ def as_bytes(text):
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("precision", TINY)
+@pytest.mark.parametrize("kind", [*TINY, "pixart"])
 @pytest.mark.parametrize("prefix", ["diffusion_model.", "model.diffusion_model."])
-def test_the_model_comes_back(precision, prefix, tmp_path):
-    tensors, model = packed_tensors(precision)
+def test_the_model_comes_back(kind, prefix, tmp_path):
+    tensors, model = packed_tensors(TINY[kind] if kind in TINY else write_pixart(tmp_path / "pixart.safetensors"))
     tensors = {prefix + name: tensor for name, tensor in tensors.items()}
     if prefix.startswith("model."):
         tensors |= {"vae.decoder.weight": torch.ones(2), "text_encoders.clip_l.x": torch.ones(1)}
