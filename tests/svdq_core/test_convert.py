@@ -14,8 +14,9 @@ from checkpoint_files import (
 )
 from comfy_files import ComfyFile
 from dense_compare import assert_equivalent, dense, prints
-from lite_folders import lite_tensors, write_lite
-from native_folders import flux_folder, write_native
+from lite_folders import lite_pixart_tensors, lite_tensors, write_lite
+from native_folders import flux_folder, pixart_folder, write_native
+from packed_files import write_packed
 
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.convert import convert
@@ -29,9 +30,16 @@ SOURCES = {
     "legacy folder": lambda folder: write_legacy_folder(folder / "legacy"),
     "lite int4": lambda folder: write_lite(folder / "lite", lite_tensors()),
     "lite nvfp4": lambda folder: write_lite(folder / "lite", lite_tensors("nvfp4")),
+    "lite pixart": lambda folder: write_lite(
+        folder / "lite", lite_pixart_tensors(write_pixart(folder / "pixart.safetensors"))
+    ),
     "comfy flux": lambda folder: ComfyFile().write(folder / "comfy.safetensors"),
     "comfy tiled": lambda folder: ComfyFile("pixart", "comfy-kitchen", tiled=True).write(folder / "t.safetensors"),
+    "comfy pixart": lambda folder: ComfyFile("pixart").write(folder / "comfy.safetensors"),
     "deepcompressor": lambda folder: write_native(folder / "run", flux_folder()),
+    "deepcompressor pixart": lambda folder: write_native(folder / "run", pixart_folder()),
+    "saved flux": lambda folder: write_packed(folder / "saved.safetensors"),
+    "saved pixart": lambda folder: write_packed(folder / "saved.safetensors", write_pixart(folder / "p.safetensors")),
 }
 # kind -> formats that cannot hold it, and why
 REFUSED = {

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from lite_folders import lite_tensors
 from native_folders import pixart_folder, write_native
+from packed_files import write_packed
 
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.errors import CheckpointError
@@ -74,16 +75,6 @@ def read_or_refuse(path: Path, shown: str):
     return model
 
 
-def packed_file(path):
-    model = read_checkpoint(Checkpoint(TINY["nvfp4"]))
-    tensors = dict(model.plain)
-    for name, layer in model.layers.items():
-        blob, layout = layer.to_blob()
-        text = torch.tensor(list(layout.to_json().encode()), dtype=torch.uint8)
-        tensors |= {f"{name}.weight": blob, f"{name}.bias": layer.bias, f"{name}.svdq_layout": text}
-    return write_tensors(path, {name: tensor.clone() for name, tensor in tensors.items()})
-
-
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
     """One sound file of every kind."""
@@ -95,7 +86,7 @@ def originals(tmp_path_factory):
         "comfy": ComfyFile().write(folder / "comfy.safetensors"),
         "comfy tiled": ComfyFile("pixart", "comfy-kitchen", tiled=True).write(folder / "tiled.safetensors"),
         "lite": write_tensors(folder / "lite.safetensors", lite_tensors()),
-        "packed": packed_file(folder / "packed.safetensors"),
+        "packed": write_packed(folder / "packed.safetensors", TINY["nvfp4"]),
     }
     found = {name: mutations.Original(path.read_bytes()) for name, path in paths.items()}
     expected = {name: structure(read_checkpoint(Checkpoint(path))) for name, path in paths.items()}

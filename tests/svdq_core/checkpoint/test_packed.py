@@ -6,26 +6,12 @@ import pytest
 import torch
 from checkpoint_files import TINY, write_pixart, write_tensors
 from model_compare import differences
+from packed_files import as_bytes, packed_tensors
 
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.errors import CheckpointError
 
 QKV = "double_blocks.0.img_attn.qkv"
-
-
-def packed_tensors(path=TINY["int4"]):
-    """What the host's state dict holds of a model."""
-    model = read_checkpoint(Checkpoint(path))
-    tensors = {name: tensor.clone() for name, tensor in model.plain.items()}
-    for name, layer in model.layers.items():
-        blob, layout = layer.to_blob()
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = blob, layer.bias.clone()
-        tensors[f"{name}.svdq_layout"] = as_bytes(layout.to_json())
-    return tensors, model
-
-
-def as_bytes(text):
-    return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("kind", [*TINY, "pixart"])
