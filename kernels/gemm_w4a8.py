@@ -65,11 +65,12 @@ def _gemm_w4a8_kernel(
     x_down_ptr,  # (M, R)
     proj_up_ptr,  # (N, R)
     bias_ptr,  # (N,) or None
-    out_ptr,  # (M, N)
+    out_ptr,  # (M, N), rows stride_om apart
     M,
     N,
     K,
     R,
+    stride_om,
     HAS_BIAS: tl.constexpr,
     HAS_RANK: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -99,7 +100,7 @@ def _gemm_w4a8_kernel(
         out = add_low_rank(out, x_down_ptr, proj_up_ptr, offs_m, offs_n, M, N, R, BLOCK_R)
     if HAS_BIAS:
         out += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
-    out_ptrs = out_ptr + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
+    out_ptrs = out_ptr + offs_m.to(tl.int64)[:, None] * stride_om + offs_n[None, :]
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=(offs_m < M)[:, None] & (offs_n < N)[None, :])
 
 
@@ -111,6 +112,7 @@ def gemm_w4a8(
     x_down: Tensor,
     proj_up: Tensor,
     bias: Tensor | None = None,
+    out: Tensor | None = None,
     tile: dict[str, int] | None = None,
 ) -> Tensor:
     """Int8 GEMM, low-rank up projection and bias in one kernel.
@@ -119,13 +121,14 @@ def gemm_w4a8(
         qx: (M, K) int8, ascales: (M,) float32, x_down: (M, R) bfloat16 or float16: from quantize_act_int8.
         qweight_int8: (N, K) int8, channel_scales: (N,) float32: from requantize_weight. K a multiple of 64.
         proj_up: (N, R), R = 0 for no branch. bias: (N,) or None.
+        out: (M, N) of x_down.dtype to write to, unit stride along N; None: a new tensor.
         tile: a row of GEMM_W4A8_TILES in tiles.py, to measure others.
 
     Returns:
-        (M, N) of x_down.dtype.
+        out, (M, N) of x_down.dtype.
     """
     (M, K), N, R = qx.shape, qweight_int8.shape[0], x_down.shape[1]
-    out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device)
+    out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device) if out is None else out
     tile = tile or gemm_tile("gemm_w4a8", M, K, generation(qx.device))
     grid = (-(-M // tile["BLOCK_M"]) * -(-N // tile["BLOCK_N"]),)
     launch(
@@ -144,6 +147,7 @@ def gemm_w4a8(
             N,
             K,
             R,
+            out.stride(0),
         ),
         {"HAS_BIAS": bias is not None, "HAS_RANK": R > 0, **tile},
     )

@@ -202,12 +202,13 @@ def gemm_w4a8_hopper(
     x_down: Tensor,
     proj_up: Tensor,
     bias: Tensor | None = None,
+    out: Tensor | None = None,
     swizzle_m: int = 4,
 ) -> Tensor:
     """Arguments and result as gemm_w4a8.gemm_w4a8; K a multiple of 16, N and R of 8,
-    because the copy engine wants rows of whole 16 bytes."""
+    because the copy engine wants rows of whole 16 bytes; so do those of out."""
     (M, K), N, R = qx.shape, qweight_int8.shape[0], x_down.shape[1]
-    out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device)
+    out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device) if out is None else out
     proj_up = proj_up.to(x_down.dtype)
     tiles = -(-M // BLOCK_M) * -(-N // BLOCK_N)
     programs = min(processors(qx.device.index), tiles)

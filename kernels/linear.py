@@ -71,8 +71,13 @@ def _linear(
         "channel_scales": channel_scales,
     }
     tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
+    return _run(x, tensors, scheme, compute, bias, act_unsigned, gelu, None)
+
+
+def _run(x, tensors, scheme, compute, bias, act_unsigned, gelu, out) -> Tensor:
+    """The result of the first step that works, written to `out` where that step can, otherwise a new tensor."""
     if x.shape[0] == 0:
-        return x.new_empty((0, qweight.shape[0]))
+        return x.new_empty((0, tensors["qweight"].shape[0]))
     if x.device.type == "cpu":
         return _reference_linear(x, tensors, scheme, compute, bias, act_unsigned, gelu)
     steps = []
@@ -89,7 +94,7 @@ def _linear(
             "w4a8": triton_path.steps_w4a8,
             "w4a16": triton_path.steps_w4a16,
         }[_mode(scheme, compute)]
-        steps = make_steps(x, tensors, scheme, bias, act_unsigned, gelu)
+        steps = make_steps(x, tensors, scheme, bias, act_unsigned, gelu, out)
     steps.append(
         (f"{compute} in plain torch", lambda: _torch_linear(x, tensors, scheme, compute, bias, act_unsigned, gelu))
     )
@@ -181,6 +186,7 @@ def svdquant_linear(
     lora_up: Tensor | None = None,
     act_unsigned: bool = False,
     gelu: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """An int4, nvfp4 or int8 SVDQuant part applied to activations.
 
@@ -196,9 +202,10 @@ def svdquant_linear(
         lora_down, lora_up: (K, r) and (N, r), strength included, or None; they ride in the low-rank branch.
         act_unsigned: the stored bias expects the GELU shift; int4 activation codes are 0...15.
         gelu: apply GELU (tanh) to x first.
+        out: (M, N) of x.dtype, unit stride along N, for the result; None: a new tensor.
 
     Returns:
-        (M, N) of x.dtype.
+        (M, N) of x.dtype, `out` if given.
 
     Raises:
         ValueError: compute is none of COMPUTE_MODES.
@@ -208,24 +215,15 @@ def svdquant_linear(
     proj_down, proj_up = tensors["proj_down"], tensors["proj_up"]
     if lora_down is not None and lora_up is not None:
         proj_down, proj_up = _append_factors(proj_down, lora_down), _append_factors(proj_up, lora_up)
-    # Outside of torch.compile the dispatcher would only add time.
-    run = _linear_op if torch.compiler.is_compiling() else _linear
-    return run(
-        x if x.stride(1) == 1 else x.contiguous(),
-        tensors["qweight"],
-        tensors["wscales"],
-        tensors["smooth_factor"],
-        proj_down,
-        proj_up,
-        tensors.get("wtscale"),
-        tensors.get("wcscales"),
-        tensors.get("channel_scales"),
-        bias,
-        scheme,
-        compute,
-        act_unsigned,
-        gelu,
-    )
+    x = x if x.stride(1) == 1 else x.contiguous()
+    factors = {"proj_down": proj_down, "proj_up": proj_up}
+    if torch.compiler.is_compiling():
+        required = tensors["qweight"], tensors["wscales"], tensors["smooth_factor"], proj_down, proj_up
+        optional = tensors.get("wtscale"), tensors.get("wcscales"), tensors.get("channel_scales"), bias
+        result = _linear_op(x, *required, *optional, scheme, compute, act_unsigned, gelu)
+    else:  # the dispatcher would only add time
+        result = _run(x, {**tensors, **factors}, scheme, compute, bias, act_unsigned, gelu, out)
+    return result if out is None or result is out else out.copy_(result)
 
 
 def awq_linear(

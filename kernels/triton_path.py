@@ -46,7 +46,13 @@ def _in_16_bits(
 
 
 def steps_w4a4(
-    x: Tensor, tensors: Mapping[str, Tensor], scheme: str, bias: Tensor | None, act_unsigned: bool, gelu: bool
+    x: Tensor,
+    tensors: Mapping[str, Tensor],
+    scheme: str,
+    bias: Tensor | None,
+    act_unsigned: bool,
+    gelu: bool,
+    _out: Tensor | None = None,
 ) -> Steps:
     """Exact 4-bit codes on both sides."""
     smooth_factor, proj_down, proj_up = tensors["smooth_factor"], tensors["proj_down"], tensors["proj_up"]
@@ -93,9 +99,15 @@ def channel_scales(tensors: Mapping[str, Tensor], scheme: str) -> Tensor:
 
 
 def steps_w4a8(
-    x: Tensor, tensors: Mapping[str, Tensor], scheme: str, bias: Tensor | None, act_unsigned: bool, gelu: bool
+    x: Tensor,
+    tensors: Mapping[str, Tensor],
+    scheme: str,
+    bias: Tensor | None,
+    act_unsigned: bool,
+    gelu: bool,
+    out: Tensor | None = None,
 ) -> Steps:
-    """Int8 activations per token, weights brought to int8 per channel; those of an int8 layer are."""
+    """Int8 activations per token, weights brought to int8 per channel; those of an int8 layer are. Result in out."""
     proj_up, mode = tensors["proj_up"], "w8a8" if scheme == "int8" else "w4a8"
 
     def with_gemm(gemm: Callable[..., Tensor]) -> Tensor:
@@ -110,7 +122,7 @@ def steps_w4a8(
                 channel_scales=tensors.get("channel_scales"),
                 **_extra(tensors),
             )
-        return gemm(qx, ascales, *weight, x_down, proj_up, bias)
+        return gemm(qx, ascales, *weight, x_down, proj_up, bias, out)
 
     def hopper() -> Tensor:
         from .gemm_w4a8_hopper import gemm_w4a8_hopper
@@ -119,13 +131,20 @@ def steps_w4a8(
 
     steps: Steps = [(f"{mode} on int8 tensor cores", lambda: with_gemm(gemm_w4a8))]
     N, R = proj_up.shape
-    if generation(x.device) == "sm_90" and fills_hopper(x.shape[0], N) and N % 8 == 0 and R % 8 == 0:
+    whole_rows = N % 8 == 0 and R % 8 == 0 and (out is None or (out.data_ptr() | 2 * out.stride(0)) % 16 == 0)
+    if generation(x.device) == "sm_90" and fills_hopper(x.shape[0], N) and whole_rows:
         steps.insert(0, (f"{mode} on Hopper's asynchronous tensor cores", hopper))
     return steps
 
 
 def steps_w4a16(
-    x: Tensor, tensors: Mapping[str, Tensor], scheme: str, bias: Tensor | None, act_unsigned: bool, gelu: bool
+    x: Tensor,
+    tensors: Mapping[str, Tensor],
+    scheme: str,
+    bias: Tensor | None,
+    act_unsigned: bool,
+    gelu: bool,
+    _out: Tensor | None = None,
 ) -> Steps:
     """Activations in 16 bits; int8 weights have no kernel of their own for it."""
     if scheme == "int8":

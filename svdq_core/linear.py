@@ -32,7 +32,8 @@ def apply_layer(
     if len(layer.parts) == 1:
         out = _apply_part(layer.parts[0], tokens, compute, layer.bias, lora_down, lora_up, gelu_from == 0)
         return out.view(*x.shape[:-1], layer.out_features)
-    out = tokens.new_empty(tokens.shape[0], layer.out_features)
+    summed = layer.parts[0].columns != (0, layer.in_features)
+    out = tokens.new_empty((tokens.shape[0], layer.out_features)) if not summed else None
     last = layer.parts[-1]
     for part in layer.parts:
         bias = None
@@ -43,11 +44,10 @@ def apply_layer(
         down = None if lora_down is None else lora_down[part.columns[0] : part.columns[1]]
         up = None if lora_up is None else lora_up[part.rows[0] : part.rows[1]]
         gelu = gelu_from is not None and part.columns[0] >= gelu_from
-        piece = _apply_part(part, columns, compute, bias, down, up, gelu)
-        if part.columns[0] == 0:
-            out[:, part.rows[0] : part.rows[1]] = piece
-        else:
-            out[:, part.rows[0] : part.rows[1]] += piece
+        place = None if out is None or summed else out[:, part.rows[0] : part.rows[1]]
+        piece = _apply_part(part, columns, compute, bias, down, up, gelu, place)
+        if summed:
+            out = piece if out is None else out.add_(piece)
     return out.view(*x.shape[:-1], layer.out_features)
 
 
@@ -59,14 +59,18 @@ def _apply_part(
     lora_down: Tensor | None,
     lora_up: Tensor | None,
     gelu: bool,
+    out: Tensor | None = None,
 ) -> Tensor:
+    """One part; written to `out` if given."""
     own = part.get("bias")
     if own is not None:
         bias = own if bias is None else bias + own
     if part.scheme == "awq":
         down, up = (_join(part.get("proj_down"), lora_down), _join(part.get("proj_up"), lora_up))
-        return awq_linear(x, part.tensors, bias, down, up)
-    return svdquant_linear(x, part.tensors, part.scheme, compute, bias, lora_down, lora_up, part.act_unsigned, gelu)
+        result = awq_linear(x, part.tensors, bias, down, up)
+        return result if out is None else out.copy_(result)
+    arguments = x, part.tensors, part.scheme, compute, bias, lora_down, lora_up, part.act_unsigned, gelu
+    return svdquant_linear(*arguments, out)
 
 
 def _join(own: Tensor | None, added: Tensor | None) -> Tensor | None:

@@ -34,7 +34,7 @@ from svdquant_pack.kernels.tiles import (
 
 KERNELS = "svdquant_pack.kernels."
 M, N, K, R = 4608, 3072, 3072, 32
-SIZES = dict.fromkeys(("M", "N", "K", "R", "stride_xm", "stride_cm", "stride_ag", "stride_dm"), "i32")
+SIZES = dict.fromkeys(("M", "N", "K", "R", *(f"stride_{which}" for which in ("xm", "cm", "ag", "dm", "om"))), "i32")
 ODD = ("M", "stride_ag")  # the only sizes that need not be multiples of 16
 HALF = "*bf16"
 # compiled as they are launched: products and sums rounded one by one

@@ -61,3 +61,12 @@ def test_integer_sums_are_exact(gemm, device):
 def test_low_rank_branch_is_live(gemm, dtype, device):
     *arguments, x_down, proj_up = problem(33, 72, 192, 16, dtype, device)
     assert not torch.equal(gemm(*arguments, x_down, proj_up), gemm(*arguments, x_down, torch.zeros_like(proj_up)))
+
+
+def test_rows_of_the_result_may_be_apart(gemm, dtype, device):
+    arguments = problem(33, 72, 192, 16, dtype, device)
+    wide = torch.full((33, 200), 7.0, dtype=dtype, device=device)
+    out = gemm(*arguments, None, wide[:, 64:136])
+    assert out.data_ptr() == wide[:, 64:].data_ptr()
+    assert_same(out.contiguous(), gemm(*arguments))
+    assert bool((wide[:, :64] == 7).all()) and bool((wide[:, 136:] == 7).all())

@@ -144,6 +144,17 @@ def test_no_tokens_give_no_rows(dtype, device):
     assert out.shape == (0, 72)
 
 
+@pytest.mark.parametrize("compute", COMPUTE_MODES)
+@pytest.mark.parametrize("scheme", LAYERS)
+def test_the_result_goes_where_it_is_wanted(compute, scheme, dtype, device):
+    x, tensors = activations(19, 192, dtype, device), LAYERS[scheme](72, 192, 16, dtype, device)
+    wide = torch.full((19, 200), 7.0, dtype=dtype, device=device)
+    out = svdquant_linear(x, tensors, scheme, compute, out=wide[:, 64:136])
+    assert_same(wide[:, 64:136].contiguous(), svdquant_linear(x, tensors, scheme, compute))
+    assert out.data_ptr() == wide[:, 64:].data_ptr()
+    assert bool((wide[:, :64] == 7).all()) and bool((wide[:, 136:] == 7).all())
+
+
 def test_a_transposed_input_is_as_good(dtype, device):
     x, tensors = activations(19, 192, dtype, device), int4_layer(72, 192, 16, dtype, device)
     assert_same(
