@@ -15,7 +15,7 @@ def text_of(name):
 
 
 def functions_of(file):
-    found = [path for path in (ROOT / "tests").rglob(file)]
+    found = list((ROOT / "tests").rglob(file))
     assert len(found) == 1, f"{file}: {len(found)} files of this name"
     return {node.name for node in ast.walk(ast.parse(found[0].read_text(encoding="utf-8"))) if hasattr(node, "name")}
 
@@ -39,5 +39,5 @@ def test_every_link_leads_somewhere(readme):
 
 @pytest.mark.parametrize("readme", READMES)
 def test_every_file_it_names_with_its_folder_exists(readme):
-    named = set(re.findall(r"`((?:%s)/[\w./-]+\.\w+)`" % "|".join(PLACES), text_of(readme)))
+    named = set(re.findall(rf"`((?:{'|'.join(PLACES)})/[\w./-]+\.\w+)`", text_of(readme)))
     assert not [name for name in named if not (ROOT / name).exists()]
