@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 OVERSAMPLE = 16
-POWER_STEPS = 4  # leave 0.1 % more residual than the exact decomposition
+# 2 leave 0.3 % more residual than the exact decomposition, 4 leave 0.04 %; held-out errors of layers are the same within
+# 0.2 %.
+POWER_STEPS = 2
 JITTER = 1e-11  # of a float64 Gram matrix's mean diagonal: above its rounding errors, below float32's squared
 
 
