@@ -115,6 +115,8 @@ def quantize_to_file(
         share.wait()
         return None
     with journal.locked():
+        for name in other_tensors(job.architecture, job.names):  # before the work, not after
+            check_values(job.weights[name], FLOAT, name)
         journal.names()
         share.wait()
         resumed, names = _quantize(job, journal, form, share, on_layer)
@@ -193,8 +195,6 @@ def _cost(job: Job, name: str) -> float:
 
 def _put_together(job: Job, journal: Journal, form: Format, names: list[str]) -> Outcome:
     plain = {name: job.weights[name] for name in other_tensors(job.architecture, job.names)} | dict(job.extras)
-    for name, tensor in plain.items():
-        check_values(tensor, FLOAT, name)
     plain = {name: tensor.to("cpu", job.spec.scale_dtype) for name, tensor in plain.items()}
     outline = QuantizedModel(job.architecture, plain={n: t.to("meta") for n, t in plain.items()})
     instead = _overridden(job, journal, form, names)
