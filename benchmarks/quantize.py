@@ -8,7 +8,6 @@ Prints Markdown. Nothing that does not fit into --seconds is begun.
 """
 
 import argparse
-import platform
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(Path(__file__).parent)]
 
 import pack  # noqa: F401, E402  makes svdquant_pack importable
 import torch  # noqa: E402
+from machine import header  # noqa: E402
 from quantize_layers import TABLES, Run, tables, verdicts  # noqa: E402
 from quantize_time import GPU_BYTES, SIZES, disk_rate, estimate, run_apart, stage_table, write_model  # noqa: E402
 from synthetic_layers import SHAPES  # noqa: E402
@@ -47,15 +47,6 @@ class Report:
         self.lines.append(text)
         if self.path is not None:
             self.path.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
-
-
-def header(device: str, commit: str | None) -> str:
-    """What this ran on."""
-    if commit is None:
-        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown commit"
-    name = torch.cuda.get_device_name(0) if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return f"{name}, torch {torch.__version__}, Python {platform.python_version()}, {commit}"
 
 
 def quality(options: argparse.Namespace, say: Callable[[str], None], seconds: float) -> None:
@@ -197,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     started = time.perf_counter()
     say = Report(options.output)
-    say(header(options.device, options.commit))
+    say(header(options.commit))
     both = options.quality == options.time
     if options.time or (both and (options.device != "cpu" or options.tiny)):
         times(options, say, started + options.seconds)

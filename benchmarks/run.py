@@ -4,6 +4,7 @@
     python benchmarks/run.py --layers flux --tokens 4608 --rank 32 --seconds 0.1
     python benchmarks/run.py --gpu-time          replayed as a CUDA graph: without the time Python takes to launch
     python benchmarks/run.py --step              a whole denoising step in the host instead; see step.py
+    python benchmarks/run.py --quantize          quality and time of quantization instead; see quantize.py
 
 Every row is checked against the reference first; a mismatch ends the program with no table. Everything a layer needs is
 counted: quantizing activations, unpacking weights, low-rank branch, bias. Weights and activations are random.
@@ -23,6 +24,10 @@ if __name__ == "__main__" and "--step" in sys.argv[1:]:  # before torch, whose a
     from step import main as _step
 
     sys.exit(_step([argument for argument in sys.argv[1:] if argument != "--step"]))
+if __name__ == "__main__" and "--quantize" in sys.argv[1:]:
+    from quantize import main as _quantize
+
+    sys.exit(_quantize([argument for argument in sys.argv[1:] if argument != "--quantize"]))
 
 import pack  # noqa: F401, E402  makes svdquant_pack importable
 import torch  # noqa: E402
