@@ -1,12 +1,16 @@
-"""The pictures: captions that anyone can check, in BF16 and through SVDQuant, with and without a LoRA."""
+"""The pictures: captions that anyone can check, in BF16, SVDQuant and naively rounded, with and without a LoRA."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .check import Check
 from .client import Client, Outcome
+from .install import FLUX
 from .metrics import is_identical, psnr, relative_error
+from .verdict import Verdict
 
 STEPS = 20
 OTHER_SEED = 1000  # added to a caption's seed: how much two BF16 pictures of one caption differ
@@ -33,15 +37,27 @@ SUBJECTS = (
 
 @dataclass(frozen=True)
 class Column:
-    """One way to run the model: which file, and which arithmetic."""
+    """One way to run the model.
+
+    Args:
+        name: above the column.
+        file: "bf16", "naive" (rounded by the demo's own node), or the precision of the quantized file.
+        compute: of a quantized file.
+        bits: of naively rounded weights and activations.
+    """
 
     name: str
-    file: str  # "bf16", or the precision of the quantized file
+    file: str
     compute: str = ""
+    bits: int = 0
 
     @property
     def is_reference(self) -> bool:
         return self.file == "bf16"
+
+    @property
+    def is_svdquant(self) -> bool:
+        return self.file not in ("bf16", "naive")
 
 
 COLUMNS = (
@@ -49,6 +65,8 @@ COLUMNS = (
     Column("W4A8", "int4", "w4a8"),
     Column("W4A4", "int4", "w4a4"),
     Column("NVFP4", "nvfp4", "w4a4"),
+    Column("Naive 4 bits", "naive", bits=4),
+    Column("Naive 3 bits", "naive", bits=3),
 )
 
 
@@ -62,8 +80,10 @@ class Tile:
     outcome: Outcome
     psnr: float
     error: float
+    verdict: Verdict
 
 
+Reader = Callable[[np.ndarray, str], Verdict]
 Tiles = dict[tuple[Subject, Column, bool], Tile]  # by caption, way to run, and whether the LoRA is on
 
 
@@ -80,11 +100,12 @@ class Gallery:
     checks: list[Check]
 
 
-def draw(client: Client, files: Mapping[str, str], say: Callable[[str], None]) -> Gallery:
+def draw(client: Client, files: Mapping[str, str], judge: Reader, say: Callable[[str], None]) -> Gallery:
     """Draw every subject in every column, with and without the LoRA.
 
     Args:
         files: precision -> name of its quantized file among the host's diffusion models.
+        judge: says of a picture and a caption whether they agree.
     """
     outcomes = {}
     for column in COLUMNS:
@@ -97,15 +118,20 @@ def draw(client: Client, files: Mapping[str, str], say: Callable[[str], None]) -
             lora = "with" if has_lora else "without"
             say(f"{column.name} {lora} LoRA: {len(SUBJECTS)} pictures in {seconds:.1f} s")
     references = {(s, lora): o for (s, c, lora), o in outcomes.items() if c.is_reference}
-    tiles = {(s, c, lora): _tile(s, c, lora, o, references[s, lora]) for (s, c, lora), o in outcomes.items()}
+    tiles = {(s, c, lora): _tile(s, c, lora, o, references[s, lora], judge) for (s, c, lora), o in outcomes.items()}
 
     floor = []
     for subject in SUBJECTS:
         other = client.run("flux_bf16", subject.values() | {"sampler.seed": subject.seed + OTHER_SEED})
-        floor.append(_tile(subject, COLUMNS[0], False, other, references[subject, False]))
+        floor.append(_tile(subject, COLUMNS[0], False, other, references[subject, False], judge))
     say(f"BF16 with another seed: latent error {min(tile.error for tile in floor):.1%} and more")
 
-    checks = [_nearer_than_other_seed(tiles, floor), _lora_has_its_effect(tiles)]
+    checks = [
+        _captions_are_right(tiles),
+        _nearer_than_other_seed(tiles, floor),
+        _nearer_than_naive(tiles),
+        _lora_has_its_effect(tiles),
+    ]
     for column in (COLUMNS[2], COLUMNS[3]):
         stock = client.run("flux_svdquant_stock_lora", SUBJECTS[0].values() | _model(column, files))
         checks.append(_same_lora_picture(tiles[SUBJECTS[0], column, True], stock))
@@ -114,23 +140,54 @@ def draw(client: Client, files: Mapping[str, str], say: Callable[[str], None]) -
 
 
 def _workflow(column: Column, has_lora: bool) -> str:
-    return ("flux_bf16" if column.is_reference else "flux_svdquant") + ("_lora" if has_lora else "")
+    kind = "flux_svdquant" if column.is_svdquant else f"flux_{column.file}"
+    return kind + ("_lora" if has_lora else "")
 
 
 def _model(column: Column, files: Mapping[str, str]) -> dict[str, Any]:
-    return {} if column.is_reference else {"model.model_name": files[column.file], "model.compute": column.compute}
+    if column.is_svdquant:
+        return {"model.model_name": files[column.file], "model.compute": column.compute}
+    return {} if column.is_reference else {"model.model_name": FLUX, "model.bits": column.bits}
 
 
-def _tile(subject: Subject, column: Column, has_lora: bool, outcome: Outcome, reference: Outcome) -> Tile:
+def _tile(
+    subject: Subject, column: Column, has_lora: bool, outcome: Outcome, reference: Outcome, judge: Reader
+) -> Tile:
     error = relative_error(outcome.latent, reference.latent)
-    return Tile(subject, column, has_lora, outcome, psnr(outcome.image, reference.image), error)
+    verdict = judge(outcome.image, subject.caption)
+    return Tile(subject, column, has_lora, outcome, psnr(outcome.image, reference.image), error, verdict)
+
+
+def _captions_are_right(tiles: Tiles) -> Check:
+    judged = [tile for tile in tiles.values() if tile.column.is_svdquant or tile.column.is_reference]
+    wrong = [tile for tile in judged if not tile.verdict.is_right]
+    names = ", ".join(f"{t.column.name}{' with LoRA' if t.has_lora else ''}: {t.subject.caption}" for t in wrong)
+    return Check(
+        "The reader finds every caption right in BF16, W4A8, W4A4 and NVFP4",
+        not wrong,
+        f"{len(judged) - len(wrong)} of {len(judged)} right" + (f"; wrong in {names}" if wrong else ""),
+    )
+
+
+def _nearer_than_naive(tiles: Tiles) -> Check:
+    """Over all pictures; of a single one chance may say otherwise."""
+    errors = {column: [t.error for t in tiles.values() if t.column == column] for column in COLUMNS}
+    means = {column: sum(of) / len(of) for column, of in errors.items()}
+    worst = max(mean for column, mean in means.items() if column.is_svdquant)
+    naive = next(mean for column, mean in means.items() if column.bits == 4)
+    return Check(
+        "SVDQuant's pictures are nearer to BF16 than naive 4 bits",
+        worst < naive,
+        f"mean latent error {worst:.1%} at most, naive {naive:.1%}",
+    )
 
 
 def _nearer_than_other_seed(tiles: Tiles, floor: list[Tile]) -> Check:
     """4 bits must move a picture less than another seed does, or they do not draw the same picture."""
-    worst, least = max(tile.error for tile in tiles.values()), min(tile.error for tile in floor)
+    worst = max(tile.error for tile in tiles.values() if tile.column.is_svdquant)
+    least = min(tile.error for tile in floor)
     return Check(
-        "Every quantized picture is nearer to its BF16 picture than BF16 with another seed",
+        "Every SVDQuant picture is nearer to its BF16 picture than BF16 with another seed",
         worst < least,
         f"largest latent error {worst:.1%}, other seed at least {least:.1%}",
     )
@@ -140,7 +197,7 @@ def _lora_has_its_effect(tiles: Tiles) -> Check:
     """With the LoRA, a quantized picture must be nearer to BF16 with the LoRA than to BF16 without it."""
     ratios = []
     for (subject, column, has_lora), tile in tiles.items():
-        if has_lora and not column.is_reference:
+        if has_lora and column.is_svdquant:
             plain = tiles[subject, COLUMNS[0], False]
             ratios.append(tile.error / relative_error(tile.outcome.latent, plain.outcome.latent))
     return Check(

@@ -15,7 +15,7 @@ MODEL_FOLDERS = {
     "taef1_decoder.safetensors": "vae_approx",
 }
 NODE_PACK = "svdquant_demo"
-NODE_IDS = ("DemoSceneConditioning", "DemoSeededConditioning")
+NODE_IDS = ("DemoSceneConditioning", "DemoSeededConditioning", "DemoNaiveLoader")
 
 
 def install_models(base: Path) -> None:
@@ -31,7 +31,8 @@ def install_nodes(base: Path) -> None:
     """Copy the demo's node pack, with scenes.py inside, into BASE/custom_nodes."""
     target = base / "custom_nodes" / NODE_PACK
     target.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(HERE / "custom_nodes" / NODE_PACK / "__init__.py", target / "__init__.py")
+    for source in (HERE / "custom_nodes" / NODE_PACK).glob("*.py"):
+        shutil.copyfile(source, target / source.name)
     shutil.copyfile(HERE / "scenes.py", target / "scenes.py")
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-PAPER, INK, GREY, RULE, ACCENT = "#ffffff", "#16181d", "#6b7280", "#d9dce1", "#2557d6"
+PAPER, INK, GREY, RULE, ACCENT, WRONG = "#ffffff", "#16181d", "#6b7280", "#d9dce1", "#2557d6", "#c0392b"
 TILE = 256  # pixels, the size that the demo's model draws
 MARGIN, GAP, GROUP_GAP = 72, 16, 64
 TITLE, SUBTITLE, GROUP, COLUMN, CAPTION, FIGURE = 44, 22, 26, 24, 26, 20  # letter heights in pixels
 HEADING_HEIGHT = TITLE + 18 + SUBTITLE + 52
 GROUP_HEIGHT = GROUP + 16 + 20 + COLUMN + 36  # heading, rule, names of the columns
-ROW_HEIGHT = CAPTION + 20 + TILE + 14 + 2 * FIGURE + 8
+ROW_HEIGHT = CAPTION + 20 + TILE + 14 + 3 * FIGURE + 16
 ROW_GAP, NOTE_HEIGHT = 46, FIGURE + 14
 
 
@@ -25,14 +25,17 @@ class Cell:
         image: (H, W, 3) uint8, any size; it is scaled to TILE.
         psnr: dB against the reference; None for the reference itself.
         error: relative error of the latent, dimensionless; None for the reference itself.
+        verdict: whether the caption was drawn, in words. is_right: the same as yes or no.
     """
 
     image: np.ndarray
     psnr: float | None = None
     error: float | None = None
+    verdict: str = ""
+    is_right: bool = True
 
     def figures(self) -> tuple[str, str]:
-        """The two lines below the picture."""
+        """The first two lines below the picture."""
         if self.psnr is None or self.error is None:
             return "reference", ""
         psnr = "identical" if math.isinf(self.psnr) else f"PSNR {self.psnr:.1f} dB"
@@ -61,7 +64,7 @@ class Group:
 def compose(
     title: str, subtitle: str, captions: Sequence[str], groups: Sequence[Group], footnotes: Sequence[str] = ()
 ) -> Image.Image:
-    """Set captions and groups side by side on one sheet, footnotes below.
+    """Set the groups below each other on one sheet, each with all captions, and footnotes at the end.
 
     Raises:
         ValueError: a group has not one row for each caption, or a row not one cell for each column.
@@ -69,24 +72,23 @@ def compose(
     for group in groups:
         if len(group.rows) != len(captions) or any(len(row) != len(group.columns) for row in group.rows):
             raise ValueError(f"Group {group.heading!r} needs {len(captions)} rows of {len(group.columns)} cells.")
-    width = 2 * MARGIN + sum(group.width for group in groups) + GROUP_GAP * (len(groups) - 1)
-    rows_top = MARGIN + HEADING_HEIGHT + GROUP_HEIGHT
-    rows_end = rows_top + len(captions) * (ROW_HEIGHT + ROW_GAP) - ROW_GAP
+    width = 2 * MARGIN + max(group.width for group in groups)
+    rows_height = len(captions) * (ROW_HEIGHT + ROW_GAP) - ROW_GAP
+    group_height = GROUP_HEIGHT + rows_height
+    rows_end = MARGIN + HEADING_HEIGHT + len(groups) * (group_height + GROUP_GAP) - GROUP_GAP
     notes_height = ROW_GAP + len(footnotes) * NOTE_HEIGHT if footnotes else 0
     sheet = Image.new("RGB", (width, rows_end + notes_height + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     _text(draw, (MARGIN, MARGIN), title, TITLE, INK)
     _text(draw, (MARGIN, MARGIN + TITLE + 18), subtitle, SUBTITLE, GREY)
-    row_tops = [rows_top + row * (ROW_HEIGHT + ROW_GAP) for row in range(len(captions))]
-    for top, caption in zip(row_tops, captions, strict=True):
-        _text(draw, (MARGIN, top), caption, CAPTION, INK)
-    left = MARGIN
-    for group in groups:
-        _head(draw, group, left, MARGIN + HEADING_HEIGHT)
-        for top, cells in zip(row_tops, group.rows, strict=True):
+    for number, group in enumerate(groups):
+        top = MARGIN + HEADING_HEIGHT + number * (group_height + GROUP_GAP)
+        _head(draw, group, MARGIN, top)
+        for row, (caption, cells) in enumerate(zip(captions, group.rows, strict=True)):
+            row_top = top + GROUP_HEIGHT + row * (ROW_HEIGHT + ROW_GAP)
+            _text(draw, (MARGIN, row_top), caption, CAPTION, INK)
             for column, cell in enumerate(cells):
-                _cell(sheet, draw, cell, left + column * (TILE + GAP), top + CAPTION + 20)
-        left += group.width + GROUP_GAP
+                _cell(sheet, draw, cell, MARGIN + column * (TILE + GAP), row_top + CAPTION + 20)
     if footnotes:
         draw.line([(MARGIN, rows_end + ROW_GAP), (width - MARGIN - 1, rows_end + ROW_GAP)], fill=RULE, width=2)
     for line, footnote in enumerate(footnotes):
@@ -114,7 +116,9 @@ def _cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, left: int, 
     first, second = cell.figures()
     is_reference = cell.psnr is None
     _text(draw, (left, top + TILE + 14), first, FIGURE, GREY if is_reference else INK)
-    _text(draw, (left, top + TILE + 14 + FIGURE + 8), second, FIGURE, GREY)
+    lines = [(second, GREY), (cell.verdict, GREY if cell.is_right else WRONG)]
+    for number, (line, colour) in enumerate(((text, c) for text, c in lines if text), start=1):
+        _text(draw, (left, top + TILE + 14 + number * (FIGURE + 8)), line, FIGURE, colour)
 
 
 def _text(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int, colour: str) -> None:

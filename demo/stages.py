@@ -14,6 +14,7 @@ from comfyui_server import ComfyUIError, ComfyUIServer
 
 from . import gallery, install, pixart, report, round_trip, sheet
 from .client import Client
+from .verdict import Judge
 
 SVDQUANT_NODES = ("SVDQuantModelLoader", "SVDQuantLoraLoader", "SVDQuantQuantizeModel", "SVDQuantExportModel")
 
@@ -82,7 +83,7 @@ def _draw_everything(server: ComfyUIServer, base: Path, pixart_source: Path, sta
         files, checks = round_trip.run(client, stages.say)
     with stages.stage("Draw the captions"):
         names = {file.precision: file.path.name for file in files}
-        pictures = gallery.draw(client, names, stages.say)
+        pictures = gallery.draw(client, names, Judge(), stages.say)
     with stages.stage("PixArt-Sigma with random weights"):
         pixart_result, pixart_checks = pixart.run(client, pixart_source, stages.say)
     return report.Run(

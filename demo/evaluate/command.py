@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ...svdq_core.errors import SVDQuantError
 from ..install import LORA
 from .linears import add_lora
 from .measures import Figures, Judge, Reference, lora_effect
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     output = options.output.resolve()
     records = Records(options.work.resolve() if options.work else output / "work", output)
+    failed: list[str] = []
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if not options.report:
         if world > 1:
@@ -66,14 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rank == 0:
             records.clear()
         _meet(world)
-        _Bench(options, records, rank, world, started).run()
+        bench = _Bench(options, records, rank, world, started)
+        bench.run()
+        failed = bench.failed
         _meet(world)
     if rank == 0:
         for path in write_report(output):
             print(path)
     if dist.is_initialized():
         dist.destroy_process_group()
-    return 0
+    return 1 if failed else 0
 
 
 def _meet(world: int) -> None:
@@ -107,6 +111,7 @@ class _Bench:
         self.judge = Judge(self.device)
         self.lora = {n: (d.to(self.device), u.to(self.device)) for n, (d, u) in lora_factors().items()}
         self.longest = 0.0
+        self.failed: list[str] = []
 
     def run(self) -> None:
         """Claim and measure until nothing is left or the time is over."""
@@ -114,7 +119,6 @@ class _Bench:
         path = self.records.work / "reference.pt"
         if self.rank == 0:
             drawn = self._draw_reference()
-            self._write_reference(drawn)
             if self.world > 1:
                 torch.save(drawn, path)
         _meet(self.world)
@@ -123,6 +127,7 @@ class _Bench:
         _meet(self.world)
         if self.rank == 0:
             path.unlink(missing_ok=True)
+            self._write_reference(drawn)
         self._say(f"reference pictures and {len(source.inputs)} recorded inputs")
         for way in ways():
             if self.options.ways and not any(word in way.name for word in self.options.ways):
@@ -132,7 +137,11 @@ class _Bench:
                 return
             if self.records.claim(way.name):
                 begun = self._seconds()
-                self._measure(way, source, drawn)
+                try:
+                    self._measure(way, source, drawn)
+                except (RuntimeError, ValueError, SVDQuantError) as error:
+                    self._say(f"{way.name} FAILED: {error}")
+                    self.failed.append(way.name)
                 self.records.publish()
                 self.longest = max(self.longest, self._seconds() - begun)
 

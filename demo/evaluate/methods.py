@@ -52,7 +52,9 @@ class Way:
     @property
     def label(self) -> str:
         """Its number format, as the paper writes it."""
-        if self.method == "nf4":
+        if self.kind == "arithmetic":
+            return "BF16"
+        if self.method == "nf4" or self.kind == "modulation":
             return "W4A16"
         if self.bits is not None:
             return f"INT W{self.bits[0]}A{self.bits[1]}"

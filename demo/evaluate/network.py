@@ -18,7 +18,7 @@ from .scenes import Scenes
 
 DECODER = "taef1_decoder.safetensors"
 BLOCKS = ("double_blocks.", "single_blocks.")
-BATCH = 64  # pictures that go through the network at once
+BATCH = 160  # pictures that go through the network at once
 
 
 def load_flux(device: torch.device) -> Flux:
@@ -27,8 +27,8 @@ def load_flux(device: torch.device) -> Flux:
 
 
 def flux_weights() -> dict[str, Tensor]:
-    """The tensors of its file, by the host's names."""
-    return load_file(MODELS / FLUX)
+    """The tensors of its file, by the host's names; copies, since somebody may write a new file over this one."""
+    return {name: tensor.clone() for name, tensor in load_file(MODELS / FLUX).items()}
 
 
 def lora_factors(path: Path = MODELS / LORA) -> dict[str, tuple[Tensor, Tensor]]:

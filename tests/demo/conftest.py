@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from svdquant_pack.demo.install import NODE_PACK, install_nodes
+from svdquant_pack.demo.verdict import Verdict
 
 SAVE_NODES = {"SaveLatent": "latents", "SaveImage": "images"}
 
@@ -32,7 +33,7 @@ class FakeServer:
         self.precisions: dict[str, str] = {}
         self.files: dict[str, bytes] = {}
         self.nodes = {"SVDQuantModelLoader", "SVDQuantLoraLoader", "SVDQuantQuantizeModel", "SVDQuantExportModel"}
-        self.nodes |= {"DemoSceneConditioning", "DemoSeededConditioning"}
+        self.nodes |= {"DemoSceneConditioning", "DemoSeededConditioning", "DemoNaiveLoader"}
         self.is_running = False
 
     def start(self):
@@ -69,6 +70,8 @@ class FakeServer:
             how = precision + settings["compute"]
             if "SVDQuantExportModel" in kinds:
                 path = self._write(node["export"]["filename_prefix"], precision)
+        elif "DemoNaiveLoader" in kinds:
+            how = f"naive {node[kinds['DemoNaiveLoader']]['bits']}"
         else:
             how = ""
         latent = self._latent(node, how, kinds) if "sampler" in node else None
@@ -85,7 +88,7 @@ class FakeServer:
         scene = (node.get("caption"), node["sampler"]["seed"], "lora" in node)
         latent = _noise(scene)
         if how:
-            latent += 0.05 * _noise(how)
+            latent += (0.3 if how.startswith("naive") else 0.05) * _noise(how)
         if self.wrong in kinds:
             latent[0, 0, 0, 0] += 1e-3
         return latent
@@ -118,6 +121,12 @@ def _noise(about: object) -> torch.Tensor:
 def fake_server(tmp_path):
     """Make a FakeServer: fake_server(wrong="")."""
     return lambda wrong="": FakeServer(tmp_path, tmp_path / "base", wrong)
+
+
+@pytest.fixture
+def lenient():
+    """A reader that finds every picture right: those of the stand-in show nothing."""
+    return lambda image, caption: Verdict()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from svdquant_pack.demo import gallery, picture, sheet
-from svdquant_pack.demo.picture import GAP, GROUP_GAP, MARGIN, TILE, Cell, Group, compose
+from svdquant_pack.demo.picture import GAP, MARGIN, TILE, WRONG, Cell, Group, compose
 
 CAPTIONS = ["one", "two"]
 COLUMNS = [("BF16", "2 MB"), ("W4A4", "1 MB")]
@@ -22,20 +22,18 @@ def group_of(number, size=TILE):
     return Group(f"group {number}", COLUMNS, rows)
 
 
-def centre_of(index):
-    """x of the middle of a column, counted over both groups."""
-    group, column = divmod(index, 2)
-    return MARGIN + group * (2 * TILE + GAP + GROUP_GAP) + column * (TILE + GAP) + TILE // 2
+def centre_of(column):
+    """x of the middle of a column."""
+    return MARGIN + column * (TILE + GAP) + TILE // 2
 
 
 def test_every_tile_is_in_its_place():
     composed = compose("title", "subtitle", CAPTIONS, [group_of(0), group_of(1)])
-    assert composed.width == 2 * MARGIN + 4 * TILE + 2 * GAP + GROUP_GAP
-    for index in range(4):
-        strip = [composed.getpixel((centre_of(index), y)) for y in range(composed.height)]
+    assert composed.width == 2 * MARGIN + 2 * TILE + GAP
+    for column in range(2):
+        strip = [composed.getpixel((centre_of(column), y)) for y in range(composed.height)]
         found = [pixel for pixel in dict.fromkeys(strip) if strip.count(pixel) >= TILE - 2 and pixel != (255,) * 3]
-        group, column = divmod(index, 2)
-        assert found == [tuple(int(v) for v in colour(row, column, group)[0, 0]) for row in range(2)]
+        assert found == [tuple(int(v) for v in colour(r, column, g)[0, 0]) for g in range(2) for r in range(2)]
 
 
 def test_other_sizes_are_scaled():
@@ -65,10 +63,23 @@ def test_a_group_that_does_not_fit_is_refused():
 def test_text_fits_and_its_letters_exist():
     """The built-in font has few letters; a missing one is drawn as a box."""
     font = ImageFont.load_default(size=picture.SUBTITLE)
-    texts = [sheet.TITLE, sheet.SUBTITLE, sheet.FORMATS, *(subject.caption for subject in gallery.SUBJECTS)]
+    texts = [
+        sheet.TITLE,
+        sheet.SUBTITLE,
+        *sheet.NOTES,
+        *(subject.caption for subject in gallery.SUBJECTS),
+    ]
     box = font.getmask("\uffff")
     for letter in set("".join(texts)) - {" "}:
         assert (font.getmask(letter).size, bytes(font.getmask(letter))) != (box.size, bytes(box)), letter
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    width = 2 * (4 * TILE + 3 * GAP) + GROUP_GAP
+    width = len(gallery.COLUMNS) * (TILE + GAP) - GAP
     assert max(draw.textlength(text, font) for text in texts) < width
+
+
+def test_a_wrong_caption_stands_out():
+    rows = [[Cell(colour(0, 0, 0), 20.0, 0.3, "wrong: shape", is_right) for is_right in (True, False)]]
+    composed = compose("", "", ["one"], [Group("g", COLUMNS, rows)])
+    red = tuple(int(WRONG[i : i + 2], 16) for i in (1, 3, 5))
+    halves = [composed.crop((left, 0, left + TILE, composed.height)) for left in (MARGIN, MARGIN + TILE + GAP)]
+    assert [red in {c for _, c in half.getcolors(1 << 20)} for half in halves] == [False, True]

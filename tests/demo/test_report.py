@@ -13,11 +13,11 @@ from svdquant_pack.demo.client import Client, Outcome
 
 
 @pytest.fixture
-def finished(fake_server, tmp_path):
+def finished(fake_server, lenient, tmp_path):
     """Make a Run with one check that passed or not."""
     client = Client(fake_server())
     files, _ = round_trip.run(client, lambda line: None)
-    drawn = gallery.draw(client, {file.precision: file.path.name for file in files}, lambda line: None)
+    drawn = gallery.draw(client, {file.precision: file.path.name for file in files}, lenient, lambda line: None)
     source = tmp_path / "bf16.safetensors"
     source.write_bytes(bytes(4000))
     outcome = Outcome(1.0, torch.zeros(1, 4, 8, 8), np.zeros((64, 64, 3), np.uint8))

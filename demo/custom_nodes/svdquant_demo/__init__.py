@@ -7,6 +7,7 @@ import torch
 from comfy_api.latest import ComfyExtension, io
 
 from . import scenes
+from .naive import DemoNaiveLoader
 
 
 class DemoSceneConditioning(io.ComfyNode):
@@ -62,7 +63,7 @@ class DemoSeededConditioning(io.ComfyNode):
 
 class DemoExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [DemoSceneConditioning, DemoSeededConditioning]
+        return [DemoSceneConditioning, DemoSeededConditioning, DemoNaiveLoader]
 
 
 async def comfy_entrypoint() -> DemoExtension:
