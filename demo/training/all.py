@@ -24,6 +24,7 @@ AUTOENCODER_END, FLUX_END, LORA_END = 0.175, 0.862, 0.957
 WARM_UP_SHARE = 0.6  # of the autoencoder's time, for the reader beside it
 MEETING_SECONDS = 70  # processes of one training that have not met by then are started again as one
 GRACE_SECONDS = 12  # after its end a stage still writes; then it is stopped
+LAST_GRACE_SECONDS = 8  # the evaluation, with which the run ends
 _HOST, _PORT = "127.0.0.1", "29511"
 
 
@@ -79,8 +80,9 @@ class Stage:
     def is_running(self) -> bool:
         return self._process.poll() is None
 
-    def wait(self, grace: float = GRACE_SECONDS) -> bool:
-        """Wait until its end and a little longer, then stop it; return whether it ended well."""
+    def wait(self, grace: float | None = None) -> bool:
+        """Wait until its end and `grace` seconds longer, then stop it; return whether it ended well."""
+        grace = GRACE_SECONDS if grace is None else grace
         try:
             code = self._process.wait(max(1.0, self._end + grace - time.time()))
         except subprocess.TimeoutExpired:
@@ -145,10 +147,15 @@ def finish(run: Run) -> bool:
     """LoRA and evaluation."""
     if run.gpus < 2:
         lora = Stage(run, "train_lora", run.end(LORA_END)).wait()
-        return lora and Stage(run, "evaluate", run.end(1) - GRACE_SECONDS).wait(GRACE_SECONDS - 4)
+        return lora and Stage(run, "evaluate", run.end(1) - GRACE_SECONDS).wait(LAST_GRACE_SECONDS)
     evaluation = Stage(run, "evaluate", run.end(1) - GRACE_SECONDS, gpu=1)
     lora = Stage(run, "train_lora", run.end(LORA_END), gpu=0)
-    return all([lora.wait(run.end(1) - run.end(LORA_END) - 4), evaluation.wait(GRACE_SECONDS - 4)])
+    return all(
+        [
+            lora.wait(run.end(1) - run.end(LORA_END) - GRACE_SECONDS + LAST_GRACE_SECONDS),
+            evaluation.wait(LAST_GRACE_SECONDS),
+        ]
+    )
 
 
 def gather(run: Run) -> None:

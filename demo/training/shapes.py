@@ -80,11 +80,10 @@ def signed_distance(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """
     order = shape.argsort()
     counts = torch.bincount(shape, minlength=len(SHAPES)).tolist()
-    x, y = (part if len(part) == 1 else part[order] for part in (x, y))
-    parts, start = [], 0
-    for name, count in zip(SHAPES, counts, strict=True):
-        if count:
-            mine = slice(start, start + count)
-            parts.append(_DISTANCES[name](*(part if len(part) == 1 else part[mine] for part in (x, y))))
-        start += count
+    x, y = (part.expand(len(shape), -1, -1)[order] for part in (x, y))
+    parts = [
+        _DISTANCES[name](*points)
+        for name, *points in zip(SHAPES, x.split(counts), y.split(counts), strict=True)
+        if len(points[0])
+    ]
     return torch.cat(parts)[order.argsort()]
