@@ -4,13 +4,10 @@ Selectors and the page's own objects (window.app, LiteGraph) are those of comfyu
 """
 
 import json
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SETTINGS = {
     "Comfy.TutorialCompleted": True,  # otherwise the template dialog covers a first visit
     "Comfy.InstalledVersion": "1.47.12",
@@ -69,12 +66,6 @@ SHOWS_PICTURE = """([id, file]) => { const picture = app.rootGraph.getNodeById(i
 WATCH_RUNS = """() => { window.ended = {};
     for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
         app.api.addEventListener(kind, e => { window.ended[e.detail.prompt_id] = kind }) }"""
-
-
-def find_chromium() -> str | None:
-    """A Chromium of the system, or the one that CHROMIUM names."""
-    named = os.environ.get("CHROMIUM")
-    return named or next((path for path in map(shutil.which, CHROMIUM_NAMES) if path), None)
 
 
 class ComfyUIPage:

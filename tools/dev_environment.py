@@ -14,10 +14,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from chromium import find_chromium
 from comfyui_source import DEV_FOLDER
 
 DEFAULT_TORCH = "torch==2.13.0"
 TEST_REQUIREMENTS = ("pytest>=9,<10", "hypothesis>=6", "ruff==0.17.6", "pyright[nodejs]==1.1.414")
+FRONT_END = "comfyui-frontend-package==1.47.12"  # the host's own pin, whose page the browser tests know
 OLDEST_PYTHON = (3, 10)
 
 
@@ -32,10 +34,15 @@ class OptionalPackage:
 
 def optional_requirements() -> tuple[OptionalPackage, ...]:
     """What may be missing, on this system."""
-    if platform.system() != "Linux":
-        return ()
-    # the release that torch 2.13 itself asks for; its CPU build does not bring it along
-    return (OptionalPackage("triton", "triton==3.7.1", "kernel tests that need Triton are skipped"),)
+    found = []
+    if platform.system() == "Linux":
+        # the release that torch 2.13 itself asks for; its CPU build does not bring it along
+        found.append(OptionalPackage("triton", "triton==3.7.1", "kernel tests that need Triton are skipped"))
+    if find_chromium():  # 74 MB that nothing could use without a browser
+        without = "browser tests are skipped"
+        found.append(OptionalPackage("playwright", "playwright==1.65.0", without))
+        found.append(OptionalPackage("comfyui_frontend_package", FRONT_END, without))
+    return tuple(found)
 
 
 class SetupError(RuntimeError):

@@ -1,16 +1,19 @@
 """The host's real page in a real browser; skipped, with the reason, where one of the two cannot be had.
 
-What it takes: `pip install playwright comfyui-frontend-package==<the host's pin>` and a Chromium of the system
-(Debian and Ubuntu: apt install chromium), or its path in CHROMIUM. Screenshots of a run lie in output/browser/.
+What it takes: a Chromium of the system (tools/chromium.py); `python dev.py test` installs the rest where it finds one.
+Screenshots of a run lie in output/browser/.
 """
 
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from comfyui_page import ComfyUIPage, find_chromium
+from chromium import HINT, find_chromium
+from comfyui_page import ComfyUIPage
 from comfyui_server import ComfyUIServer
 from comfyui_source import find_host
+from dev_environment import FRONT_END
 from furnished_base import furnish
 from pack import ROOT
 
@@ -19,10 +22,19 @@ HERE = Path(__file__).parent
 
 def why_not() -> str:
     """What is missing for these tests, or ""."""
-    missing = [] if find_host() else ["ComfyUI (COMFYUI_PATH)"]
-    missing += [name for name in ("playwright", "comfyui_frontend_package") if find_spec(name) is None]
-    missing += [] if find_chromium() else ["a Chromium (CHROMIUM)"]
-    return f"browser tests need {', '.join(missing)}; see tests/browser/conftest.py" if missing else ""
+    missing = [] if find_chromium() else [HINT]
+    missing += [] if find_host() else ["ComfyUI (COMFYUI_PATH)"]
+    missing += [] if find_spec("playwright") else ["playwright (pip)"]
+    missing += [] if _has_front_end() else [f"{FRONT_END} (pip)"]
+    return f"browser tests need {', '.join(missing)}" if missing else ""
+
+
+def _has_front_end() -> bool:
+    name, _, pin = FRONT_END.partition("==")
+    try:
+        return version(name) == pin
+    except PackageNotFoundError:
+        return False
 
 
 def pytest_collection_modifyitems(items):

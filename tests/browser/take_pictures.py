@@ -13,7 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
 
-from comfyui_page import ComfyUIPage, find_chromium  # noqa: E402  (the folders above hold these)
+from chromium import find_chromium  # noqa: E402  (the folders above hold these)
+from comfyui_page import ComfyUIPage  # noqa: E402
 from comfyui_server import ComfyUIServer  # noqa: E402
 from comfyui_source import find_host  # noqa: E402
 from furnished_base import furnish  # noqa: E402

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import dev_environment
 import pytest
+from comfyui_source import find_host
 from dev_environment import Environment, SetupError, python_of
 
 REQUIREMENTS = ["torch==2.13.0", "numpy"]
@@ -150,3 +151,28 @@ def test_layer_uses_the_packages_below_and_leaves_them_alone(tmp_path):
     assert str(layer.folder) in answer.stdout, answer.stderr
     assert sorted(path.name for path in below.iterdir()) == before
     assert layer.works()
+
+
+def test_the_page_is_the_one_that_the_host_asks_for():
+    host = find_host()
+    if host is None:
+        pytest.skip("needs ComfyUI")
+    lines = (host / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert dev_environment.FRONT_END in [line.strip() for line in lines]
+
+
+def test_what_drives_a_browser_is_installed_only_where_there_is_one(monkeypatch):
+    def modules(browser):
+        monkeypatch.setattr(dev_environment, "find_chromium", lambda: browser)
+        return [package.module for package in dev_environment.optional_requirements()]
+
+    assert "playwright" in modules("/usr/bin/chromium") and "playwright" not in modules(None)
+    assert set(modules("/usr/bin/chromium")) - set(modules(None)) == {"playwright", "comfyui_frontend_package"}
+
+
+def test_a_browser_that_came_later_is_noticed(environment, pip, monkeypatch):
+    environment.install(REQUIREMENTS)
+    driver = dev_environment.OptionalPackage("playwright", "playwright==1", "browser tests are skipped")
+    monkeypatch.setattr(dev_environment, "optional_requirements", lambda: (driver,))
+    environment.install(REQUIREMENTS)
+    assert ["playwright==1"] in pip.calls
