@@ -34,6 +34,20 @@ def numbered(api: dict) -> dict:
     }
 
 
+def completed(api: dict, nodes: dict) -> dict:
+    """A graph with the defaults of optional widgets that it does not name: the page sends them, a client need not.
+
+    Args:
+        nodes: what the host says about its nodes.
+    """
+
+    def defaults(node):
+        optional = nodes[node["class_type"]]["input"].get("optional", {})
+        return {name: about[1]["default"] for name, about in optional.items() if "default" in about[1]}
+
+    return {key: {**node, "inputs": defaults(node) | node["inputs"]} for key, node in api.items()}
+
+
 def wrong_values(nodes: list[dict]) -> list[str]:
     """Widgets with a value that the page does not offer; it says nothing about them itself."""
     wrong = []
@@ -75,7 +89,7 @@ def test_the_demos_workflows_open_too(page, name):
     nodes = page.drag_file(FOLDER / "demo" / "ui" / f"{name}.json")
     assert not [node["type"] for node in nodes if not node["known"]]
     api = json.loads((FOLDER / "demo" / f"{name}.json").read_text(encoding="utf-8"))
-    assert inputs(page.api_form()) == inputs(numbered(api))
+    assert inputs(page.api_form()) == inputs(completed(numbered(api), page.server.object_info()))
 
 
 def test_a_missing_node_would_be_seen(page, tmp_path):
