@@ -11,7 +11,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -82,7 +82,7 @@ class Recording:
         self.calls += 1
         if len(self.times) < MOST_TIMES:
             self.times |= {round(float(time), 4) for time in t.flatten().tolist()}
-        with self._listening(executor.class_obj.diffusion_model):
+        with _uncompiled(), self._listening(executor.class_obj.diffusion_model):
             return executor(x, t, *args, **kwargs)
 
     @contextmanager
@@ -127,12 +127,16 @@ class Recording:
         if not self.collector.names():
             why = "the MODEL of Start Calibration did not run" if self.calls == 0 else "none of its layers was seen"
             raise SVDQuantError(
-                f"{self.name}: nothing was recorded: {why}. Lead the MODEL of Start Calibration through the sampler, "
-                "and leave out TorchCompileModel while recording."
+                f"{self.name}: nothing was recorded: {why}. Lead the MODEL of Start Calibration through the sampler."
             )
         path = calibration_path(self.name)
         self.collector.save(path, self.metadata())
         return path
+
+
+def _uncompiled():
+    """Compiled layers would run without their hooks. Older torch has no way to tell."""
+    return torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
 
 
 _alive: weakref.WeakValueDictionary[str, Recording] = weakref.WeakValueDictionary()

@@ -119,7 +119,7 @@ def test_an_existing_file_is_kept(host, dense):
     assert path.stat().st_mtime_ns == before
 
 
-def test_cancel_leaves_no_file(host, dense, monkeypatch):
+def test_cancel_leaves_no_model(host, dense, monkeypatch):
     calls = []
 
     def cancelled():
@@ -130,7 +130,7 @@ def test_cancel_leaves_no_file(host, dense, monkeypatch):
     monkeypatch.setattr(comfy.model_management, "throw_exception_if_processing_interrupted", cancelled)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         quantize(host, dense, filename_prefix="cancelled")
-    assert not list((host.output / "diffusion_models").glob("*cancelled*"))
+    assert not list((host.output / "diffusion_models").glob("*cancelled*.safetensors"))
     assert not parts_left(host)
 
 

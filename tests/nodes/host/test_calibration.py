@@ -4,6 +4,8 @@ import gc
 
 import comfy.model_management
 import pytest
+import torch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
 from host_models import put_dense, put_lora, put_tiny
 from recordings import hooks_left, save, start
 from sampling import sample_flux
@@ -106,3 +108,18 @@ def test_layers_that_never_ran_are_named(host, dense, monkeypatch):
     file, report = save(host, recording)
     assert "never seen: 3 layers, single_blocks.0.linear1, single_blocks.0.linear2" in report
     assert "single_blocks.0.linear1" not in file
+
+
+def test_a_compiled_model_is_recorded_as_well(host, dense):
+    """Compiled code knows no hooks that come later; it is passed over while recording."""
+    expected = sample_flux(dense)
+    compiled = start(host, dense, name="compiled")
+    set_torch_compile_wrapper(model=compiled, backend="eager")
+    assert torch.equal(sample_flux(compiled), expected)
+    file, _ = save(host, compiled)
+    assert len(file) == 13 and file.counts("single_blocks.0.linear1").calls == 4
+    before = dense.clone()
+    set_torch_compile_wrapper(model=before, backend="eager")
+    sample_flux(before)  # compiled before it records
+    sample_flux(start(host, before, name="compiled"))
+    assert save(host, compiled)[0].counts("single_blocks.0.linear1").calls == 8
