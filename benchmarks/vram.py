@@ -134,6 +134,7 @@ def main() -> int:
     parser.add_argument("--singles", type=int, default=38)
     parser.add_argument("--pixels", type=int, default=512)
     parser.add_argument("--compute", default="auto")
+    parser.add_argument("--turns", type=int, default=5, help="how often a strength is changed and changed back")
     parser.add_argument("--budgets", default="16,12,8", help="GB left on the card")
     args = parser.parse_args()
     start_host(args.mode)
@@ -172,12 +173,9 @@ def main() -> int:
     run("one strength changed", weaker)
     run("changed back", four, picture)
     times = []
-    for _ in range(5):  # the clock of one first step is not to be trusted
-        for title, patched, wanted in (
-            ("unchanged", four, picture),
-            ("changed", weaker, None),
-            ("back", four, picture),
-        ):
+    turn = ("unchanged", four, picture), ("changed", weaker, None), ("back", four, picture)
+    for _ in range(args.turns):  # the clock of one first step is not to be trusted
+        for title, patched, wanted in turn:
             run(f"strength {title}", patched, wanted)
             times.append((run.first, run.later))
     unchanged, changed, back = (tuple(median(t[i] for t in times[j::3]) for i in (0, 1)) for j in range(3))

@@ -7,7 +7,7 @@ from comfy_extras import nodes_model_merging
 from host_models import put_tiny
 from lora_files import diffusers_lora
 from model_compare import differences
-from sampling import relative_error, sample_flux
+from sampling import relative_error, rounding, sample_flux
 from tiny_files import DATA
 
 from svdquant_pack.nodes.host.linear import SVDQuantLinear
@@ -77,9 +77,8 @@ def test_what_the_host_saves_is_prepared_anew(host, pair):
     assert not any("channel_scales" in p.tensors for x in read(path).layers.values() for p in x.parts)
     again = load_model(str(path), "w4a8")
     assert again.model_size() == prepared.model_size()
-    assert (
-        relative_error(sample_flux(again), sample_flux(prepared)) < 1e-3
-    )  # plain weights lie elsewhere: sums round otherwise, codes flip
+    # plain weights lie elsewhere: sums round otherwise, some codes flip
+    assert relative_error(sample_flux(again), sample_flux(prepared)) < rounding(1e-2)
 
 
 def read(path):
