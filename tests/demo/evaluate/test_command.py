@@ -27,10 +27,12 @@ def test_two_processes_measure_every_way_once(tmp_path):
     def mean(name, measure="error"):
         return sum(found[name]["steps"]["2"][measure]) / 5
 
-    assert 0.001 < mean("arithmetic") < 0.2 * mean("nearest_w4a4") < 0.2 * mean("reseed")
+    assert 0.001 < mean("arithmetic") < 0.2 * min(mean("nearest_w4a4"), mean("reseed"))
     assert mean("nf4_w4a16") < mean("nearest_w4a4")
     assert len(found["nearest_w4a4"]["lora"]["kept"]) == 5
     assert 0.5 < sum(found["nf4_w4a16"]["lora"]["kept"]) / 5 < 1.1
+    # the reader sees the LoRA's style with it and not without
+    assert sum(found["unquantized"]["lora"]["style"]) >= 4 and mean("unquantized", "style") == 0
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {"evaluation.md", "results.json", "quality_bits.png", "quality_rank.png"}
     assert "naive (round to nearest)" in (tmp_path / "out" / "evaluation.md").read_text()
