@@ -3,14 +3,15 @@
 import io
 import subprocess
 import tarfile
+from urllib.parse import quote
 
 import comfyui_server
 import pytest
-from comfyui_server import ComfyUIServer
+from comfyui_server import ComfyUIError, ComfyUIServer
 from comfyui_source import find_host
 from pack import ROOT
 
-ANY_NAME = "svdq_pack.v1-main"
+ANY_NAMES = ("svdq_pack.v1-main", "ComfyUI-SVDQuant (1) é")
 NEEDED = (
     "__init__.py",
     "pyproject.toml",
@@ -77,15 +78,22 @@ def test_the_registry_leaves_out_the_same():
 
 
 @pytest.mark.skipif(find_host() is None, reason="needs ComfyUI")
-def test_it_works_in_a_folder_of_any_name(archive, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ANY_NAMES)
+def test_it_works_in_a_folder_of_any_name(name, archive, tmp_path, monkeypatch):
     def unpack(base):
-        archive.extractall(base / "custom_nodes" / ANY_NAME, filter="data")
+        archive.extractall(base / "custom_nodes" / name, filter="data")
 
     monkeypatch.setattr(comfyui_server, "install_pack", unpack)
     with ComfyUIServer(find_host(), tmp_path, device="cpu") as server:
-        ours = {k: v for k, v in server.object_info().items() if v["python_module"] == f"custom_nodes.{ANY_NAME}"}
+        ours = {k: v for k, v in server.object_info().items() if v["python_module"] == f"custom_nodes.{name}"}
         assert {"SVDQuantModelLoader", "SVDQuantEnvironmentCheck"} <= set(ours), server.log_tail()
-        help_page = f"/extensions/{ANY_NAME}/docs/SVDQuantModelLoader.md"
-        assert server.request(help_page).startswith(b"# Load SVDQuant Model")
+        for quoted in (quote(name), quote(name, safe="()")):  # as the host lists scripts, and as a browser asks
+            help_page = server.request(f"/extensions/{quoted}/docs/SVDQuantModelLoader.md")
+            assert help_page.startswith(b"# Load SVDQuant Model")
+            assert b"registerExtension" in server.request(f"/extensions/{quoted}/refresh_models.js")
+            assert server.request(f"/api/workflow_templates/{quoted}/flux.1-dev.jpg").startswith(b"\xff\xd8")
+            for outside in ("pyproject.toml", "%2e%2e/pyproject.toml", "..%2fpyproject.toml", "docs"):
+                with pytest.raises(ComfyUIError, match="HTTP 40[34]"):
+                    server.request(f"/extensions/{quoted}/{outside}")
         entry = server.prompt({"1": {"class_type": "SVDQuantEnvironmentCheck", "inputs": {}}})
         assert entry["outputs"]["1"]["text"][0].startswith("SVDQuant environment check")
