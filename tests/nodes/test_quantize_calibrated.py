@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import quantize_node
 import torch
 from host_models import put_dense, put_pixart
 from nunchaku_unpacker import dense_layer
@@ -11,7 +12,7 @@ from quantize_node import quantize
 from recordings import save, start
 from safetensors import safe_open
 from safetensors.torch import load_file
-from sampling import relative_error, sample_flux, sample_pixart
+from sampling import flux_conditioning, relative_error, sample_flux, sample_pixart
 from tiny_files import HOST_NAMES
 
 from svdquant_pack.demo import scenes
@@ -190,3 +191,53 @@ def test_too_few_tokens_leave_a_layer_to_its_weights(host, dense):
     save(host, recording)
     report = quantize(host, dense, method="best", calibration="calibrated/few.safetensors")[2]
     assert "layers have too few tokens: inputs worked out from the weights" in report
+
+
+class Conditioning:
+    """A node of this test: a prompt that needs no text encoder."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "make", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802  the host's name
+        return {"required": {"seed": ("INT", {})}}
+
+    def make(self, seed):
+        text, extra = flux_conditioning()[0]
+        return ([[text.roll(seed, dims=-1), extra]],)
+
+
+def test_one_graph_records_and_quantizes(host, dense, monkeypatch):
+    """The graph of the workflow: two prompts through one recording model, then the quantizer on the wire from Save."""
+    monkeypatch.setitem(host.nodes.NODE_CLASS_MAPPINGS, "TestConditioning", Conditioning)
+
+    def sampler(model: str, prompt: str) -> dict:
+        links = {"model": [model, 0], "positive": [prompt, 0], "negative": [prompt, 0], "latent_image": ["latent", 0]}
+        fixed = {"seed": 1, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+        return {"class_type": "KSampler", "inputs": links | fixed}
+
+    dense_file = {"unet_name": "dense-int4-float32.safetensors", "weight_dtype": "default"}
+    recording = {"model": ["dense", 0], "name": "calibrated/graph", "take": 1, "tokens": 128, "gram_mib": 16}
+    settings = quantize_node.SETTINGS | {"method": "best", "filename_prefix": "graph"}
+    graph = {
+        "dense": {"class_type": "UNETLoader", "inputs": dense_file},
+        "start": {"class_type": "SVDQuantCalibrationStart", "inputs": recording},
+        "one": {"class_type": "TestConditioning", "inputs": {"seed": 1}},
+        "two": {"class_type": "TestConditioning", "inputs": {"seed": 2}},
+        "latent": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "first": sampler("start", "one"),
+        "second": sampler("start", "two"),
+        "both": {"class_type": "LatentBatch", "inputs": {"samples1": ["first", 0], "samples2": ["second", 0]}},
+        "save": {"class_type": "SVDQuantCalibrationSave", "inputs": {"model": ["start", 0], "samples": ["both", 0]}},
+        "quantize": {
+            "class_type": "SVDQuantQuantizeModel",
+            "inputs": settings | {"model": ["dense", 0], "recorded": ["save", 1]},
+        },
+        "report": {"class_type": "PreviewAny", "inputs": {"source": ["quantize", 2]}},
+        "again": sampler("quantize", "one"),
+        "picture": {"class_type": "SaveLatent", "inputs": {"samples": ["again", 0], "filename_prefix": "graph"}},
+    }
+    shown = host.run(graph)
+    assert "2 prompts, 4 steps" in shown["save"]["text"][0]
+    assert "recorded in graph.safetensors" in shown["report"]["text"][0]
+    assert list(host.output.glob("graph*.latent"))

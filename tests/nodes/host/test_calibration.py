@@ -7,8 +7,9 @@ import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from host_models import put_dense, put_lora, put_tiny
+from lora_files import diffusers_lora
 from recordings import hooks_left, save, start
-from sampling import sample_flux
+from sampling import flux_conditioning, sample_flux
 
 from svdquant_pack.nodes.host import calibration
 from svdquant_pack.svdq_core.errors import ArchitectureError, SVDQuantError
@@ -123,3 +124,26 @@ def test_a_compiled_model_is_recorded_as_well(host, dense):
     sample_flux(before)  # compiled before it records
     sample_flux(start(host, before, name="compiled"))
     assert save(host, compiled)[0].counts("single_blocks.0.linear1").calls == 8
+
+
+def test_a_partly_loaded_model_with_a_lora_is_recorded(host, dense, add):
+    """Layers whose weights the host brings, and patches, only while they run."""
+    recording = add(start(host, dense, name="partly"), diffusers_lora(5), 1.0)
+    text, extra = flux_conditioning()[0]
+    recording.load(recording.load_device, lowvram_model_memory=300_000)
+    try:
+        offloaded = [m for m in recording.model.modules() if getattr(m, "weight_function", None)]
+        assert recording.model.model_lowvram and offloaded
+        with torch.inference_mode():
+            recording.model.apply_model(
+                torch.zeros(1, 16, 8, 8, device=recording.load_device),
+                torch.tensor([0.5], device=recording.load_device),
+                c_crossattn=text.to(recording.load_device),
+                y=extra["pooled_output"].to(recording.load_device),
+                guidance=torch.tensor([3.5], device=recording.load_device),
+                transformer_options={"wrappers": recording.wrappers},
+            )
+    finally:
+        recording.detach()
+    file, _ = save(host, recording)
+    assert len(file) == 13 and all(file.counts(name).calls == 1 for name in file)
