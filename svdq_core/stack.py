@@ -32,13 +32,13 @@ def stack_columns(parts: Sequence[Part], biases: Sequence[Tensor | None]) -> Qua
     placed = []
     for part, bias, columns in zip(parts, biases, edges, strict=True):
         tensors = dict(part.tensors)
-        if part is not parts[-1] and bias is not None and _holds_bits(bias):
+        if part is not parts[-1] and bias is not None and holds_bits(bias):
             tensors["bias"] = bias
         placed.append(Part(part.scheme, (0, part.out_features), columns, part.act_unsigned, tensors))
     return QuantizedLayer(placed[-1].columns[1], parts[0].out_features, tuple(placed), biases[-1])
 
 
-def _holds_bits(tensor: Tensor) -> bool:
+def holds_bits(tensor: Tensor) -> bool:
     """Whether any bit is set; unlike a comparison with 0 this sees -0.0, which must come back as it was."""
     return bool(tensor.contiguous().view(torch.uint8).any())
 

@@ -5,6 +5,7 @@ from ..arena import Arena, aligned
 from ..errors import CheckpointError
 from ..layer import QuantizedLayer
 from ..models import BlockMap, LinearMap
+from ..stack import holds_bits
 from .assemble import combine
 from .container import Checkpoint, read_json
 from .nunchaku_layers import MODULATION_TENSORS, SVDQUANT_TENSORS, room_for, unpack_layer, unpack_modulation
@@ -99,8 +100,8 @@ def _read_linear(checkpoint: Checkpoint, linear: LinearMap, layers: list[tuple[s
             part, bias = unpack_modulation(tensors, linear.modulation_chunks, where, arena)
         else:
             part, bias = unpack_layer(tensors, position in linear.unsigned, where, arena)
-        if bias is not None and linear.stack == "columns" and position < len(found) - 1:
-            bias = arena.copy(bias)
+        if bias is not None and linear.stack == "columns" and position < len(found) - 1 and holds_bits(bias):
+            bias = arena.copy(bias)  # one of zeros is dropped
         parts.append((name, part, bias))
     return combine(checkpoint.name, linear.stack, parts, arena)
 

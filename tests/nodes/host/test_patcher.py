@@ -136,7 +136,9 @@ def test_out_of_memory_in_a_step_leaves_the_next_prompt_right(model, with_lora, 
 
 def test_partial_load_and_unload(model, add, direct):
     # on quantized layers alone: another that is not loaded is patched by the host, which rounds it otherwise on a GPU
-    with_lora = add(model, {name: t for name, t in diffusers_lora(5).items() if not name.startswith("transformer.proj_out")}, 0.8)
+    with_lora = add(
+        model, {name: t for name, t in diffusers_lora(5).items() if not name.startswith("transformer.proj_out")}, 0.8
+    )
     device, offload = model.load_device, model.offload_device
     model.patch_model(device)
     expected = direct()
