@@ -87,12 +87,12 @@ class Collector:
         if site.grams:
             sample = x[drawn[:GRAM_TOKENS].to(x.device)].float()
             products = {(a, b): (sample[:, a:b].T @ sample[:, a:b]).cpu() for a, b in site.grams}
-        keys, entering, stay = self._draw(site, drawn[: self.tokens])
-        entering = x[entering.to(x.device)].to("cpu", torch.bfloat16)
+        keys, offered, stay = self._draw(site, drawn[: self.tokens])
+        entering = x[offered.to(x.device)].to("cpu", torch.bfloat16)
         # Nothing below can fail for want of memory on the device: a call counts whole or not at all.
         site.square_sum += moments[:channels]
         torch.maximum(site.absmax, moments[channels:-1], out=site.absmax)
-        site.tokens, site.keys = torch.cat((site.tokens[stay], entering)), keys
+        self._exchange(site, entering, keys, stay)
         for span, product in products.items():
             site.grams[span] += product
         site.counts.tokens += count
@@ -115,7 +115,7 @@ class Collector:
         """Which tokens stay after some are offered.
 
         Returns:
-            The keys of all that stay, then the offered indices that enter, then the places of old ones that stay.
+            Keys of those that enter, their indices, and which of the old ones stay.
         """
         drawn = torch.rand(len(offered), dtype=torch.float64, generator=site.generator)
         stay, enter = torch.ones_like(site.keys, dtype=torch.bool), torch.ones_like(drawn, dtype=torch.bool)
@@ -123,7 +123,17 @@ class Collector:
             # Only what could survive moves: later calls bring ever fewer such tokens.
             limit = torch.cat((site.keys, drawn)).kthvalue(self.tokens).values
             stay, enter = site.keys <= limit, drawn <= limit
-        return torch.cat((site.keys[stay], drawn[enter])), offered[enter], stay
+        return drawn[enter], offered[enter], stay
+
+    @staticmethod
+    def _exchange(site: _Site, entering: Tensor, keys: Tensor, stay: Tensor) -> None:
+        """New tokens take the places of those that leave, then further ones: once all are taken, little moves."""
+        places = (~stay).nonzero().flatten()
+        count = len(places)  # never more than enter
+        site.tokens[places], site.keys[places] = entering[:count], keys[:count]
+        if count < len(entering):
+            site.tokens = torch.cat((site.tokens, entering[count:]))
+            site.keys = torch.cat((site.keys, keys[count:]))
 
     @staticmethod
     def resume(file: Calibration, seed: int = 0, tokens: int = TOKENS) -> "Collector":
