@@ -30,7 +30,7 @@ from synthetic_model import Size, shapes_of  # noqa: E402
 
 DAY = 86400.0
 WHOLE_SECONDS = 160  # a calibrated run that takes longer is timed on some of its blocks
-FEW_BLOCKS = {"flux": (1, 2), "pixart": (4,)}
+FEW_BLOCKS = {"flux": (2, 4), "pixart": (4,)}
 LIMITS = {("FLUX.1-dev", "fast"): 60, ("FLUX.1-dev", "best"): 600, ("PixArt-Sigma", "fast"): 30}
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -174,7 +174,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="for the files (default: memory if it holds them)")
     parser.add_argument("--tiny", action="store_true", help="models of width 256 and a few blocks, to try this program")
     options = parser.parse_args(arguments)
-    options.sizes = {name: SIZES[name] for name in reversed(SIZES) if name in options.models}  # small ones first
+    options.sizes = {name: SIZES[name] for name in options.models}
     if options.tiny:
         options.sizes = {n: replace(s, width=256, blocks=tuple(2 for _ in s.blocks)) for n, s in options.sizes.items()}
     return options

@@ -93,7 +93,7 @@ def quantize_layer(
         if bias is not None and statistics is not None:  # its input has a large mean: what that loses is no noise
             total += (weight.float() - restored) @ statistics.tokens.to(weight.device).float().mean(dim=0)
         return _finish(weight, [part], None if bias is None else total, spec, name), [report]
-    statistics = _complete(statistics, plan, spec, in_features, name).to(weight.device)
+    statistics = _complete(statistics, plan, spec, in_features, name, weight.device)
 
     parts, reports = [], []
     for columns in dict.fromkeys(p.columns for p in plan.parts):
@@ -144,9 +144,14 @@ def quantize_part(
 
 
 def _complete(
-    statistics: InputStatistics | None, plan: LayerPlan, spec: QuantSpec, in_features: int, name: str
+    statistics: InputStatistics | None,
+    plan: LayerPlan,
+    spec: QuantSpec,
+    in_features: int,
+    name: str,
+    device: torch.device,
 ) -> InputStatistics:
-    """The statistics, checked, or synthetic ones."""
+    """The statistics, checked, or synthetic ones; on the device."""
     if statistics is None:
         if spec.method == "best":
             raise SVDQuantError(
@@ -155,12 +160,13 @@ def _complete(
             )
         gelu_columns = tuple(p.columns for p in plan.parts if p.after_gelu)
         generator = named_generator(spec.seed, name + " tokens")
-        return InputStatistics.synthetic(in_features, gelu_columns, spec.score_tokens, generator)
+        return InputStatistics.synthetic(in_features, gelu_columns, spec.score_tokens, generator).to(device)
     if statistics.channels != in_features:
         raise SVDQuantError(
             f"{name}: the calibration has {statistics.channels} channels, expected {in_features}. "
             "It belongs to another model; record one with this model."
         )
+    statistics = statistics.to(device)  # looking through large Gram matrices takes the CPU longer than moving them
     for tensor in (statistics.tokens, statistics.mean_square, statistics.absmax, *statistics.grams.values()):
         if not bool(torch.isfinite(tensor).all()):
             raise SVDQuantError(f"{name}: the calibration holds NaN or infinite values. Record it again.")
