@@ -93,7 +93,7 @@ def test_it_works_in_a_folder_of_any_name(name, archive, tmp_path, monkeypatch):
             assert b"registerExtension" in server.request(f"/extensions/{quoted}/refresh_models.js")
             assert server.request(f"/api/workflow_templates/{quoted}/flux.1-dev.jpg").startswith(b"\xff\xd8")
             for outside in ("pyproject.toml", "%2e%2e/pyproject.toml", "..%2fpyproject.toml", "docs"):
-                with pytest.raises(ComfyUIError, match="HTTP 40[34]"):
+                with pytest.raises(ComfyUIError, match=r"HTTP 40[34]"):
                     server.request(f"/extensions/{quoted}/{outside}")
         entry = server.prompt({"1": {"class_type": "SVDQuantEnvironmentCheck", "inputs": {}}})
         assert entry["outputs"]["1"]["text"][0].startswith("SVDQuant environment check")

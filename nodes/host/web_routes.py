@@ -1,15 +1,14 @@
 """Serving the pack's help pages, scripts and templates when its folder has a name that must be quoted in an address.
 
-The host's static routes answer 404 under such a name (seen with aiohttp 3.14): `ComfyUI-SVDQuant (1)` would have no help
-and no templates. Plain names are left to the host.
+The host's static routes answer 404 under such a name (seen with aiohttp 3.14): `ComfyUI-SVDQuant (1)` would have no
+help and no templates. Plain names are left to the host.
 """
 
 import re
 from pathlib import Path
 from urllib.parse import quote
 
-from aiohttp import web
-from server import PromptServer
+from server import PromptServer, web  # aiohttp's, as the host itself uses it
 
 PLACES = {"/extensions/{folder}/{{file:.+}}": "web", "/workflow_templates/{folder}/{{file:.+}}": "workflows"}
 
