@@ -39,7 +39,7 @@ class Witness:
 
     def _hook(self, name):
         def see(module, args):
-            x = args[0].double().reshape(-1, module.in_features)
+            x = args[0].double().cpu().reshape(-1, module.in_features)
             self.square[name] = self.square.get(name, 0) + x.square().sum(dim=0)
             self.outer[name] = self.outer.get(name, 0) + x.T @ x
             self.tokens[name] = self.tokens.get(name, 0) + len(x)

@@ -42,7 +42,10 @@ def attempt(
             make_room()
     if anywhere and device.type != "cpu":
         logger.warning("%s: still not enough memory on %s; this one is done on the CPU, slowly", what, device)
-        return action(torch.device("cpu"))
+        try:
+            return action(torch.device("cpu"))
+        except torch.OutOfMemoryError:
+            pass
     raise SVDQuantError(
         f"{what}: {device} has not enough memory. Close what else uses it, or choose method fast; finished layers are "
         "kept, and the same run goes on from them."

@@ -101,7 +101,7 @@ def test_a_second_reader_finds_the_same_weights(host, dense, recorded, precision
         rows, columns = slice(*part.rows), slice(*part.columns)
         ours = dense_weight(layer)[rows, columns].double()
         assert relative_error(found, ours) < 1e-6, name
-        assert relative_error(found, weights[f"{host_name}.weight"][rows, columns].double()) < 0.14, name
+        assert relative_error(found, weights[f"{host_name}.weight"][rows, columns].double().cpu()) < 0.14, name
 
 
 def held_out_inputs(model, captions: list[str]) -> dict[str, torch.Tensor]:
@@ -116,7 +116,7 @@ def held_out_inputs(model, captions: list[str]) -> dict[str, torch.Tensor]:
     draw(model, captions)
     for handle in handles:
         handle.remove()
-    return {name: torch.cat(inputs).float() for name, inputs in seen.items()}
+    return {name: torch.cat(inputs).float().cpu() for name, inputs in seen.items()}
 
 
 def draw(model, captions: list[str]) -> None:
@@ -131,8 +131,8 @@ def mean_error(path: str, dense, inputs: dict[str, torch.Tensor], compute: str) 
     errors = []
     for name, x in inputs.items():
         module = network.get_submodule(name)
-        bias = module.bias.float()
-        expected = torch.nn.functional.linear(x, module.weight.float(), bias) - bias
+        bias = module.bias.float().cpu()
+        expected = torch.nn.functional.linear(x, module.weight.float().cpu(), bias) - bias
         errors.append(relative_error(apply_layer(model.layers[name], x, compute) - bias, expected))
     return sum(errors) / len(errors)
 

@@ -160,7 +160,7 @@ def test_no_memory_at_all_is_a_sentence(host, dense, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(model_module, "quantize_layer", no_memory)
-    with pytest.raises(SVDQuantError, match=r"double_blocks\.0\.img_mod\.lin: cpu has not enough memory.*finished"):
+    with pytest.raises(SVDQuantError, match=r"double_blocks\.0\.img_mod\.lin: \S+ has not enough memory.*finished"):
         quantize(host, dense, filename_prefix="never")
     assert not journal_folder(target(host, "never")).exists()
 
@@ -184,7 +184,7 @@ def test_layers_in_16_bits_come_back_as_they_were(host, dense, choice, expected)
     assert len(plain) == expected
     for name in plain:
         weight = network.get_submodule(name).weight
-        assert torch.equal(weight.float(), original[f"{name}.weight"].bfloat16().float()), name
+        assert torch.equal(weight.float().cpu(), original[f"{name}.weight"].bfloat16().float().cpu()), name
     picture = sample_flux(model)
     assert torch.equal(sample_flux(again), picture)
     assert relative_error(picture, sample_flux(dense)) < 0.05

@@ -39,6 +39,13 @@ def test_it_says_what_has_no_room(device, anywhere):
     assert tried == [device, device]
 
 
+def test_not_even_the_processor_has_room():
+    action, tried = failing(9)
+    with pytest.raises(SVDQuantError, match="has not enough memory"):
+        attempt(action, CARD, lambda: None, "blocks.0")
+    assert tried == [CARD, CARD, CPU]
+
+
 def test_other_errors_pass_through():
     def action(device):
         raise KeyError("other")
