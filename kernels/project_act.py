@@ -84,24 +84,6 @@ def largest_of_shares(sums_ptr, rows, mask, M, R, SHARES: tl.constexpr):
     return largest
 
 
-@triton.jit(do_not_specialize=["M"])
-def _add_shares_kernel(
-    sums_ptr,  # (SHARES, M, R) float32
-    x_down_ptr,  # (M, R), rows stride_dm apart
-    M,
-    R,
-    stride_dm,
-    SHARES: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-):
-    rows = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
-    offs_r = tl.arange(0, BLOCK_R)[None, :]
-    mask = (rows < M) & (offs_r < R)
-    total = add_shares(sums_ptr, rows, offs_r, mask, M, R, SHARES)
-    tl.store(x_down_ptr + rows * stride_dm + offs_r, total.to(x_down_ptr.dtype.element_ty), mask=mask)
-
-
 def project_act(
     x: Tensor, smooth_factor: Tensor, proj_down: Tensor, act_unsigned: bool, gelu: bool, tile: dict[str, int]
 ) -> Tensor:
@@ -135,15 +117,3 @@ def project_act(
         },
     )
     return sums
-
-
-def finish_projection(sums: Tensor, x_down: Tensor, shares: int) -> None:
-    """Add the shares: (SHARES, M, R) float32 -> x_down (M, R), unit stride along R."""
-    M, R = x_down.shape
-    block_r = 1 << max(R - 1, 15).bit_length()
-    launch(
-        _add_shares_kernel,
-        (-(-M // 16),),
-        (sums, x_down, M, R, x_down.stride(0)),
-        {"SHARES": shares, "BLOCK_M": 16, "BLOCK_R": block_r, "num_warps": 4},
-    )

@@ -5,7 +5,6 @@
 
 Output "packed" is what gemm_w4a4 and gemm_nvfp4 of reference.py read; "int8" holds one code a byte for int8 tensor
 cores; "float" holds code * scale in the dtype of x, followed by x_down in the same row, for 16-bit tensor cores.
-On Hopper several programs share the k of a token, for the reason that project_act.py gives.
 Reference: reference.quantize_act_int4, reference.quantize_act_nvfp4. Layouts: format.py.
 """
 
@@ -33,8 +32,7 @@ from .numerics import (
     rounded,
     rounded_quotient,
 )
-from .project_act import finish_projection
-from .tiles import fuses_rank, quantizer_tile, shares_rank, shares_tile
+from .tiles import fuses_rank, quantizer_tile
 
 E4M3_LIMIT = tl.constexpr(E4M3_MAX)
 
@@ -46,7 +44,7 @@ def _quantize_groups_kernel(
     proj_down_ptr,  # (K, R)
     codes_ptr,  # (M, K // 2) int8, (M, K) int8 or (M, K) of x.dtype, rows stride_cm apart
     ascales_ptr,  # (K // GROUP_SIZE, M), rows stride_ag apart
-    x_down_ptr,  # (M, R), rows stride_dm apart; (SHARES, M, R) float32 if SHARES
+    x_down_ptr,  # (M, R), rows stride_dm apart
     M,
     K,
     R,
@@ -62,7 +60,6 @@ def _quantize_groups_kernel(
     GROUP_SIZE: tl.constexpr,
     CODE_MAX: tl.constexpr,
     HAS_RANK: tl.constexpr,
-    SHARES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -73,27 +70,16 @@ def _quantize_groups_kernel(
     mask_m = (offs_m < M)[:, None]
     rows = offs_m.to(tl.int64)[:, None]
     offs_r = tl.arange(0, BLOCK_R)[None, :]
-    if SHARES > 0:
-        x_down = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
-        first_k, last_k = tl.program_id(1) * (K // SHARES), (tl.program_id(1) + 1) * (K // SHARES)
-    else:
-        x_down = tl.zeros((SPLIT_K, BLOCK_M, BLOCK_R), dtype=tl.float32)
-        first_k, last_k = 0, K
+    x_down = tl.zeros((SPLIT_K, BLOCK_M, BLOCK_R), dtype=tl.float32)
 
-    for start in range(first_k, last_k, BLOCK_K):
+    for start in range(0, K, BLOCK_K):
         offs_k = start + tl.arange(0, BLOCK_K)
         x = tl.load(x_ptr + rows * stride_xm + offs_k[None, :], mask=mask_m, other=0.0)
         wide = x.to(tl.float32)
         if GELU:
             wide = rounded(gelu_tanh(wide, PTX), DTYPE, False)
             x = wide.to(DTYPE)
-        if SHARES > 0:
-            if GELU:
-                x = pin_layout(x, PTX)
-                wide = x.to(tl.float32)
-            proj_down = tl.load(proj_down_ptr + offs_k[:, None] * R + offs_r, mask=offs_r < R, other=0.0)
-            x_down = tl.dot(x, proj_down.to(DTYPE), x_down)
-        elif HAS_RANK:
+        if HAS_RANK:
             x = pin_layout(x, PTX)
             proj_down = tl.load(proj_down_ptr + offs_k[:, None] * R + offs_r, mask=offs_r < R, other=0.0)
             x_down = add_projection(x, proj_down.to(DTYPE), x_down)
@@ -133,10 +119,7 @@ def _quantize_groups_kernel(
             offs_g = (start // GROUP_SIZE + tl.arange(0, GROUPS)).to(tl.int64)[None, :]
             tl.store(ascales_ptr + offs_g * stride_ag + rows, stored_scales, mask=mask_m)
 
-    if SHARES > 0:
-        row = (tl.program_id(1).to(tl.int64) * M + rows) * R
-        tl.store(x_down_ptr + row + offs_r, x_down, mask=mask_m & (offs_r < R))
-    elif HAS_RANK:
+    if HAS_RANK:
         tile = tl.sum(x_down, axis=0).to(x_down_ptr.dtype.element_ty)
         tl.store(x_down_ptr + rows * stride_dm + offs_r, tile, mask=mask_m & (offs_r < R))
 
@@ -161,7 +144,7 @@ def quantize_act(
         output: "packed", "int8" or "float", see above.
         act_unsigned: not for nvfp4: add the GELU shift; int4 codes are 0...15.
         gelu: apply GELU (tanh) to x first.
-        tile: of quantizer_tile or shares_tile in tiles.py, to measure others.
+        tile: a row of the quantizer's table in tiles.py, to measure others.
         pad_rows: round the rows of codes and scales up to a multiple of it; the rows added are undefined.
 
     Returns:
@@ -169,13 +152,8 @@ def quantize_act(
         e4m3 patterns for nvfp4, None for "float"; x_down (M, R) of x.dtype.
     """
     (M, K), R = x.shape, proj_down.shape[1]
-    gpu = generation(x.device)
-    if tile is None and shares_rank(R, gpu):
-        tile = shares_tile(K, R)
-    shares = 0 if tile is None else tile.get("SHARES", 0)
-    fused = not shares and (fuses_rank(R, gpu) if tile is None else R > 0)
-    apart = R > 0 and not fused and not shares
-    if gelu and apart:
+    fused = fuses_rank(R, generation(x.device)) if tile is None else R > 0
+    if gelu and R and not fused:
         x, gelu = F.gelu(x, approximate="tanh"), False
     group_size = GROUP_SIZE_INT4 if scheme == "int4" else GROUP_SIZE_NVFP4
     code_max = E2M1_MAX if scheme == "nvfp4" else UINT4_MAX if act_unsigned else INT4_MAX
@@ -188,27 +166,26 @@ def quantize_act(
         scale_dtype = torch.uint8 if scheme == "nvfp4" else x.dtype
         ascales = torch.empty((K // group_size, rows), dtype=scale_dtype, device=x.device)
         x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)
-    tile = {"SPLIT_K": 1, "SHARES": 0, **(tile or quantizer_tile(K, R if fused else 0))}
-    if apart:
+    tile = tile or quantizer_tile(K, R if fused else 0)
+    if R and not fused:
         torch.mm(x, proj_down.to(x.dtype), out=x_down)
-    projection = x_down if not shares else torch.empty((shares, M, R), dtype=torch.float32, device=x.device)
     launch(
         _quantize_groups_kernel,
-        (-(-M // tile["BLOCK_M"]), max(shares, 1)),
+        (-(-M // tile["BLOCK_M"]),),
         (
             x,
             smooth_factor,
             proj_down,
             codes,
             codes if ascales is None else ascales,
-            projection,
+            x_down,
             M,
             K,
             R,
             x.stride(0),
             codes.stride(0),
             0 if ascales is None else ascales.stride(0),
-            projection.stride(-2),
+            x_down.stride(0),
         ),
         {
             "SCHEME": scheme,
@@ -219,12 +196,8 @@ def quantize_act(
             "GROUP_SIZE": group_size,
             "CODE_MAX": float(code_max),
             "HAS_RANK": fused,
-            **{name: tile[name] for name in ("SHARES", "BLOCK_M", "BLOCK_K", "BLOCK_R", "SPLIT_K")},
-            "num_warps": tile["num_warps"],
-            "num_stages": tile["num_stages"],
             "enable_fp_fusion": False,
+            **tile,
         },
     )
-    if shares:
-        finish_projection(projection, x_down, shares)
     return codes, ascales, x_down

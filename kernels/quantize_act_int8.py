@@ -28,7 +28,7 @@ from .numerics import (
     rounded_quotient,
 )
 from .project_act import add_shares, largest_of_shares, project_act
-from .tiles import fuses_rank, quantizer_tile, shares_rank, shares_tile
+from .tiles import fuses_rank, quantizer_tile, shares_projection, shares_tile
 
 INVERSE_INT8_MAX = tl.constexpr(1.0 / INT8_MAX)
 
@@ -134,7 +134,7 @@ def quantize_act_int8(
     ascales = torch.empty((M,), dtype=torch.float32, device=x.device)
     x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)
     gpu, sums = generation(x.device), None
-    if tile is None and shares_rank(R, gpu):
+    if tile is None and shares_projection(K, R, gpu):
         tile = shares_tile(K, R)
     if tile is not None and "SHARES" in tile:
         sums, shares = project_act(x, smooth_factor, proj_down, act_unsigned, gelu, tile), tile["SHARES"]

@@ -6,6 +6,8 @@ letters, or "default"; rows by the number of tokens M up to which they serve. A 
 without a register spill and within the shared memory of sm_80, 86, 89, 100, 120, gfx942, gfx1100 and gfx1201.
 """
 
+from functools import cache
+
 # Exact w4a4 runs on int8 tensor cores where those are at least four times as fast as 16-bit ones with float32 sums; on
 # the others the scaling after each group of 64 k costs more than 16-bit products. H200, 3072 -> 12288, M = 4608: int8
 # 0.99 ms at best, 16-bit 0.54 ms with both sides dequantized first.
@@ -34,19 +36,25 @@ def fuses_rank(R: int, gpu: str) -> bool:
     return 0 < R <= _of(_MAX_FUSED_RANK, gpu)
 
 
-# Up to which rank project_act.py computes the down projection, in shares of k.
-_MAX_SHARED_RANK = {"default": 0}
+# From how many k on and up to which rank project_act.py computes the down projection of w4a8, in shares of k.
+# H200, M = 4608, rank 32, the whole quantizer: K = 12288 0.0945 ms against 0.1050 with a matrix product apart, behind a
+# GELU 0.146 against 0.174; K = 3072 0.0221 against 0.0204, 0.0430 against 0.0439.
+_SHARED = {"sm_90": (4096, 128), "default": (0, 0)}
 
 
-def shares_rank(R: int, gpu: str) -> bool:
-    """Whether a down projection of rank R is computed in shares of k by project_act.py."""
-    return 0 < R <= _of(_MAX_SHARED_RANK, gpu)
+def shares_projection(K: int, R: int, gpu: str) -> bool:
+    """Whether project_act.py computes a down projection of rank R from K."""
+    least, largest_rank = _of(_SHARED, gpu)
+    return least <= K and 0 < R <= largest_rank
 
 
+@cache
 def shares_tile(K: int, R: int) -> dict[str, int]:
     """Tile of project_act.py: SHARES programs for BLOCK_M tokens, each with steps of BLOCK_K."""
+    # H200, M = 4608, R = 32, K = 12288, this kernel alone: 64 x 64 with 4 and 8 shares 0.0501 and 0.0522 ms (behind a
+    # GELU 0.103 and 0.087), 64 x 128 with 3 stages 0.0550 and 0.0635, 128 x 64 with 8 warps 0.0641 and 0.0646.
     block_k = _divisor(K, 64)
-    shares = next(n for n in (8 if K > 4096 else 4, 4, 3, 2, 1) if K // block_k % n == 0)
+    shares = next(n for n in (8, 4, 3, 2, 1) if K // block_k % n == 0)
     return {
         "SHARES": shares,
         "BLOCK_M": 64,
@@ -74,6 +82,7 @@ def _divisor(K: int, largest: int) -> int:
     return min(K & -K, largest)
 
 
+@cache
 def quantizer_tile(K: int, R: int) -> dict[str, int]:
     """Tile of the activation quantizers: BLOCK_M tokens in steps of BLOCK_K; R = 0 leaves out the down projection."""
     if R == 0:
@@ -101,6 +110,7 @@ def quantizer_tile(K: int, R: int) -> dict[str, int]:
     }
 
 
+@cache
 def unpack_tile(op: str, N: int, K: int) -> dict[str, int]:
     """Tile of what reads a 4-bit weight once: BLOCK_N channels in steps of BLOCK_K."""
     # H200, 12288 x 3072 and 3072 x 12288: requantize 8 x 512 0.0287 and 0.0397 ms, 4 x 1024 0.0298 and 0.0327 (with the

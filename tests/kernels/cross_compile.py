@@ -27,13 +27,14 @@ from svdquant_pack.kernels.tiles import (
     gemm_tile,
     native_int4_tile,
     quantizer_tile,
-    shares_rank,
+    shares_projection,
     shares_tile,
     unpack_tile,
 )
 
 KERNELS = "svdquant_pack.kernels."
 M, N, K, R = 4608, 3072, 3072, 32
+LONG_K = 12288
 SIZES = dict.fromkeys(("M", "N", "K", "R", *(f"stride_{which}" for which in ("xm", "cm", "ag", "dm", "om"))), "i32")
 ODD = ("M", "stride_ag")  # the only sizes that need not be multiples of 16
 HALF = "*bf16"
@@ -53,7 +54,7 @@ def _flags(gpu: str) -> dict:
 
 def _quantizer(gpu: str) -> dict:
     rank = R if fuses_rank(R, gpu) else 0
-    return {**_flags(gpu), "HAS_RANK": rank > 0, "SHARES": 0, **quantizer_tile(K, rank)}
+    return {**_flags(gpu), "HAS_RANK": rank > 0, **quantizer_tile(K, rank)}
 
 
 def _groups(gpu: str, output: str, scheme: str = "int4") -> tuple:
@@ -66,12 +67,7 @@ def _groups(gpu: str, output: str, scheme: str = "int4") -> tuple:
         "x_down_ptr": HALF,
     }
     constants = {"SCHEME": scheme, "OUTPUT": output, "GROUP_SIZE": 64 if scheme == "int4" else 16, "CODE_MAX": 7.0}
-    if shares_rank(R, gpu):
-        pointers["x_down_ptr"] = "*fp32"
-        constants |= {**_flags(gpu), "HAS_RANK": False, "SPLIT_K": 1, **shares_tile(K, R)}
-    else:
-        constants |= _quantizer(gpu)
-    return "quantize_act", "_quantize_groups_kernel", pointers, constants
+    return "quantize_act", "_quantize_groups_kernel", pointers, {**constants, **_quantizer(gpu)}
 
 
 def _tokens(gpu: str) -> tuple:
@@ -84,20 +80,15 @@ def _tokens(gpu: str) -> tuple:
         "x_down_ptr": HALF,
         "sums_ptr": "*fp32",
     }
-    constants = _quantizer(gpu)
-    if shares_rank(R, gpu):
-        constants |= {"SHARES": shares_tile(K, R)["SHARES"], "BLOCK_R": R}
+    constants = {**_quantizer(gpu), "SHARES": 0}
+    if shares_projection(LONG_K, R, gpu):
+        constants |= {"SHARES": shares_tile(LONG_K, R)["SHARES"], "BLOCK_R": R}
     return "quantize_act_int8", "_quantize_tokens_kernel", pointers, constants
 
 
 def _projection(gpu: str) -> tuple:
     pointers = dict.fromkeys(("x_ptr", "smooth_ptr", "proj_down_ptr"), HALF) | {"sums_ptr": "*fp32"}
-    return "project_act", "_project_kernel", pointers, {**_flags(gpu), **shares_tile(K, R)}
-
-
-def _shares(gpu: str) -> tuple:
-    tile = {"SHARES": shares_tile(K, R)["SHARES"], "BLOCK_M": 16, "BLOCK_R": R}
-    return "project_act", "_add_shares_kernel", {"sums_ptr": "*fp32", "x_down_ptr": HALF}, tile
+    return "project_act", "_project_kernel", pointers, {**_flags(gpu), **shares_tile(LONG_K, R)}
 
 
 def _weight(kernel: str, op: str, scheme: str, pointers: dict, **constants) -> tuple:
@@ -173,8 +164,8 @@ def _cases(gpu: str) -> dict:
             constants = {"UNSIGNED": unsigned, "BFLOAT16": True, "HAS_BIAS": True, **tile}
             name = f"gemm_w4a4_native {'unsigned' if unsigned else 'signed'}"
             cases[name] = "gemm_w4a4_native", "_gemm_w4a4_native_kernel", {**int4, **words}, constants
-    if shares_rank(R, gpu):
-        cases |= {"project_act": _projection(gpu), "add_shares": _shares(gpu)}
+    if shares_projection(LONG_K, R, gpu):
+        cases["project_act"] = _projection(gpu)
     if gpu == "sm_90":
         cases["gemm_w4a8_hopper"] = _hopper
     return cases

@@ -9,7 +9,7 @@ from svdquant_pack.kernels import reference
 from svdquant_pack.kernels.format import GROUP_SIZE_INT4, GROUP_SIZE_NVFP4
 from svdquant_pack.kernels.packing import unpack_int4, unpack_uint4
 from svdquant_pack.kernels.quantize_act import quantize_act
-from svdquant_pack.kernels.tiles import quantizer_tile, shares_tile
+from svdquant_pack.kernels.tiles import quantizer_tile
 
 SHAPES = [*SMALL, *(pytest.param(*shape, marks=pytest.mark.gpu) for shape in REAL)]
 
@@ -46,37 +46,6 @@ def test_the_projection_fused_into_the_quantizer_is_the_same(R, scheme, dtype, d
     assert_same(codes, wanted[0])
     assert_same(ascales, wanted[1])
     assert_close(x_down, wanted[2], op="x_down")
-
-
-@pytest.mark.parametrize(("M", "N", "K"), SHAPES)
-@pytest.mark.parametrize(("scheme", "act_unsigned"), [("int4", False), ("int4", True), ("nvfp4", False)])
-@pytest.mark.parametrize("R", [16, 48])
-def test_the_projection_in_shares_is_the_same(M, N, K, scheme, act_unsigned, R, dtype, device):
-    x = activations(M, K, dtype, device)
-    smooth_factor, proj_down, _ = branch(N, K, R, dtype, device)
-    codes, ascales, x_down = quantize_act(
-        x, smooth_factor, proj_down, scheme, act_unsigned=act_unsigned, tile=shares_tile(K, R)
-    )
-    wanted = expected(x, smooth_factor, proj_down, scheme, act_unsigned)
-    assert_same(codes, wanted[0])
-    assert_same(ascales.flatten(), wanted[1].flatten())
-    assert_close(x_down, wanted[2], op="x_down")
-
-
-@pytest.mark.parametrize("scheme", ["int4", "none"])
-@pytest.mark.parametrize("gelu", [False, True])
-def test_shares_of_float_output_are_put_behind_the_values(scheme, gelu, dtype, device):
-    x = activations(19, 192, dtype, device).clamp(-30, 30)
-    smooth_factor, proj_down, _ = branch(8, 192, 32, dtype, device)
-    shared, _, x_down = quantize_act(
-        x, smooth_factor, proj_down, scheme, "float", gelu, gelu, tile=shares_tile(192, 32)
-    )
-    whole, _, wanted = quantize_act(
-        x, smooth_factor, proj_down, scheme, "float", gelu, gelu, tile=quantizer_tile(192, 32)
-    )
-    assert_same(shared[:, :192].contiguous(), whole[:, :192].contiguous())
-    assert_close(x_down, wanted, op="x_down")
-    assert shared[:, 192:].data_ptr() == x_down.data_ptr()
 
 
 @pytest.mark.parametrize("act_unsigned", [False, True])

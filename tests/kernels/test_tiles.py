@@ -2,7 +2,15 @@
 
 import pytest
 
-from svdquant_pack.kernels.tiles import fuses_rank, gemm_tile, native_int4_tile, quantizer_tile, unpack_tile
+from svdquant_pack.kernels.tiles import (
+    fuses_rank,
+    gemm_tile,
+    native_int4_tile,
+    quantizer_tile,
+    shares_projection,
+    shares_tile,
+    unpack_tile,
+)
 
 GPUS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100", "gfx1201", "cpu", "other")
 WIDTHS = (64, 192, 256, 768, 1024, 1152, 3072, 3456, 4608, 9216, 12288, 15360)
@@ -14,6 +22,8 @@ def test_blocks_divide_k(K):
         assert K % unpack_tile(op, 3072, K)["BLOCK_K"] == 0
     for R in (0, 16, 128):
         assert K % quantizer_tile(K, R)["BLOCK_K"] == 0
+        shares = shares_tile(K, R)
+        assert K % (shares["BLOCK_K"] * shares["SHARES"]) == 0
     for gpu in GPUS:
         assert K % gemm_tile("gemm_w4a8", 4608, K, gpu)["BLOCK_K"] == 0
 
@@ -29,6 +39,8 @@ def test_a_new_image_size_needs_no_new_kernel(gpu, op):
 def test_large_ranks_leave_the_quantizer(gpu):
     assert not fuses_rank(0, gpu)
     assert not fuses_rank(1024, gpu)
+    assert not shares_projection(12288, 0, gpu)
+    assert not shares_projection(12288, 1024, gpu)
 
 
 @pytest.mark.parametrize("N", [64, 192, 768, 1152, 3456, 9216, 12288])
