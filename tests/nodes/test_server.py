@@ -10,7 +10,10 @@ from host_models import put_dense, put_lora, put_tiny
 from pack import ROOT
 from PIL import Image
 
-NODES = ("SVDQuantModelLoader", "SVDQuantLoraLoader", "SVDQuantQuantizeModel", "SVDQuantExportModel")
+NODES = (
+    *("SVDQuantModelLoader", "SVDQuantLoraLoader", "SVDQuantExportModel", "SVDQuantQuantizeModel"),
+    *("SVDQuantCalibrationStart", "SVDQuantCalibrationSave"),
+)
 
 
 @pytest.fixture(scope="module")
