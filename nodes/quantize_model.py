@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..svdq_core.checkpoint import require_space
 from ..svdq_core.quantize import QuantSpec
+from ..svdq_core.quantize.journal import journal_folder
 from ..svdq_core.quantize.overrides import Overrides
 from ..svdq_core.quantize.run import quantize_to_file
 from ..svdq_core.quantize.spec import METHODS
@@ -163,9 +164,14 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         fitted = None if file is None else fit_calibration(weights, file)
         job = make_job(weights, path, spec, overrides, fitted)
         path.parent.mkdir(parents=True, exist_ok=True)
-        require_space(path, int(weights.count * BYTES_PER_WEIGHT[precision] * COPIES))
+        require_space(path, int(weights.count * BYTES_PER_WEIGHT[precision] * COPIES) - _finished_bytes(path))
         reserve_room(model, spec)
-        outcome = quantize_to_file(job, LayerProgress(layer_costs(model)).step)
+        try:
+            outcome = quantize_to_file(job, LayerProgress(layer_costs(model)).step)
+        except BaseException:  # the host's interruption, too
+            if journal_folder(path).exists():
+                logger.info("%s: finished layers wait in %s; the same settings go on", path.name, journal_folder(path))
+            raise
         assert outcome is not None  # only further processes get none
         seconds = time.perf_counter() - started
         report = describe(path, outcome, weights, fitted, seconds)
@@ -178,3 +184,8 @@ def _target(filename_prefix: str, spec: QuantSpec, overwrite: bool) -> Path:
     folder, _, stem = filename_prefix.strip().rpartition("/")
     name = f"svdq-{FILE_PRECISION[spec.precision]}_r{spec.rank}-{stem}"
     return files.output_path(f"{folder}/{name}" if folder else name, overwrite)
+
+
+def _finished_bytes(path: Path) -> int:
+    """What layers of an earlier run take on the disk already."""
+    return sum(file.stat().st_size for file in journal_folder(path).glob("*"))

@@ -51,13 +51,15 @@ def stop_after(monkeypatch, layers: int, error: type[BaseException]) -> None:
 
 
 @pytest.mark.parametrize("error", [comfy.model_management.InterruptProcessingException, MemoryError, KeyboardInterrupt])
-def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(host, dense, whole, monkeypatch, error):
+def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(host, dense, whole, monkeypatch, caplog, error):
+    caplog.set_level("INFO", "svdquant")
     path = target(host, f"stopped-{error.__name__}")
     with monkeypatch.context() as patch:
         stop_after(patch, 5, error)
         with pytest.raises(error):
             quantize(host, dense, filename_prefix=f"stopped-{error.__name__}")
     assert not path.exists()
+    assert f"finished layers wait in {journal_folder(path)}; the same settings go on" in caplog.text
     assert len(list(journal_folder(path).glob(f"*{LAYER_SUFFIX}"))) == 5
     assert not list(path.parent.rglob("*.part"))
     quantized = []
