@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint.container import Checkpoint
+from ..checkpoint.container import Checkpoint, read_json
 from ..checkpoint.dense_read import DenseModel
 from ..checkpoint.metadata import pack_version
 from ..errors import SVDQuantError
 from .calibration_file import Calibration
+from .calibration_fit import FittedCalibration
 from .layer import quantize_part
 from .overrides import Overrides, layer_errors
 from .run import Job, Outcome, quantize_to_file
@@ -74,10 +75,12 @@ def quantize_file(
     model = DenseModel(checkpoint)
     layers = [name for name, _ in model.architecture.linears(model.counts)]
     request.overrides.check(layers)
-    calibration = _open_calibration(request, layers)
+    calibration = _open_calibration(request, model, layers)
     share = Share.of_torchrun()
     device = choose_device(request.device, share)
     if share.first:
+        for note in () if calibration is None else calibration.notes:
+            say(f"note: {request.calibration}: {note}")
         for name in model.ignored:
             say(f"note: {name} has no place in a {model.architecture.title} model and is left out")
         if device.type == "cpu":
@@ -89,6 +92,7 @@ def quantize_file(
     origin = hash_files(checkpoint.files)
     recorded = hash_files([request.calibration]) if request.calibration else "none"
     settings = ", ".join(f"{key} {value}" for key, value in (asdict(request.spec) | asdict(request.overrides)).items())
+    decisive = (origin, recorded, str(request.spec), str(request.overrides.keep))
     job = Job(
         architecture=model.architecture,
         weights=model,
@@ -96,7 +100,7 @@ def quantize_file(
         spec=request.spec,
         device=device,
         target=target,
-        fingerprint="; ".join((origin, recorded, settings, pack_version(), torch.__version__, _device_name(device))),
+        fingerprint="; ".join((*decisive, pack_version(), torch.__version__, _device_name(device))),
         metadata={
             "svdquant_source": checkpoint.name,
             "svdquant_source_hash": origin,
@@ -106,6 +110,7 @@ def quantize_file(
         },
         calibration=calibration,
         overrides=request.overrides,
+        extras=position_size(model),
     )
     try:
         outcome = quantize_to_file(job, on_layer, share)
@@ -139,6 +144,18 @@ def choose_device(named: str, share: Share) -> torch.device:
     return device
 
 
+def position_size(model: DenseModel) -> dict[str, torch.Tensor]:
+    """What tells ComfyUI for which image size a PixArt was trained: a `pos_embed` of that length.
+
+    The host's files have one; for folders of diffusers the config says how long it is.
+    """
+    sample_size = read_json(model.checkpoint, "config").get("sample_size")
+    if model.architecture.name != "pixart" or "pos_embed" in model or not isinstance(sample_size, int):
+        return {}
+    patch = model.shape("x_embedder.proj.weight")[-1]
+    return {"pos_embed": torch.zeros(1, (sample_size // patch) ** 2, 1)}
+
+
 def estimate_seconds(model: DenseModel, spec: QuantSpec) -> float:
     """How long a model will take on the CPU, from one small layer and one product."""
     weight = torch.randn(TRIAL_SIZE, TRIAL_SIZE, generator=torch.Generator().manual_seed(0))
@@ -147,8 +164,7 @@ def estimate_seconds(model: DenseModel, spec: QuantSpec) -> float:
     quantize_part(weight, None, QuantSpec(spec.precision, spec.activations, spec.rank), "trial")
     tokens @ weight
     seconds = time.perf_counter() - started
-    width = model.architecture.linears(model.counts)
-    name, linear = next(width)
+    name, linear = next(model.architecture.linears(model.counts))
     columns = model.shape(f"{name}.weight")[1] // linear.shape[1]
     units = sum(li.shape[0] * li.shape[1] for _, li in model.architecture.linears(model.counts))
     return seconds * units * columns**2 / TRIAL_SIZE**2
@@ -178,16 +194,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
-def _open_calibration(request: Request, layers: list[str]) -> Calibration | None:
+def _open_calibration(request: Request, model: DenseModel, layers: list[str]) -> FittedCalibration | None:
     if request.calibration is None:
         return None
-    calibration = Calibration(request.calibration)
-    if not any(name in calibration for name in layers):
-        first = next(iter(calibration), "nothing")
-        raise SVDQuantError(
-            f"{request.calibration}: holds no layer of this model (it holds {first}, ...). Record one with this model."
-        )
-    return calibration
+    shapes = {name: model.shape(f"{name}.weight") for name in layers}
+    sizes = {name: (shape[0], shape[1]) for name, shape in shapes.items()}
+    return FittedCalibration(Calibration(request.calibration), model.architecture, sizes)
 
 
 def _device_name(device: torch.device) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from pack import ROOT
+from pixart_files import pixart
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_files import DATA
 
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
+from svdquant_pack.svdq_core.checkpoint.container import DIFFUSERS_FILE
 from svdquant_pack.svdq_core.linear import dense_bias, dense_weight
 from svdquant_pack.svdq_core.quantize.journal import journal_folder
 
@@ -140,6 +142,18 @@ def test_int8(source, tmp_path):
     assert done.returncode == 0, done.stderr
     model = read_checkpoint(Checkpoint(tmp_path / "int8.safetensors"))
     assert {part.scheme for layer in model.layers.values() for part in layer.parts} == {"int8", "awq"}
+
+
+def test_a_folder_of_diffusers_tells_the_image_size(tmp_path):
+    folder, (_, theirs) = tmp_path / "transformer", pixart()
+    folder.mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, folder / DIFFUSERS_FILE)
+    (folder / "config.json").write_text('{"sample_size": 128}', encoding="utf-8")
+    done = run(folder, tmp_path / "pixart.safetensors")
+    assert done.returncode == 0, done.stderr
+    model = read_checkpoint(Checkpoint(tmp_path / "pixart.safetensors"))
+    assert len(model.layers) == 6
+    assert model.plain["pos_embed"].shape == (1, 64 * 64, 1)
 
 
 @pytest.mark.parametrize(
