@@ -30,6 +30,7 @@ class Part:
         columns: (start, stop) within the layer's in_features.
         act_unsigned: the layer sits behind a GELU and its int4 activations are shifted and unsigned.
         tensors: name -> tensor, shapes and dtypes as SCHEME_TENSORS.
+        pieces: (outputs, rank) of each part that it was joined of when the model was loaded; see stack.join_inputs.
     """
 
     scheme: str
@@ -37,6 +38,7 @@ class Part:
     columns: tuple[int, int]
     act_unsigned: bool = False
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    pieces: tuple[tuple[int, int], ...] = ()
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -170,7 +172,8 @@ class QuantizedLayer:
         """
         slices: list[dict[str, BlobSlice]] = [{} for _ in self.parts]
         parts = [
-            BlobPart(p.scheme, p.rows, p.columns, p.act_unsigned, s) for p, s in zip(self.parts, slices, strict=True)
+            BlobPart(p.scheme, p.rows, p.columns, p.act_unsigned, s, p.pieces)
+            for p, s in zip(self.parts, slices, strict=True)
         ]
         ordered = [
             (places, name, tensor)
@@ -222,6 +225,7 @@ class BlobPart:
     columns: tuple[int, int]
     act_unsigned: bool
     slices: dict[str, BlobSlice]
+    pieces: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,7 @@ class BlobLayout:
     def read(self, blob: Tensor, bias: Tensor | None = None) -> QuantizedLayer:
         """Views of the blob as a layer, no copy. Do not keep them: the host replaces the bytes behind a parameter."""
         parts = tuple(
-            Part(p.scheme, p.rows, p.columns, p.act_unsigned, {n: s.read(blob) for n, s in p.slices.items()})
+            Part(p.scheme, p.rows, p.columns, p.act_unsigned, {n: s.read(blob) for n, s in p.slices.items()}, p.pieces)
             for p in self.parts
         )
         return QuantizedLayer(self.in_features, self.out_features, parts, bias)
@@ -251,7 +255,12 @@ class BlobLayout:
         return blob[: min(starts)], replace(self, parts=parts)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":"))
+        """As files hold it: parts that are joined are taken apart before."""
+        raw = asdict(self)
+        for part in raw["parts"]:
+            if not part["pieces"]:
+                del part["pieces"]
+        return json.dumps(raw, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str) -> "BlobLayout":
@@ -263,6 +272,7 @@ class BlobLayout:
                 tuple(p["columns"]),
                 p["act_unsigned"],
                 {n: BlobSlice(s["offset"], tuple(s["shape"]), s["dtype"]) for n, s in p["slices"].items()},
+                tuple((outputs, rank) for outputs, rank in p.get("pieces", ())),
             )
             for p in raw["parts"]
         )

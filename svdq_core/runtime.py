@@ -10,6 +10,7 @@ from ..kernels.linear import COMPUTE_MODES, choose_compute, find_channel_scales
 from ..kernels.tiles import folds_gelu as generation_folds_gelu
 from .layer import Part, QuantizedLayer, with_tensors
 from .model import QuantizedModel
+from .stack import as_in_files, join_inputs
 
 COMPUTE_CHOICES = ("auto", *COMPUTE_MODES)
 
@@ -31,15 +32,18 @@ def folds_gelu(device: torch.device) -> bool:
 
 
 def with_derived(layer: QuantizedLayer, compute: str, device: torch.device) -> QuantizedLayer:
-    """The layer with what a mode would otherwise work out of its weights in every step.
+    """The layer as the GPU's kernels are fastest with it; as it was read where there are none.
 
-    That is channel_scales for w4a8 with the GPU's kernels (4 bytes for an output channel), and nothing elsewhere.
+    Parts that share input and smoothing become one, and for w4a8 the layer keeps channel_scales (4 bytes for an output
+    channel), which would otherwise be worked out of its weights in every step. stack.as_in_files undoes both.
 
     Args:
         compute: one of COMPUTE_MODES. device: what will run the layer; its tensors stay where they are.
     """
-    layer = layer.without_derived()
-    if compute != "w4a8" or why_no_triton(device) is not None:
+    if why_no_triton(device) is not None:
+        return layer.without_derived()
+    layer = join_inputs(as_in_files(layer))
+    if compute != "w4a8":
         return layer
     try:
         return replace(layer, parts=tuple(_with_channel_scales(part, device) for part in layer.parts))

@@ -1,6 +1,7 @@
 """Layers put together of parts, and parts cut or joined to the rectangles that a format wants. Codes never change."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import torch
@@ -113,6 +114,42 @@ def join_rows(parts: Sequence[Part]) -> Part | None:
     if "wcscales" in first.tensors:
         tensors["wcscales"] = torch.cat([part["wcscales"] for part in parts])
     return Part(first.scheme, (first.rows[0], parts[-1].rows[1]), first.columns, first.act_unsigned, tensors)
+
+
+def join_inputs(layer: QuantizedLayer) -> QuantizedLayer:
+    """Parts that share input and smoothing as one, so that their input is quantized once: FLUX `linear1`.
+
+    as_in_files takes them apart again, bit for bit.
+    """
+    first = layer.parts[0]
+    if len(layer.parts) == 1 or first.scheme not in ("int4", "int8"):
+        return layer  # nvfp4: several scales for a whole tensor would have to be rounded into one for each channel
+    joined = join_rows(layer.parts)
+    if joined is None or any(part.tensors.keys() != joined.tensors.keys() for part in layer.parts):
+        return layer
+    pieces = tuple((part.out_features, part.rank) for part in layer.parts)
+    return QuantizedLayer(layer.in_features, layer.out_features, (replace(joined, pieces=pieces),), layer.bias)
+
+
+def as_in_files(layer: QuantizedLayer) -> QuantizedLayer:
+    """A loaded layer without what was worked out of it, and with its parts as they were read."""
+    layer = layer.without_derived()
+    if not any(part.pieces for part in layer.parts):
+        return layer
+    parts = [piece for part in layer.parts for piece in _take_apart(part)]
+    return QuantizedLayer(layer.in_features, layer.out_features, tuple(parts), layer.bias)
+
+
+def _take_apart(part: Part) -> list[Part]:
+    """The inverse of join_rows."""
+    found, top, first = [], 0, 0
+    for outputs, rank in part.pieces or ((part.out_features, part.rank),):
+        piece, branch = slice_rows(part, top, top + outputs), slice(first, first + rank)
+        factors = {"proj_down": part["proj_down"][:, branch], "proj_up": piece["proj_up"][:, branch]}
+        tensors = {name: tensor.contiguous() for name, tensor in (piece.tensors | factors).items()}
+        found.append(Part(part.scheme, piece.rows, piece.columns, part.act_unsigned, tensors))
+        top, first = top + outputs, first + rank
+    return found
 
 
 def _with_channel_scales(part: Part) -> Part:

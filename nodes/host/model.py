@@ -14,6 +14,7 @@ from ...svdq_core.errors import ArchitectureError, SVDQuantError
 from ...svdq_core.model import QuantizedModel
 from ...svdq_core.models import ARCHITECTURES, SUPPORTED, Architecture
 from ...svdq_core.runtime import describe_model, folds_gelu, resolve_compute, with_derived
+from ...svdq_core.stack import as_in_files
 from .bake import baked_layer, patched_weight
 from .fold import fold_gelus, wants_folding
 from .linear import LAYOUT_KEY, SVDQuantLinear, layout_to_tensor, operations
@@ -167,7 +168,7 @@ def extract_model(patcher) -> QuantizedModel:
     model = QuantizedModel(architecture, metadata=dict(patcher.model.svdquant_metadata))
     layers = {key.removeprefix(PREFIX).removesuffix(".weight"): m for key, m in patcher.svdquant_layers().items()}
     for name, module in layers.items():
-        layer = module.layer_on(torch.device("cpu")).without_derived()
+        layer = as_in_files(module.layer_on(torch.device("cpu")))
         layer = baked_layer(layer, patcher.patches.get(f"{PREFIX}{name}.weight", []), name)
         if f"{PREFIX}{name}.bias" in patcher.patches:
             layer = replace(layer, bias=patched_weight(patcher, f"{PREFIX}{name}.bias"))

@@ -12,6 +12,7 @@ import comfy.model_patcher
 
 from ...svdq_core.errors import SVDQuantError
 from ...svdq_core.linear import dense_bias, dense_weight
+from ...svdq_core.stack import as_in_files
 from .bake import baked_layer, patched_weight
 from .exchange import exchange_patches
 from .install import factor_bytes, install, move_factors, planned_bytes
@@ -148,9 +149,11 @@ class _SVDQuantPatching:
                 # "already final": the host would otherwise wrap our bytes as a float parameter, to be patched later
                 module.comfy_patched_weights = True
                 module.saved_as = module.layout.without_derived(module.weight.detach())
+                if any(part.pieces for part in module.layout.parts):
+                    module.saved_as = as_in_files(module.layer()).to_blob()
                 if key in self.patches:
                     where = key.removeprefix("diffusion_model.").removesuffix(".weight")
-                    layer = module.layer().without_derived()
+                    layer = as_in_files(module.layer())
                     module.saved_as = baked_layer(layer, self.patches[key], where).to_blob()
             state = super().model_state_dict_for_saving(model, prefix)
         finally:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..layer import BlobLayout, QuantizedLayer, with_tensors
 from ..model import QuantizedModel
+from ..stack import as_in_files
 from .comfy_names import CONFIGS
 from .output import Output, whole
 from .packed import LAYOUT_SUFFIX, PACKED_METADATA
@@ -22,7 +23,7 @@ class PackedFormat(Format):
     title = "svdquant"
 
     def layer_outputs(self, host: str, layer: QuantizedLayer) -> Iterator[Output]:
-        layer = QuantizedLayer(layer.in_features, layer.out_features, layer.without_derived().parts, layer.bias)
+        layer = QuantizedLayer(layer.in_features, layer.out_features, as_in_files(layer).parts, layer.bias)
         blob, layout = _on_meta(layer).to_blob()
         yield Output(f"{host}.weight", tuple(blob.shape), torch.uint8, lambda: [layer.to_blob()[0]])
         yield whole(host + LAYOUT_SUFFIX, _as_bytes(layout))

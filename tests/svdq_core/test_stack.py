@@ -8,7 +8,9 @@ from svdquant_pack.kernels.reference import encode_e2m1
 from svdquant_pack.svdq_core.layer import Part, QuantizedLayer
 from svdquant_pack.svdq_core.linear import apply_layer, dense_bias, dense_weight
 from svdquant_pack.svdq_core.stack import (
+    as_in_files,
     cut,
+    join_inputs,
     join_rows,
     same_bits,
     slice_columns,
@@ -170,3 +172,35 @@ def test_same_bits_sees_what_equality_does_not():
     assert not same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
     assert not same_bits(torch.tensor([0.0]), torch.tensor([0.0]).double())
     assert same_bits(torch.tensor([float("nan")]), torch.tensor([float("nan")]))
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+def test_joined_inputs_compute_the_same_and_come_apart_bit_for_bit(scheme):
+    smooth = torch.rand(128) + 0.5
+    parts = [make_part(scheme, 256, 128, 1, smooth, 16), make_part(scheme, 128, 128, 2, smooth, 32)]
+    layer = stack_rows(parts, [torch.randn(256), torch.randn(128)])
+    joined = join_inputs(layer)
+    (part,) = joined.parts
+    part.check("x")
+    assert part.pieces == ((256, 16), (128, 32)) and part.rank == 48
+    assert torch.equal(dense_weight(joined), dense_weight(layer))
+    x = torch.randn(5, 128)
+    for compute in ("w4a4", "w4a8", "w4a16"):
+        torch.testing.assert_close(apply_layer(joined, x, compute), apply_layer(layer, x, compute))
+    blob, layout = joined.to_blob()
+    back = as_in_files(type(layout).from_json(layout.to_json()).read(blob, joined.bias))
+    assert join_inputs(back).parts[0].pieces == part.pieces
+    for piece, original in zip(back.parts, layer.parts, strict=True):
+        assert (piece.rows, piece.columns, piece.pieces) == (original.rows, original.columns, ())
+        assert piece.tensors.keys() == original.tensors.keys()
+        assert all(same_bits(piece[name], original[name]) for name in original.tensors)
+
+
+def test_inputs_that_differ_stay_apart():
+    smooth = torch.rand(128) + 0.5
+    layer = stack_rows([make_part("int4", 128, 128, seed, smooth + seed) for seed in (1, 2)], [None, None])
+    assert join_inputs(layer) is layer
+    layer = stack_rows([make_part("nvfp4", 128, 128, seed, smooth) for seed in (1, 2)], [None, None])
+    assert join_inputs(layer) is layer
+    layer = stack_columns([make_part("int4", 128, 128, seed, smooth) for seed in (1, 2)], [None, None])
+    assert join_inputs(layer) is layer
