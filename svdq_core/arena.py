@@ -1,7 +1,7 @@
 """Memory for tensors that are about to be filled: in large pages where the system has them, and side by side.
 
 Reading a checkpoint is as much about getting memory as about moving bytes: a page that is touched for the first time
-costs more than copying what goes into it. numpy asks the system for large pages, torch does not (DECISIONS 35).
+costs more than copying what goes into it. numpy asks the system for large pages, torch does not (DECISIONS 37).
 """
 
 import math
