@@ -37,9 +37,9 @@ def start_host(mode: str, arguments: tuple[str, ...] = ()) -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    if mode == "dynamic":
-        import comfy_aimdo.control
+    import comfy_aimdo.control
 
+    if mode == "dynamic":
         comfy_aimdo.control.init(simple_vram_headroom=None, nvml_pressure=True)
     import cuda_malloc  # noqa: F401, I001  before torch, whose allocator it chooses
     import comfy.memory_management

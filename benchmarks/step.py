@@ -51,6 +51,8 @@ class Step:
             "guidance": torch.tensor([3.5], device=self.device, dtype=torch.bfloat16),
         }
 
+        self.eager = self.run()  # warms up, and is what the compiled model has to come to
+
     def run(self) -> "torch.Tensor":
         import torch
 
@@ -197,7 +199,6 @@ def measure(options: argparse.Namespace) -> list[str]:
             notes.append(f"{mode}: left out, {options.seconds:g} s had passed")
             continue
         step = Step(mode, options)
-        step.eager = step.run()
         if not bool(step.eager.isfinite().all()):
             raise SystemExit(f"{mode}: the result is not finite.")
         step.run()

@@ -32,8 +32,10 @@ def apply_layer(
     if len(layer.parts) == 1:
         out = _apply_part(layer.parts[0], tokens, compute, layer.bias, lora_down, lora_up, gelu_from == 0)
         return out.view(*x.shape[:-1], layer.out_features)
-    summed = layer.parts[0].columns != (0, layer.in_features)
-    out = tokens.new_empty((tokens.shape[0], layer.out_features)) if not summed else None
+    out = None
+    if layer.parts[0].columns == (0, layer.in_features):  # parts on rows write next to each other
+        out = tokens.new_empty((tokens.shape[0], layer.out_features))
+    pieces = []
     last = layer.parts[-1]
     for part in layer.parts:
         bias = None
@@ -44,10 +46,11 @@ def apply_layer(
         down = None if lora_down is None else lora_down[part.columns[0] : part.columns[1]]
         up = None if lora_up is None else lora_up[part.rows[0] : part.rows[1]]
         gelu = gelu_from is not None and part.columns[0] >= gelu_from
-        place = None if out is None or summed else out[:, part.rows[0] : part.rows[1]]
-        piece = _apply_part(part, columns, compute, bias, down, up, gelu, place)
-        if summed:
-            out = piece if out is None else out.add_(piece)
+        place = None if out is None else out[:, part.rows[0] : part.rows[1]]
+        pieces.append(_apply_part(part, columns, compute, bias, down, up, gelu, place))
+        if out is None and len(pieces) == 2:
+            pieces = [pieces[0].add_(pieces[1])]
+    out = pieces[0] if out is None else out
     return out.view(*x.shape[:-1], layer.out_features)
 
 

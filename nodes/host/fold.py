@@ -7,6 +7,7 @@ from which column on a GELU is missing.
 import os
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -42,6 +43,7 @@ def fold_gelus(model: nn.Module) -> int:
 
 def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, SVDQuantLinear, int]]:
     """(what holds the GELU, its name there, the layer behind it, the first column that it is for)."""
+    module: Any  # its attributes are the host's
     for module in model.modules():
         if isinstance(module, nn.Sequential):
             candidates = [(name, behind, 0) for name, behind in pairwise(module._modules)]

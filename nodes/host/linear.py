@@ -16,6 +16,7 @@ from torch import Tensor
 from ...svdq_core.errors import ArchitectureError
 from ...svdq_core.layer import BlobLayout, QuantizedLayer
 from ...svdq_core.linear import apply_layer
+from ...svdq_core.stack import as_in_files
 from .lora import LoraPlan, add_lora
 
 LAYOUT_KEY = "svdq_layout"
@@ -105,6 +106,13 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
     def layer(self) -> QuantizedLayer:
         """Views of the tensors where they are now; do not keep them."""
         return self._read(self.weight.data, self.bias)
+
+    def stored(self) -> tuple[Tensor, BlobLayout]:
+        """The blob as files hold it, where possible a view, and its layout."""
+        assert self.layout is not None, "asked of a layer that is not quantized"
+        if any(part.pieces for part in self.layout.parts):
+            return as_in_files(self.layer()).to_blob()
+        return self.layout.without_derived(self.weight.detach())
 
     def layer_on(self, device: torch.device) -> QuantizedLayer:
         """The tensors on a device: a copy unless they are there already."""

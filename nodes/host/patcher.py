@@ -148,9 +148,7 @@ class _SVDQuantPatching:
             for key, module in layers.items():
                 # "already final": the host would otherwise wrap our bytes as a float parameter, to be patched later
                 module.comfy_patched_weights = True
-                module.saved_as = module.layout.without_derived(module.weight.detach())
-                if any(part.pieces for part in module.layout.parts):
-                    module.saved_as = as_in_files(module.layer()).to_blob()
+                module.saved_as = module.stored()
                 if key in self.patches:
                     where = key.removeprefix("diffusion_model.").removesuffix(".weight")
                     layer = as_in_files(module.layer())
