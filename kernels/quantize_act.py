@@ -89,7 +89,7 @@ def _quantize_groups_kernel(
 
         GROUPS: tl.constexpr = BLOCK_K // GROUP_SIZE
         groups = x_hat.reshape(BLOCK_M, GROUPS, GROUP_SIZE)
-        values = groups
+        values, codes, stored_scales = groups, groups, groups  # all there is for scheme "none"
         if SCHEME != "none":
             scales = tl.max(tl.abs(groups), axis=2) * (1.0 / CODE_MAX)
             if SCHEME == "nvfp4":
