@@ -47,8 +47,8 @@ class Method:
     Args:
         adapt: what it changes about the problem before anything else; apply it to held-out data, too.
         solve: the adapted problem -> its quantized form.
-        see: what its runtime does to the input before anything else, (..., K) -> (..., K) float32; adapt does the same to
-            the problem's tokens.
+        see: what its runtime does to the input before anything else, (..., K) -> (..., K) float32; adapt does the same
+            to the problem's tokens.
     """
 
     adapt: Callable[[Problem], Problem]
