@@ -137,7 +137,9 @@ class _Block:
 @lru_cache(maxsize=64)
 def positions(sizes: tuple[int, ...], order: tuple[int, ...]) -> np.ndarray:
     """For every element of a permuted array, where it was before."""
-    return np.arange(math.prod(sizes)).reshape(sizes).transpose(order).flatten()
+    table = np.arange(math.prod(sizes)).reshape(sizes).transpose(order).flatten()
+    table.flags.writeable = False  # it is shared
+    return table
 
 
 def _dtype(nbytes: int) -> np.dtype:

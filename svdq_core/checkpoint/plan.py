@@ -20,6 +20,7 @@ from .container import Checkpoint
 
 Entry = QuantizedLayer | Tensor
 NAMED_AT_MOST = 10  # names that a message lists
+MOST_READERS = 4  # pieces that are read at a time; a hard disk would have to seek between more of them
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,9 @@ class Plan:
         """
         self.check_names()
         model = QuantizedModel(self.architecture, metadata=self.metadata)
-        # as many as torch uses: unpacking is memory traffic in torch and numpy, which let other threads run meanwhile
-        pool = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="svdquant-read")
+        # unpacking is memory traffic in torch and numpy, which let other threads run meanwhile
+        workers = min(torch.get_num_threads(), MOST_READERS)
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="svdquant-read")
         try:
             for host, entry in self._checked(pool.map(Job.run, self._jobs)):
                 if isinstance(entry, QuantizedLayer):
