@@ -74,6 +74,8 @@ def _check_places(layout: BlobLayout, nbytes: int) -> None:
     """Raise ValueError where slices are no sizes, or do not end with the blob."""
     end = 0
     for part in layout.parts:
+        if part.pieces:
+            raise ValueError("parts joined in memory, which no file holds")
         for name, place in part.slices.items():
             sizes = (place.offset, *place.shape, *part.rows, *part.columns)
             if not all(type(size) is int and size >= 0 for size in sizes) or place.offset % BLOB_ALIGNMENT:

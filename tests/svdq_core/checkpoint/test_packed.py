@@ -65,6 +65,7 @@ DAMAGE = {
     "unknown scheme": (changed(lambda layout, part: part.update(scheme="int3")), "its layout does not fit"),
     "parts that do not tile": (changed(lambda layout, part: part.update(rows=[0, 500])), "do not tile 768 outputs"),
     "another size": (changed(lambda layout, part: layout.update(out_features=1024)), "do not tile 1024 outputs"),
+    "joined parts": (changed(lambda layout, part: part.update(pieces=[[384, 16], [384, 16]])), "no file holds"),
     "no parts": (changed(lambda layout, part: layout.update(parts=[])), "its layout does not fit"),
     "a stranger": (lambda t: t.update(extra=torch.ones(1)), "unexpected tensor: extra"),
     "a gap": (lambda t: t.pop("img_in.bias"), "missing tensor: img_in.bias"),
