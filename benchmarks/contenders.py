@@ -52,6 +52,13 @@ class Layer:
         self.tensors["channel_scales"] = linear.find_channel_scales(self.tensors, "int4")
 
     @cached_property
+    def int8_tensors(self) -> dict[str, Tensor]:
+        """The same layer with 8-bit codes."""
+        codes, scales = reference.requantize_int8(linear.dequantize(self.tensors, "int4"))
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name != "channel_scales"}
+        return tensors | {"qweight": codes, "wscales": scales}
+
+    @cached_property
     def weight(self) -> Tensor:
         """The dense weight that the layer stands for, (N, K) bfloat16."""
         dense = linear.dequantize(self.tensors, "int4") / self.tensors["smooth_factor"].float()
@@ -150,6 +157,10 @@ def _ours(compute: str) -> Callable[[Layer], Run]:
     return prepare
 
 
+def _ours_int8(layer: Layer) -> Run:
+    return lambda: linear.svdquant_linear(layer.x, layer.int8_tensors, "int8", "w4a8", layer.bias)
+
+
 def _kitchen_svdquant(layer: Layer) -> Run | None:
     if not find_spec("comfy_kitchen") or not layer.tensors["proj_up"].shape[1]:
         return None
@@ -186,4 +197,6 @@ CONTENDERS = (
         Contender(f"ours {compute}", _ours(compute), True, lambda layer, c=compute: layer.expected(c), OURS)
         for compute in linear.COMPUTE_MODES
     ),
+    # the codes are those that w4a8 makes of the 4-bit ones, so it must come to the same
+    Contender("ours w8a8 (int8 weights)", _ours_int8, True, lambda layer: layer.expected("w4a8"), OURS),
 )
