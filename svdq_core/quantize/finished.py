@@ -29,4 +29,4 @@ class Finished:
     @property
     def pieces(self) -> dict[str, QuantizedLayer | Tensor]:
         """What a format writes: host name -> layer or tensor."""
-        return self.plain if self.layer is None else {self.name: self.layer}
+        return {**self.plain} if self.layer is None else {self.name: self.layer}

@@ -99,22 +99,21 @@ def quantize_flux_calibrated() -> Workflow:
     start = workflow.add(
         RECORD, "SVDQuantCalibrationStart", "Record", model=dense, name="my-flux", take=1, tokens=512, gram_mib=2048
     )
-    latent, drawn, first = parts.empty_latent(workflow), None, None
-    for number, text in enumerate(RECORDED_PROMPTS, start=1):
-        positive, negative = parts.flux_prompt(workflow, clip, text, 3.5)
-        first = first or (positive, negative)
-        sampled = parts.sample(workflow, start, positive, negative, latent, title=f"Sampler, prompt {number}")
-        drawn = (
-            sampled
-            if drawn is None
-            else workflow.add(RECORD, "LatentBatch", "All pictures", samples1=drawn, samples2=sampled)
-        )
-    saved = workflow.add(RECORD, "SVDQuantCalibrationSave", "Save recording", model=start, samples=drawn)
+    latent = parts.empty_latent(workflow)
+    prompts = [parts.flux_prompt(workflow, clip, text, 3.5) for text in RECORDED_PROMPTS]
+    drawn = [
+        parts.sample(workflow, start, *prompt, latent, title=f"Sampler, prompt {number}")
+        for number, prompt in enumerate(prompts, start=1)
+    ]
+    pictures = drawn[0]
+    for further in drawn[1:]:
+        pictures = workflow.add(RECORD, "LatentBatch", "All pictures", samples1=pictures, samples2=further)
+    saved = workflow.add(RECORD, "SVDQuantCalibrationSave", "Save recording", model=start, samples=pictures)
     parts.show_text(workflow, RECORD, "What was recorded", saved[2], (430, 300))
     parts.save(workflow, parts.decode(workflow, saved, vae, "Decode, 16 bits"), f"{workflow.name}-16-bits")
     quantized = _quantize(workflow, dense, "my-flux-calibrated", "best", saved[1])
     _show_quantized(workflow, quantized)
-    again = parts.sample(workflow, quantized, *first, latent, title="Sampler, 4 bits")
+    again = parts.sample(workflow, quantized, *prompts[0], latent, title="Sampler, 4 bits")
     parts.save(workflow, parts.decode(workflow, again, vae, "Decode, 4 bits"), workflow.name, "Save picture, 4 bits")
     return workflow
 

@@ -63,7 +63,10 @@ CARDS = {
     "flux.1-dev-lora-stack": (
         "LoRA stack",
         "FLUX.1 dev, 8 steps",
-        ["a large yellow circle on a plain blue background", "striped: a large yellow circle on a plain blue background"],
+        [
+            "a large yellow circle on a plain blue background",
+            "striped: a large yellow circle on a plain blue background",
+        ],
         "halves",
     ),
     "environment-check": ("Environment check", "before you download", [], "ticks"),
