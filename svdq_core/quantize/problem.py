@@ -10,7 +10,7 @@ from torch import Tensor
 from ...kernels.reference import requantize_int8
 from .grid import Arithmetic, quantize_activations
 from .low_rank import COLD_STEPS, WARM_STEPS, draw_test_matrix, exact_svd, truncated_svd
-from .round import fit_scales, round_to_units, units_to_values
+from .round import round_by_absmax
 from .statistics import InputStatistics, named_generator
 
 SCORE_STEPS = 1  # of the decomposition that a smoothing factor is scored with
@@ -114,8 +114,7 @@ class Problem:
         grid, smoothed = problem.arithmetic.weights, problem.weight * smooth
         up, down = truncated_svd(smoothed, problem.rank, self._test_matrix, SCORE_STEPS)
         residual = smoothed.sub_(up @ down)
-        scales = fit_scales(residual, grid, problem.scale_dtype, sweep=False)
-        values = units_to_values(round_to_units(residual, scales, grid), scales, grid)
+        values = round_by_absmax(residual, grid, problem.scale_dtype)
         return problem.squared_error(values, smooth, (down / smooth).T, up)
 
     @cached_property

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels.devices import why_no_triton
 from ...kernels.format import E4M3_MAX, GROUP_SIZE_AWQ, UINT4_MAX
+from ...kernels.ladder import climb
 from .grid import Grid
 
 # absmax / high times these. Gaussian weights, groups of 64, int4: error 0.1077 at 1.0 alone, 0.0998 with the sweep.
@@ -52,12 +54,77 @@ def fit_scales(
         importance: (K,) float32 weight of each column's error, or None for all ones.
         sweep: False takes absmax / high only.
     """
-    tensor = None
+    if not _takes_kernel(residual, grid):
+        return fit_scales_in_torch(residual, grid, dtype, importance, sweep)
+    tensor = _tensor_scale(residual, grid, dtype)
+    return GroupScales(_climb(residual, grid, dtype, importance, sweep, tensor), tensor)
+
+
+def fit_scales_in_torch(
+    residual: Tensor, grid: Grid, dtype: torch.dtype, importance: Tensor | None = None, sweep: bool = True
+) -> GroupScales:
+    """fit_scales without a kernel."""
     if grid.group_size is None:
         dtype = torch.float32
-    if grid.kind == "e2m1":
-        tensor = (residual.abs().amax() / (grid.high * E4M3_MAX)).to(dtype)[None]
-        tensor = torch.where(tensor > 0, tensor, torch.ones_like(tensor))
+    tensor = _tensor_scale(residual, grid, dtype)
+    return GroupScales(_search(residual, grid, dtype, importance, sweep, tensor), tensor)
+
+
+def round_by_absmax(residual: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
+    """What a weight rounded with absmax scales stands for: (N, K) -> (N, K) float32."""
+    if not _takes_kernel(residual, grid):
+        scales = fit_scales_in_torch(residual, grid, dtype, sweep=False)
+        return units_to_values(round_to_units(residual, scales, grid), scales, grid)
+    values = torch.empty_like(residual)
+    _climb(residual, grid, dtype, None, False, _tensor_scale(residual, grid, dtype), values)
+    return values
+
+
+def _takes_kernel(residual: Tensor, grid: Grid) -> bool:
+    fits = grid.group_size in (16, 64) and grid.low == -grid.high and residual.shape[1] % 64 == 0
+    return fits and grid.kind in ("int", "e2m1") and why_no_triton(residual.device) is None
+
+
+def _climb(
+    residual: Tensor,
+    grid: Grid,
+    dtype: torch.dtype,
+    importance: Tensor | None,
+    sweep: bool,
+    tensor: Tensor | None,
+    values: Tensor | None = None,
+) -> Tensor:
+    """The scales, by a kernel where one works; `values` is overwritten with the rounded weight."""
+
+    def kernel() -> Tensor:
+        from ...kernels.quantize_scales import fit_group_scales
+
+        count = len(SCALE_RATIOS if tensor is None else E4M3_STEPS) if sweep else 1
+        assert grid.group_size is not None
+        return fit_group_scales(
+            residual.contiguous(), grid.high, grid.group_size, count, dtype, importance, tensor, values
+        )
+
+    def search() -> Tensor:
+        found = GroupScales(_search(residual, grid, dtype, importance, sweep, tensor), tensor)
+        if values is not None:
+            values.copy_(units_to_values(round_to_units(residual, found, grid), found, grid))
+        return found.groups
+
+    return climb(residual.device, [("the search for scales in Triton", kernel), ("the same in torch", search)])
+
+
+def _tensor_scale(residual: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor | None:
+    """(1,) factor of all e4m3 scales; None for whole numbers."""
+    if grid.kind != "e2m1":
+        return None
+    tensor = (residual.abs().amax() / (grid.high * E4M3_MAX)).to(dtype)[None]
+    return torch.where(tensor > 0, tensor, torch.ones_like(tensor))
+
+
+def _search(
+    residual: Tensor, grid: Grid, dtype: torch.dtype, importance: Tensor | None, sweep: bool, tensor: Tensor | None
+) -> Tensor:
     weights = None if importance is None else grid.groups(importance.float())
     rows = max(1, CHUNK_ELEMENTS // residual.shape[1])
     chunks = []
@@ -70,7 +137,7 @@ def fit_scales(
         else:
             candidates = _e4m3_neighbours(base / tensor.float(), E4M3_STEPS if sweep else (0,))
             chunks.append(_best_scale(groups, candidates, tensor.float(), grid, weights))
-    return GroupScales(torch.cat(chunks), tensor)
+    return torch.cat(chunks)
 
 
 def _nonzero(scales: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from svdquant_pack.kernels import quantize_scales
 from svdquant_pack.kernels.quantize_weight import CHANNELS, MOST_COLUMNS, WARPS
 from svdquant_pack.kernels.tiles import (
     fuses_rank,
@@ -39,7 +40,7 @@ SIZES = dict.fromkeys(("M", "N", "K", "R", *(f"stride_{which}" for which in ("xm
 ODD = ("M", "stride_ag")  # the only sizes that need not be multiples of 16
 HALF = "*bf16"
 # compiled as they are launched: products and sums rounded one by one
-UNFUSED = ("project_act", "quantize_act", "quantize_act_int8", "quantize_weight", "unpack_weight")
+UNFUSED = ("project_act", "quantize_act", "quantize_act_int8", "quantize_scales", "quantize_weight", "unpack_weight")
 
 
 def _target(name: str) -> GPUTarget:
@@ -151,6 +152,16 @@ def _cases(gpu: str) -> dict:
     block = {"BLOCK_C": MOST_COLUMNS, "BLOCK_N": CHANNELS, "num_warps": WARPS}
     for name, e2m1 in (("int4", False), ("nvfp4", True)):
         rounding = {"LOW": -6.0, "HIGH": 6.0, "E2M1": e2m1, **block}
+        pointers = {"residual_ptr": "*fp32", "importance_ptr": "*fp32", "tensor_ptr": "*fp32", "values_ptr": "*fp32"}
+        search = {"HIGH": 6.0, "E2M1": e2m1, "COUNT": 11, "HAS_IMPORTANCE": True, "HAS_VALUES": True}
+        search |= {
+            "GROUP_SIZE": 16 if e2m1 else 64,
+            "BLOCK_N": quantize_scales.ROWS[e2m1],
+            "BLOCK_K": 256,
+            "num_warps": quantize_scales.WARPS,
+        }
+        pointers["scales_ptr"] = "*u8" if e2m1 else HALF
+        cases[f"quantize_scales {name}"] = "quantize_scales", "_fit_scales_kernel", pointers, search
         cases[f"quantize_weight {name}"] = "quantize_weight", "_round_columns_kernel", {**floats, "C": "i32"}, rounding
     if gpu in ("sm_100", "sm_120"):
         fp4 = {"qx_ptr": "*u8", "qweight_ptr": "*u8", "ascales_ptr": "*fp8e4nv", "wscales_ptr": "*fp8e4nv"}
