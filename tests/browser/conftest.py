@@ -39,6 +39,8 @@ def _has_front_end() -> bool:
 
 def pytest_collection_modifyitems(items):
     reason = why_not()
+    # last: while Playwright runs, no other event loop can, and the host in this process has one
+    items.sort(key=lambda item: HERE in item.path.parents)
     for item in items:
         if reason and HERE in item.path.parents:
             item.add_marker(pytest.mark.skip(reason=reason))
