@@ -134,7 +134,7 @@ def quantize_act_int8(
     ascales = torch.empty((M,), dtype=torch.float32, device=x.device)
     x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)
     gpu, sums = generation(x.device), None
-    if tile is None and shares_projection(K, R, gpu):
+    if tile is None and shares_projection(M, K, R, gpu):
         tile = shares_tile(K, R)
     if tile is not None and "SHARES" in tile:
         sums, shares = project_act(x, smooth_factor, proj_down, act_unsigned, gelu, tile), tile["SHARES"]

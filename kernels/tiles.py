@@ -36,16 +36,17 @@ def fuses_rank(R: int, gpu: str) -> bool:
     return 0 < R <= _of(_MAX_FUSED_RANK, gpu)
 
 
-# From how many k on and up to which rank project_act.py computes the down projection of w4a8, in shares of k.
+# From how many tokens and k on, up to which rank project_act.py computes the down projection of w4a8, in shares of k.
 # H200, M = 4608, rank 32, the whole quantizer: K = 12288 0.0945 ms against 0.1050 with a matrix product apart, behind a
 # GELU 0.146 against 0.174; K = 3072 0.0221 against 0.0204, 0.0430 against 0.0439.
-_SHARED = {"sm_90": (4096, 128), "default": (0, 0)}
+# Fewer tokens, and widths between, were not timed.
+_SHARED = {"sm_90": (2048, 8192, 128), "default": (0, 0, 0)}
 
 
-def shares_projection(K: int, R: int, gpu: str) -> bool:
-    """Whether project_act.py computes a down projection of rank R from K."""
-    least, largest_rank = _of(_SHARED, gpu)
-    return least <= K and 0 < R <= largest_rank
+def shares_projection(M: int, K: int, R: int, gpu: str) -> bool:
+    """Whether project_act.py computes a down projection of rank R of M tokens of width K."""
+    least_tokens, least_width, largest_rank = _of(_SHARED, gpu)
+    return least_tokens <= M and least_width <= K and 0 < R <= largest_rank
 
 
 @cache

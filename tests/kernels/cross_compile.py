@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from svdquant_pack.kernels import quantize_scales
+from svdquant_pack.kernels import quantize_basis, quantize_scales
 from svdquant_pack.kernels.quantize_weight import CHANNELS, MOST_COLUMNS, WARPS
 from svdquant_pack.kernels.tiles import (
     fuses_rank,
@@ -82,7 +82,7 @@ def _tokens(gpu: str) -> tuple:
         "sums_ptr": "*fp32",
     }
     constants = {**_quantizer(gpu), "SHARES": 0}
-    if shares_projection(LONG_K, R, gpu):
+    if shares_projection(M, LONG_K, R, gpu):
         constants |= {"SHARES": shares_tile(LONG_K, R)["SHARES"], "BLOCK_R": R}
     return "quantize_act_int8", "_quantize_tokens_kernel", pointers, constants
 
@@ -150,6 +150,9 @@ def _cases(gpu: str) -> dict:
     }
     floats = dict.fromkeys(("left_ptr", "inverse_ptr", "scales_ptr", "units_ptr", "errors_ptr"), "*fp32")
     block = {"BLOCK_C": MOST_COLUMNS, "BLOCK_N": CHANNELS, "num_warps": WARPS}
+    root = {"JITTER": 1e-11, "BLOCK": quantize_basis.LARGEST, "num_warps": quantize_basis.WARPS}
+    doubles = {"gram_ptr": "*fp64", "out_ptr": "*fp64"}
+    cases["quantize_basis"] = "quantize_basis", "_inverse_root_kernel", doubles, root
     for name, e2m1 in (("int4", False), ("nvfp4", True)):
         rounding = {"LOW": -6.0, "HIGH": 6.0, "E2M1": e2m1, **block}
         pointers = {"residual_ptr": "*fp32", "importance_ptr": "*fp32", "tensor_ptr": "*fp32", "values_ptr": "*fp32"}
@@ -175,7 +178,7 @@ def _cases(gpu: str) -> dict:
             constants = {"UNSIGNED": unsigned, "BFLOAT16": True, "HAS_BIAS": True, **tile}
             name = f"gemm_w4a4_native {'unsigned' if unsigned else 'signed'}"
             cases[name] = "gemm_w4a4_native", "_gemm_w4a4_native_kernel", {**int4, **words}, constants
-    if shares_projection(LONG_K, R, gpu):
+    if shares_projection(M, LONG_K, R, gpu):
         cases["project_act"] = _projection(gpu)
     if gpu == "sm_90":
         cases["gemm_w4a8_hopper"] = _hopper
