@@ -7,11 +7,15 @@ step: on a GPU a small eigenvalue problem or Householder's method would take lon
 import torch
 from torch import Tensor
 
+from ...kernels.devices import why_no_triton
+from ...kernels.ladder import climb
+
 # Steps from a random start, and from the branch of an earlier turn. Residual over that of the exact decomposition, from
 # a random start, synthetic weights of 1024 to 3072 rows: 1.05, 1.013, 1.003 and 1.001 after 1, 2, 4 and 6 steps; of 128
 # rows with a flat spectrum 1.07 after 2, 1.010 after 6.
 COLD_STEPS = 6
 WARM_STEPS = 2
+KERNEL_COLUMNS = 64  # that kernels/quantize_basis.py takes
 JITTER = 1e-11  # of a float64 Gram matrix's mean diagonal: above its rounding errors, below float32's squared
 
 
@@ -53,7 +57,24 @@ def exact_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def _orthonormalize(matrix: Tensor) -> Tensor:
     """Orthonormal columns that span those of a matrix (M, R), float32; columns of zeros stay zeros."""
     wide = matrix.double()
-    gram = wide.T @ wide
-    gram.diagonal().add_(JITTER * gram.diagonal().mean() + torch.finfo(torch.float64).tiny)
-    root = torch.linalg.cholesky_ex(gram)[0]
-    return torch.linalg.solve_triangular(root, wide.T, upper=False).T.float()
+    return (wide @ _inverse_root(wide.T @ wide)).float()
+
+
+def _inverse_root(gram: Tensor) -> Tensor:
+    """(R, R) float64 -> what makes columns of this Gram matrix orthonormal, float64."""
+
+    def kernel() -> Tensor:
+        from ...kernels.quantize_basis import inverse_root
+
+        return inverse_root(gram, JITTER)
+
+    def library() -> Tensor:
+        damped = gram.clone()
+        damped.diagonal().add_(JITTER * gram.diagonal().mean() + torch.finfo(torch.float64).tiny)
+        root = torch.linalg.cholesky_ex(damped)[0]
+        eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        return torch.linalg.solve_triangular(root, eye, upper=False).T
+
+    if len(gram) > KERNEL_COLUMNS or why_no_triton(gram.device) is not None:
+        return library()
+    return climb(gram.device, [("a small factorization in Triton", kernel), ("the same by torch's libraries", library)])
