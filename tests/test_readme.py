@@ -41,3 +41,24 @@ def test_every_link_leads_somewhere(readme):
 def test_every_file_it_names_with_its_folder_exists(readme):
     named = set(re.findall(rf"`((?:{'|'.join(PLACES)})/[\w./-]+\.\w+)`", text_of(readme)))
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_both_languages_speak_of_the_same_commands_files_and_pictures():
+    def named(readme):
+        text = text_of(readme)
+        commands = set(re.findall(r"python dev\.py ([a-z-]+)", text))
+        files = set(re.findall(r"`(svdq-[\w.-]+\.safetensors)`", text))
+        rows = [line for line in text.splitlines() if line.startswith("| ") and "`svdq-" in line]
+        return commands, files, len(rows), set(re.findall(r"\]\((docs/pictures/[^)]+)\)", text))
+
+    assert named(READMES[0]) == named(READMES[1])
+
+
+def test_every_message_explained_in_one_language_is_explained_in_the_other():
+    def messages(readme, title):
+        section = text_of(readme).partition(f"## {title}\n")[2].partition("\n## ")[0]
+        rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| ") and "`" in line]
+        return {message for row in rows for message in re.findall(r"`([^`]+)`", row)}
+
+    english = messages(READMES[0], "When something goes wrong")
+    assert len(english) > 5 and english == messages(READMES[1], "出错时")
