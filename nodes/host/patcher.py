@@ -165,7 +165,7 @@ class _SVDQuantPatching:
             bias = key.removesuffix("weight") + "bias"
             if bias.removeprefix(prefix) in state:
                 state[bias.removeprefix(prefix)] = patched_weight(self, bias)
-        return state
+        return state | self.model.svdquant_unused
 
     def clone(self, *args, **kwargs):
         copy = super().clone(*args, **kwargs)

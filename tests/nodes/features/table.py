@@ -71,10 +71,12 @@ class Collector:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         name, file = item.originalname, item.path.name
         if "feature" in parameters:
-            column = "PixArt" if file == "test_pixart.py" else "FLUX"
+            column = "PixArt" if file.startswith("test_pixart") else "FLUX"
             lacks = "lacks" in name
             text = f"no: {PIXART_LACKS if column == 'PixArt' else FLUX_LACKS}" if lacks else "yes"
             return "features", parameters["feature"], column, text
+        if "state" in parameters:
+            return "states", parameters["state"], "PixArt", "yes"
         if name == "test_every_spelling":
             return "formats", f"LoRA file: {parameters['spelling']}", "FLUX", "yes"
         if name == "test_every_adapter_equals_the_hosts_own_merge":
@@ -87,7 +89,7 @@ class Collector:
     def markdown(self) -> str:
         features = _table(self.tables["features"], "Feature of ComfyUI", ("FLUX", "PixArt"))
         formats = _table(self.tables["formats"], "LoRAs", ("FLUX",))
-        states = _table(self.tables["states"], "State and memory", ("FLUX",))
+        states = _table(self.tables["states"], "State and memory", ("FLUX", "PixArt"))
         return "\n\n".join((features, formats, states)) + "\n"
 
 

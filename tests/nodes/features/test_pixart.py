@@ -4,54 +4,11 @@ import comfy.patcher_extension
 import pytest
 import torch
 from feature_graphs import drawn
-from host_models import put_pixart
+from pixart_graphs import empty, lora, prompt, sample
 from safetensors.torch import save_file
 from sampling import relative_error, rounding
 
-from svdquant_pack.nodes.host.bake import patched_weight
-from svdquant_pack.svdq_core.linear import dense_bias, dense_weight
-
 ORDER = rounding(2e-5)  # float32 on the CPU, the same weights, sums in another order
-
-
-def prompt(seed: int) -> list:
-    return [[torch.randn(1, 8, 4096, generator=torch.Generator().manual_seed(seed)), {}]]
-
-
-def empty(height: int = 64, width: int = 64, batch: int = 1) -> dict:
-    return {"samples": torch.zeros(batch, 4, height, width)}
-
-
-@pytest.fixture(scope="module")
-def pixart(host):
-    """An SVDQuant PixArt, made by the node from random weights."""
-    (dense,) = host.call(
-        "UNETLoader", unet_name=put_pixart(host.model_folder("diffusion_models")), weight_dtype="default"
-    )
-    settings = {"precision": "int4", "activations": "w4a8", "rank": 16, "method": "fast", "seed": 0, "overwrite": True}
-    _, path, *_ = host.call("SVDQuantQuantizeModel", model=dense, filename_prefix="pixart-features", **settings)
-    name = path.rpartition("/")[2].rpartition("\\")[2]
-    return host.call("SVDQuantModelLoader", model_name=name, compute="w4a16")[0]
-
-
-@pytest.fixture(scope="module")
-def twin(host, pixart):
-    """The host's own model of exactly the weights that the SVDQuant one stands for."""
-    tensors = {}
-    layers = {
-        key.removeprefix("diffusion_model.").removesuffix(".weight"): m for key, m in pixart.svdquant_layers().items()
-    }
-    for name, module in layers.items():
-        layer = module.layer_on(torch.device("cpu"))
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = dense_weight(layer), dense_bias(layer)
-    for name in pixart.model.diffusion_model.state_dict():
-        tensors.setdefault(name, patched_weight(pixart, f"diffusion_model.{name}").float())
-    tensors["pos_embed"] = torch.zeros(1, 64 * 64, 1)  # its length sets the model's scale
-    save_file(
-        {k: t.float().contiguous() for k, t in tensors.items()},
-        host.model_folder("diffusion_models") / "twin.safetensors",
-    )
-    return host.call("UNETLoader", unet_name="twin.safetensors", weight_dtype="default")[0]
 
 
 @pytest.fixture(scope="module")
@@ -65,34 +22,9 @@ def without(graphs, pixart):
     return sample(graphs, pixart)
 
 
-def sample(g, model, positive=None, negative=None, latent=None, cfg=1.0, **settings):
-    return g.sample(
-        model, positive or prompt(1), negative or prompt(1), latent or empty(), cfg=cfg, steps=1, **settings
-    )
-
-
-def lora(layers: dict, prefix: str) -> dict:
-    file = {}
-    for i, (name, (outputs, inputs)) in enumerate(layers.items()):
-        file[f"{prefix}{name}.lora_A.weight"] = drawn(4, inputs, seed=i) * 0.05
-        file[f"{prefix}{name}.lora_B.weight"] = drawn(outputs, 4, seed=i + 50) * 0.3
-    return file
-
-
-LAYERS = {
-    "transformer_blocks.0.attn1.to_q": (1152, 1152),
-    "transformer_blocks.0.attn1.to_v": (1152, 1152),
-    "transformer_blocks.0.attn2.to_q": (1152, 1152),
-    "transformer_blocks.0.attn2.to_k": (1152, 1152),  # not quantized
-    "transformer_blocks.0.attn2.to_out.0": (1152, 1152),
-    "transformer_blocks.0.ff.net.0.proj": (4608, 1152),
-    "transformer_blocks.0.ff.net.2": (1152, 4608),
-}
-
-
 def with_lora(prefix: str, node: str):
     def run(g, model):
-        save_file(lora(LAYERS, prefix), g.host.model_folder("loras") / "pixart.safetensors")
+        save_file(lora(prefix), g.host.model_folder("loras") / "pixart.safetensors")
         strength = {"strength": 0.7} if node == "SVDQuantLoraLoader" else {"strength_model": 0.7}
         return sample(g, g(node, model=model, lora_name="pixart.safetensors", **strength))
 
@@ -100,7 +32,7 @@ def with_lora(prefix: str, node: str):
 
 
 def hook(g, model):
-    save_file(lora(LAYERS, "transformer."), g.host.model_folder("loras") / "pixart.safetensors")
+    save_file(lora(), g.host.model_folder("loras") / "pixart.safetensors")
     hooks = g("CreateHookLoraModelOnly", lora_name="pixart.safetensors", strength_model=0.8)
     positive = g("ConditioningSetProperties", cond_NEW=prompt(1), strength=1.0, set_cond_area="default", hooks=hooks)
     return sample(g, model, positive, prompt(2), cfg=2.0)
@@ -116,6 +48,16 @@ def batch(g, model):
 
 def size(g, model):
     return sample(g, model, latent=empty(72, 66))
+
+
+def two_sizes_in_turn(g, model):
+    sample(g, model, latent=empty(72, 64))
+    return sample(g, model, latent=empty(64, 72))
+
+
+def other_samplers(g, model):
+    first = sample(g, model, steps=2, sampler="dpmpp_2m", scheduler="sgm_uniform")
+    return first + sample(g, model, steps=2, sampler="euler_ancestral", scheduler="beta")
 
 
 def image_to_image(g, model):
@@ -137,6 +79,19 @@ def regional(g, model):
     return sample(g, model, g("ConditioningCombine", conditioning_1=halves[0], conditioning_2=halves[1]))
 
 
+def regional_areas(g, model):
+    area = {"width": 0.5, "height": 1.0, "y": 0.0, "strength": 1.0}
+    halves = [g("ConditioningSetAreaPercentage", conditioning=prompt(s), x=x, **area) for s, x in ((1, 0.0), (2, 0.5))]
+    together = g("ConditioningCombine", conditioning_1=halves[0], conditioning_2=halves[1])
+    return sample(g, model, together, latent=empty(64, 128))
+
+
+def prompts_over_time(g, model):
+    early = g("ConditioningSetTimestepRange", conditioning=prompt(1), start=0.0, end=0.3)
+    late = g("ConditioningSetTimestepRange", conditioning=prompt(2), start=0.3, end=1.0)
+    return sample(g, model, g("ConditioningCombine", conditioning_1=early, conditioning_2=late), steps=2)
+
+
 def function_wrapper(g, model):
     patched = model.clone()
     patched.set_model_unet_function_wrapper(
@@ -154,9 +109,13 @@ FEATURES = {
     "negative prompt with CFG": negative_prompt,
     "batch of 4": batch,
     "odd sizes": size,
+    "two sizes in turn": two_sizes_in_turn,
+    "multistep and ancestral samplers": other_samplers,
     "image to image": image_to_image,
     "inpainting with a noise mask, Differential Diffusion": noise_mask,
     "regional prompts by masks": regional,
+    "regional prompts by areas": regional_areas,
+    "prompts over time": prompts_over_time,
     "model function wrapper": function_wrapper,
     "LazyCache": lazy_cache,
     "LoRA, stock loader": with_lora("transformer.", "LoraLoaderModelOnly"),
