@@ -37,23 +37,15 @@ def start_host(mode: str, arguments: tuple[str, ...] = ()) -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    import comfy_aimdo.control
+    import cuda_malloc  # noqa: F401  before torch, whose allocator it chooses
 
     if mode == "dynamic":
-        comfy_aimdo.control.init(simple_vram_headroom=None, nvml_pressure=True)
-    import cuda_malloc  # noqa: F401, I001  before torch, whose allocator it chooses
-    import comfy.memory_management
-    import comfy.model_management
-    import comfy.model_patcher
+        import dynamic_vram
+
+        dynamic_vram.before_torch()
+        dynamic_vram.after_torch()
     import pack  # noqa: F401
 
-    if mode == "dynamic":
-        devices = comfy.model_management.get_all_torch_devices()
-        if not comfy_aimdo.control.init_devices((device.index, 0) for device in devices):
-            raise SystemExit("comfy-aimdo did not start; dynamic VRAM needs an NVIDIA GPU.")
-        comfy_aimdo.control.set_log_warning()
-        comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
-        comfy.memory_management.aimdo_enabled = True
     nodes = ModuleType("svdquant_pack.nodes")  # the seam without the node classes, which need the whole host
     nodes.__path__ = [str(ROOT / "nodes")]
     sys.modules["svdquant_pack.nodes"] = nodes

@@ -88,8 +88,8 @@ def test_cancelling_leaves_nothing(host, folder, monkeypatch):
 
     monkeypatch.setattr(comfy.model_management, "throw_exception_if_processing_interrupted", cancelled)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        export(host, model, "nunchaku", "cancelled")
-    assert not list((host.output / "diffusion_models").rglob("*cancelled*"))
+        export(host, model, "nunchaku", "export-cancelled")
+    assert not list((host.output / "diffusion_models").rglob("*export-cancelled*"))
 
 
 @pytest.mark.parametrize("name", ["../out", "a/../../out", "", "  "])

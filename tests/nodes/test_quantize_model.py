@@ -7,20 +7,11 @@ import comfy.model_management
 import pytest
 import torch
 from host_models import put_dense, put_lora, put_pixart, put_tiny
+from quantize_node import quantize
 from safetensors.torch import load_file
 from sampling import relative_error, sample_flux, sample_pixart
 
 from svdquant_pack.svdq_core.errors import ArchitectureError, SVDQuantError
-
-SETTINGS = {
-    "precision": "int4",
-    "activations": "w4a8",
-    "rank": 16,
-    "method": "fast",
-    "filename_prefix": "mine",
-    "overwrite": True,
-    "seed": 0,
-}
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +29,6 @@ def add_lora(host):
     """A copy of a model with the tiny LoRA."""
     name = put_lora(host.model_folder("loras"))
     return lambda model: host.call("LoraLoaderModelOnly", model=model, lora_name=name, strength_model=3.0)[0]
-
-
-def quantize(host, model, **changes):
-    return host.call("SVDQuantQuantizeModel", model=model, **(SETTINGS | changes))
 
 
 def parts_left(host) -> list[Path]:
