@@ -7,11 +7,12 @@ shared memory. Results stay the same within the tolerances of the tests, so a ge
 import logging
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 logger = logging.getLogger("svdquant")
+Result = TypeVar("Result")
 
 _broken: set[tuple[str, str]] = set()  # (device, step) that raised once in this process
 _said: set[str] = set()
@@ -30,7 +31,12 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def climb(device: torch.device, steps: Sequence[tuple[str, Callable[[], Tensor]]]) -> Tensor:
+def steps_left_behind() -> int:
+    """How many steps have failed in this process so far."""
+    return len(_broken)
+
+
+def climb(device: torch.device, steps: Sequence[tuple[str, Callable[[], Result]]]) -> Result:
     """The result of the first step that works on the device; the last one's errors are the caller's.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 import triton
 from torch import Tensor
 
-ALIGNMENT = 16  # bytes; what Triton specializes pointers on
+from .replay import ALIGNMENT, note_launch
 
 _compiled: dict[tuple, Any] = {}
 _unspecialized: dict[int, frozenset[int]] = {}  # by id: a kernel's own hash is slow, and kernels live for ever
@@ -55,19 +55,21 @@ def launch(kernel: Any, grid: tuple[int, ...], arguments: tuple, constants: dict
         arguments: what is not constexpr, in the order of the signature.
         constants: every constexpr, in the order of the signature, and options such as num_warps.
     """
-    if _refused or not isinstance(kernel, triton.JITFunction):
+    names = kernel.arg_names[len(arguments) :] if isinstance(kernel, triton.JITFunction) else None
+    key = None if _refused or names is None else _launch_key(kernel, arguments, constants)
+    if names is None or key is None:
+        note_launch(None, (), (), ())
         kernel[grid](*arguments, **constants)
         return
-    key = _launch_key(kernel, arguments, constants)
-    compiled = _compiled.get(key)
+    compiled, grid = _compiled.get(key), (*grid, 1, 1)[:3]
     if compiled is None:
-        compiled = kernel[grid](*arguments, **constants)
-        if key is not None:
-            _compiled[key] = compiled
+        compiled = _compiled[key] = kernel[grid](*arguments, **constants)
+        note_launch(compiled, grid, arguments, tuple(constants[name] for name in names))
         return
-    names = kernel.arg_names[len(arguments) :]
+    values = tuple(constants[name] for name in names)
     try:
-        compiled[(*grid, 1, 1)[:3]](*arguments, *(constants[name] for name in names))
+        compiled[grid](*arguments, *values)
     except TypeError as error:
         _refused.append(str(error))
         kernel[grid](*arguments, **constants)
+    note_launch(compiled, grid, arguments, values)

@@ -176,6 +176,24 @@ def _append_factors(factors: Tensor, lora: Tensor) -> Tensor:
     return torch.cat((factors.to(lora.dtype), lora, padding), dim=1)
 
 
+def _join(proj_down: Tensor, lora_down: Tensor, proj_up: Tensor, lora_up: Tensor) -> tuple[Tensor, Tensor]:
+    """Both factors of the layer with those of its LoRAs behind them."""
+
+    def in_torch() -> tuple[Tensor, Tensor]:
+        return _append_factors(proj_down, lora_down), _append_factors(proj_up, lora_up)
+
+    if torch.compiler.is_compiling() or why_no_triton(proj_down.device):
+        return in_torch()
+
+    def in_kernel() -> tuple[Tensor, Tensor]:
+        from .join_factors import join_factors
+
+        return join_factors(proj_down, lora_down, proj_up, lora_up)
+
+    steps = [("factors joined by a kernel", in_kernel), ("factors joined in plain torch", in_torch)]
+    return climb(proj_down.device, steps)
+
+
 def svdquant_linear(
     x: Tensor,
     tensors: Mapping[str, Tensor],
@@ -214,7 +232,7 @@ def svdquant_linear(
         raise ValueError(f"compute mode {compute!r}: expected one of {', '.join(COMPUTE_MODES)}.")
     proj_down, proj_up = tensors["proj_down"], tensors["proj_up"]
     if lora_down is not None and lora_up is not None:
-        proj_down, proj_up = _append_factors(proj_down, lora_down), _append_factors(proj_up, lora_up)
+        proj_down, proj_up = _join(proj_down, lora_down, proj_up, lora_up)
     x = x if x.stride(1) == 1 else x.contiguous()
     factors = {"proj_down": proj_down, "proj_up": proj_up}
     if torch.compiler.is_compiling():

@@ -41,8 +41,8 @@ def _project_kernel(
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = offs_m < M
     rows = offs_m.to(tl.int64)
-    offs_r = tl.arange(0, BLOCK_R)[None, :]
     share = tl.program_id(1)
+    offs_r = tl.program_id(2) * BLOCK_R + tl.arange(0, BLOCK_R)[None, :]
     sums = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
     largest = tl.zeros((BLOCK_M, BLOCK_K), dtype=tl.float32)
 
@@ -62,7 +62,7 @@ def _project_kernel(
     first = share.to(tl.int64) * M
     tl.store(sums_ptr + (first + rows[:, None]) * R + offs_r, sums, mask=mask_m[:, None] & (offs_r < R))
     largest_ptr = sums_ptr + SHARES * M.to(tl.int64) * R
-    tl.store(largest_ptr + first + rows, tl.max(largest, axis=1), mask=mask_m)
+    tl.store(largest_ptr + first + rows, tl.max(largest, axis=1), mask=mask_m & (tl.program_id(2) == 0))
 
 
 @triton.jit
@@ -101,7 +101,7 @@ def project_act(
     sums = torch.empty(tile["SHARES"] * M * (R + 1), dtype=torch.float32, device=x.device)
     launch(
         _project_kernel,
-        (-(-M // tile["BLOCK_M"]), tile["SHARES"]),
+        (-(-M // tile["BLOCK_M"]), tile["SHARES"], -(-R // tile["BLOCK_R"])),
         (x, smooth_factor, proj_down, sums, M, K, R, x.stride(0)),
         {
             "PTX": takes_ptx(x.device),

@@ -4,9 +4,12 @@
     codes, ascales  = quantize((gelu(x) + shift) / smooth_factor)        gelu and shift where asked
 
 A program reads its rows twice: first for the maximum and the projection, then, backwards, for the codes. Backwards
-because the end of a row is what the cache still holds. On Hopper project_act.py has read them the first time.
+because the end of a row is what the cache still holds. On Hopper project_act.py has read them the first time. Further
+programs of the same launch may bring the layer's weight to int8.
 Reference: reference.quantize_act_int8. Layouts: format.py.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,20 +31,30 @@ from .numerics import (
     rounded_quotient,
 )
 from .project_act import add_shares, largest_of_shares, project_act
-from .tiles import fuses_rank, quantizer_tile, shares_projection, shares_tile
+from .requantize_weight import Requantization, plan_requantization, requantize_rows
+from .tiles import fuses_rank, power_of_2, quantizer_tile, shares_projection, shares_tile
 
 INVERSE_INT8_MAX = tl.constexpr(1.0 / INT8_MAX)
+# constant of requantize_rows -> its name beside the quantizer's
+WEIGHT_CONSTANTS = {
+    "HAS_CHANNEL_SCALES": "HAS_CHANNEL_SCALES",
+    "SCHEME": "SCHEME",
+    "GROUP_SIZE": "GROUP_SIZE",
+    "BLOCK_N": "WEIGHT_BLOCK_N",
+    "BLOCK_K": "WEIGHT_BLOCK_K",
+}
 
 
-@triton.jit(do_not_specialize=["M"])
-def _quantize_tokens_kernel(
-    x_ptr,  # (M, K), rows stride_xm apart
-    smooth_ptr,  # (K,)
-    proj_down_ptr,  # (K, R)
-    codes_ptr,  # (M, K) int8
-    ascales_ptr,  # (M,) float32
-    x_down_ptr,  # (M, R)
-    sums_ptr,  # of project_act if SHARES
+@triton.jit
+def _quantize_tokens(
+    program,
+    x_ptr,
+    smooth_ptr,
+    proj_down_ptr,
+    codes_ptr,
+    ascales_ptr,
+    x_down_ptr,
+    sums_ptr,
     M,
     K,
     R,
@@ -56,8 +69,9 @@ def _quantize_tokens_kernel(
     BLOCK_R: tl.constexpr,
     SPLIT_K: tl.constexpr,
 ):
+    """BLOCK_M tokens, from token program * BLOCK_M on; arguments as the kernel's."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_m = program * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = (offs_m < M)[:, None]
     rows = offs_m.to(tl.int64)[:, None]
     offs_r = tl.arange(0, BLOCK_R)[None, :]
@@ -109,6 +123,122 @@ def _quantize_tokens_kernel(
         tl.store(codes_ptr + rows * K + offs_k[None, :], codes, mask=mask_m)
 
 
+@triton.jit(do_not_specialize=["M"])
+def _quantize_tokens_kernel(
+    x_ptr,  # (M, K), rows stride_xm apart
+    smooth_ptr,  # (K,)
+    proj_down_ptr,  # (K, R)
+    codes_ptr,  # (M, K) int8
+    ascales_ptr,  # (M,) float32
+    x_down_ptr,  # (M, R)
+    sums_ptr,  # of project_act if SHARES
+    qweight_ptr,  # from here on to N if SCHEME: of requantize_rows
+    wscales_ptr,
+    factors_ptr,
+    weight_codes_ptr,
+    channel_scales_ptr,
+    M,
+    K,
+    R,
+    stride_xm,
+    N,
+    PTX: tl.constexpr,
+    GELU: tl.constexpr,
+    SHIFT: tl.constexpr,
+    HAS_RANK: tl.constexpr,
+    SHARES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    HAS_CHANNEL_SCALES: tl.constexpr,
+    SCHEME: tl.constexpr,
+    GROUP_SIZE: tl.constexpr,
+    WEIGHT_BLOCK_N: tl.constexpr,
+    WEIGHT_BLOCK_K: tl.constexpr,
+):
+    program, token_programs = tl.program_id(0), tl.cdiv(M, BLOCK_M)
+    if program < token_programs:
+        _quantize_tokens(
+            program, x_ptr, smooth_ptr, proj_down_ptr, codes_ptr, ascales_ptr, x_down_ptr, sums_ptr, M, K, R, stride_xm,
+            PTX, GELU, SHIFT, HAS_RANK, SHARES, BLOCK_M, BLOCK_K, BLOCK_R, SPLIT_K,
+        )  # fmt: skip
+    elif SCHEME is not None:
+        requantize_rows(
+            program - token_programs, qweight_ptr, wscales_ptr, factors_ptr, weight_codes_ptr, channel_scales_ptr, N, K,
+            HAS_CHANNEL_SCALES, SCHEME, GROUP_SIZE, WEIGHT_BLOCK_N, WEIGHT_BLOCK_K,
+        )  # fmt: skip
+
+
+def _quantize(
+    x: Tensor,
+    smooth_factor: Tensor,
+    proj_down: Tensor,
+    act_unsigned: bool,
+    gelu: bool,
+    tile: dict[str, int] | None,
+    weight: dict[str, Any] | None,
+) -> tuple[tuple[Tensor, Tensor, Tensor], Requantization | None]:
+    """What quantize_act_int8 returns, and the weight if there is one; arguments as quantize_with_weight."""
+    (M, K), R = x.shape, proj_down.shape[1]
+    codes = torch.empty((M, K), dtype=torch.int8, device=x.device)
+    ascales = torch.empty((M,), dtype=torch.float32, device=x.device)
+    x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)
+    gpu, sums = generation(x.device), x_down
+    if tile is None and shares_projection(K, R, gpu):
+        tile = shares_tile(K, R)
+    if tile is not None and "SHARES" in tile:
+        sums, shares = project_act(x, smooth_factor, proj_down, act_unsigned, gelu, tile), tile["SHARES"]
+        tile = {**quantizer_tile(K, 0), "BLOCK_R": power_of_2(R)}
+    else:
+        shares = 0
+    fused = not shares and (fuses_rank(R, gpu) if tile is None else R > 0)
+    apart = R > 0 and not fused and not shares
+    if gelu and apart:
+        x, gelu = F.gelu(x, approximate="tanh"), False
+    if apart:
+        torch.mm(x, proj_down.to(x.dtype), out=x_down)
+    tile = tile or quantizer_tile(K, R if fused else 0)
+    plan = None if weight is None else plan_requantization(**weight, num_warps=tile["num_warps"])
+    if plan is None:
+        weight_pointers, N, programs = (None,) * 5, 0, 0
+        constants = dict.fromkeys(WEIGHT_CONSTANTS.values())
+    else:
+        *weight_pointers, N, _ = plan.arguments
+        programs = plan.programs
+        constants = {WEIGHT_CONSTANTS[name]: value for name, value in plan.constants.items()}
+    launch(
+        _quantize_tokens_kernel,
+        (-(-M // tile["BLOCK_M"]) + programs,),
+        (
+            x,
+            smooth_factor,
+            proj_down,
+            codes,
+            ascales,
+            x_down,
+            sums,
+            *weight_pointers,
+            M,
+            K,
+            R,
+            x.stride(0),
+            N,
+        ),
+        {
+            "PTX": takes_ptx(x.device),
+            "GELU": gelu,
+            "SHIFT": GELU_SHIFT if act_unsigned else 0.0,
+            "HAS_RANK": fused,
+            "SHARES": shares,
+            "enable_fp_fusion": False,
+            **tile,
+            **constants,
+        },
+    )
+    return (codes, ascales, x_down), plan
+
+
 def quantize_act_int8(
     x: Tensor,
     smooth_factor: Tensor,
@@ -129,49 +259,25 @@ def quantize_act_int8(
     Returns:
         codes (M, K) int8 in -127...127, ascales (M,) float32, x_down (M, R) of x.dtype.
     """
-    (M, K), R = x.shape, proj_down.shape[1]
-    codes = torch.empty((M, K), dtype=torch.int8, device=x.device)
-    ascales = torch.empty((M,), dtype=torch.float32, device=x.device)
-    x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)
-    gpu, sums = generation(x.device), None
-    if tile is None and shares_projection(M, K, R, gpu):
-        tile = shares_tile(K, R)
-    if tile is not None and "SHARES" in tile:
-        sums, shares = project_act(x, smooth_factor, proj_down, act_unsigned, gelu, tile), tile["SHARES"]
-        tile = {**quantizer_tile(K, 0), "BLOCK_R": tile["BLOCK_R"]}
-    else:
-        shares = 0
-    fused = not shares and (fuses_rank(R, gpu) if tile is None else R > 0)
-    apart = R > 0 and not fused and not shares
-    if gelu and apart:
-        x, gelu = F.gelu(x, approximate="tanh"), False
-    if apart:
-        torch.mm(x, proj_down.to(x.dtype), out=x_down)
-    tile = tile or quantizer_tile(K, R if fused else 0)
-    launch(
-        _quantize_tokens_kernel,
-        (-(-M // tile["BLOCK_M"]),),
-        (
-            x,
-            smooth_factor,
-            proj_down,
-            codes,
-            ascales,
-            x_down,
-            x_down if sums is None else sums,
-            M,
-            K,
-            R,
-            x.stride(0),
-        ),
-        {
-            "PTX": takes_ptx(x.device),
-            "GELU": gelu,
-            "SHIFT": GELU_SHIFT if act_unsigned else 0.0,
-            "HAS_RANK": fused,
-            "SHARES": shares,
-            "enable_fp_fusion": False,
-            **tile,
-        },
-    )
-    return codes, ascales, x_down
+    return _quantize(x, smooth_factor, proj_down, act_unsigned, gelu, tile, None)[0]
+
+
+def quantize_with_weight(
+    x: Tensor,
+    smooth_factor: Tensor,
+    proj_down: Tensor,
+    act_unsigned: bool,
+    gelu: bool,
+    weight: dict[str, Any],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """quantize_act_int8 and requantize_weight in one launch.
+
+    Args:
+        weight: arguments of requantize_weight by name. Others as quantize_act_int8.
+
+    Returns:
+        codes, ascales, x_down of quantize_act_int8; codes and channel scales of requantize_weight.
+    """
+    activations, plan = _quantize(x, smooth_factor, proj_down, act_unsigned, gelu, None, weight)
+    assert plan is not None, "a weight was given"
+    return *activations, plan.codes, plan.channel_scales

@@ -15,9 +15,10 @@ from .gemm_w4a4 import gemm_w4a4
 from .gemm_w4a8 import gemm_w4a8
 from .gemv_w4a16 import MAX_ROWS, gemv_w4a16
 from .quantize_act import quantize_act
-from .quantize_act_int8 import quantize_act_int8
+from .quantize_act_int8 import quantize_act_int8, quantize_with_weight
+from .requantize_weight import requantize_weight
 from .tiles import INT8_W4A4_GENERATIONS, NATIVE_INT4_ROWS, fills_hopper
-from .unpack_weight import dequantize_weight, expand_codes, requantize_weight
+from .unpack_weight import dequantize_weight, expand_codes
 
 Steps = list[tuple[str, Callable[[], Tensor]]]
 
@@ -111,16 +112,14 @@ def steps_w4a8(
     proj_up, mode = tensors["proj_up"], "w8a8" if scheme == "int8" else "w4a8"
 
     def with_gemm(gemm: Callable[..., Tensor]) -> Tensor:
-        qx, ascales, x_down = quantize_act_int8(x, tensors["smooth_factor"], tensors["proj_down"], act_unsigned, gelu)
+        operands = x, tensors["smooth_factor"], tensors["proj_down"], act_unsigned, gelu
         if scheme == "int8":
+            qx, ascales, x_down = quantize_act_int8(*operands)
             weight = tensors["qweight"], tensors["wscales"]
         else:
-            weight = requantize_weight(
-                tensors["qweight"],
-                tensors["wscales"],
-                scheme,
-                channel_scales=tensors.get("channel_scales"),
-                **_extra(tensors),
+            packed = {name: tensors.get(name) for name in ("qweight", "wscales", "channel_scales")}
+            qx, ascales, x_down, *weight = quantize_with_weight(
+                *operands, {**packed, "scheme": scheme, **_extra(tensors)}
             )
         return gemm(qx, ascales, *weight, x_down, proj_up, bias, out)
 

@@ -1,12 +1,10 @@
 """Bring 4-bit weights into a form that tensor cores read, in scratch memory that lives for one layer.
 
-    requantize_weight   int8 codes with one scale for each output channel, for gemm_w4a8
     expand_codes        int8 codes as stored, one a byte, for gemm_w4a4
     dequantize_weight   16-bit values followed by proj_up in the same row: with x_down behind the activations, one
-    matrix
-                        product computes the layer and its low-rank branch
+                        matrix product computes the layer and its low-rank branch
 
-Reference: reference.requantize_int8 of reference.dequantize_int4 or dequantize_nvfp4. Layouts: format.py.
+Reference: reference.dequantize_int4 and its like. Layouts: format.py. For w4a8 see requantize_weight.py.
 """
 
 import torch
@@ -14,12 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .format import GROUP_SIZE_AWQ, GROUP_SIZE_INT4, GROUP_SIZE_NVFP4, INT8_MAX
+from .format import GROUP_SIZE_AWQ, GROUP_SIZE_INT4, GROUP_SIZE_NVFP4
 from .launch import launch
-from .numerics import decode_e4m3, nibbles_to_float, reciprocal_or_zero, round_to_bits
+from .numerics import decode_e4m3, nibbles_to_float, round_to_bits
 from .tiles import unpack_tile
 
-INVERSE_INT8_MAX = tl.constexpr(1.0 / INT8_MAX)
 GROUP_SIZE = {"int4": GROUP_SIZE_INT4, "nvfp4": GROUP_SIZE_NVFP4, "awq": GROUP_SIZE_AWQ}
 
 
@@ -54,49 +51,6 @@ def load_weight(
         zeros = tl.load(wzeros_ptr + offs_g * N + rows, mask=mask_n, other=0)
         weight = weight + zeros.to(tl.float32)[:, :, None]
     return weight.reshape(BLOCK_N, BLOCK_K)
-
-
-@triton.jit
-def _requantize_kernel(
-    qweight_ptr,  # (N, K // 8) int32
-    wscales_ptr,  # (K // GROUP_SIZE, N)
-    factors_ptr,  # (N,) float32, nvfp4 only
-    codes_ptr,  # (N, K) int8
-    channel_scales_ptr,  # (N,) float32: read if HAS_CHANNEL_SCALES, written otherwise
-    N,
-    K,
-    HAS_CHANNEL_SCALES: tl.constexpr,
-    SCHEME: tl.constexpr,
-    GROUP_SIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask_n = (offs_n < N)[:, None]
-    rows = offs_n.to(tl.int64)[:, None]
-    factors = offs_n
-    if SCHEME == "nvfp4":
-        factors = tl.load(factors_ptr + offs_n, mask=offs_n < N, other=0.0)
-
-    if HAS_CHANNEL_SCALES:
-        channel_scales = tl.load(channel_scales_ptr + offs_n, mask=offs_n < N, other=0.0)
-    else:
-        largest = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
-        for start in range(0, K, BLOCK_K):
-            weight = load_weight(
-                qweight_ptr, wscales_ptr, None, factors, rows, start, mask_n, N, K, SCHEME, GROUP_SIZE, BLOCK_N, BLOCK_K
-            )
-            largest = tl.maximum(largest, tl.abs(weight))
-        channel_scales = tl.max(largest, axis=1) * INVERSE_INT8_MAX
-        tl.store(channel_scales_ptr + offs_n, channel_scales, mask=offs_n < N)
-
-    reciprocals = reciprocal_or_zero(channel_scales)[:, None]
-    for start in range(0, K, BLOCK_K):
-        weight = load_weight(
-            qweight_ptr, wscales_ptr, None, factors, rows, start, mask_n, N, K, SCHEME, GROUP_SIZE, BLOCK_N, BLOCK_K
-        )
-        offs_k = start + tl.arange(0, BLOCK_K)[None, :]
-        tl.store(codes_ptr + rows * K + offs_k, round_to_bits(weight * reciprocals).to(tl.int8), mask=mask_n)
 
 
 @triton.jit
@@ -175,56 +129,6 @@ def channel_factors(N: int, wtscale: Tensor | None, wcscales: Tensor | None, dev
 def scale_bits(wscales: Tensor) -> Tensor:
     """Scales as kernels load them: e4m3 as its bytes, since not every GPU has the type."""
     return wscales.view(torch.uint8) if wscales.dtype == torch.float8_e4m3fn else wscales
-
-
-def requantize_weight(
-    qweight: Tensor,
-    wscales: Tensor,
-    scheme: str,
-    wtscale: Tensor | None = None,
-    wcscales: Tensor | None = None,
-    channel_scales: Tensor | None = None,
-    tile: dict[str, int] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Bring a 4-bit weight to int8 with one scale for each output channel.
-
-    Args:
-        qweight: (N, K//2) int8. wscales: (K//group, N). wtscale, wcscales: nvfp4, as in format.py.
-        scheme: "int4" or "nvfp4".
-        channel_scales: what an earlier call returned for this weight, (N,) float32; saves the search for the largest.
-        tile: a row of UNPACK_TILES in tiles.py, to measure others.
-
-    Returns:
-        (N, K) int8 in -127...127 and (N,) float32.
-    """
-    N, K = qweight.shape[0], qweight.shape[1] * 2
-    codes = torch.empty((N, K), dtype=torch.int8, device=qweight.device)
-    has_channel_scales = channel_scales is not None
-    if channel_scales is None:
-        channel_scales = torch.empty((N,), dtype=torch.float32, device=qweight.device)
-    factors = channel_factors(N, wtscale, wcscales, qweight.device) if scheme == "nvfp4" else None
-    tile = tile or unpack_tile("requantize", N, K)
-    launch(
-        _requantize_kernel,
-        (-(-N // tile["BLOCK_N"]),),
-        (
-            qweight.view(torch.int32),
-            scale_bits(wscales),
-            factors,
-            codes,
-            channel_scales,
-            N,
-            K,
-        ),
-        {
-            "HAS_CHANNEL_SCALES": has_channel_scales,
-            "SCHEME": scheme,
-            "GROUP_SIZE": GROUP_SIZE[scheme],
-            "enable_fp_fusion": False,
-            **tile,
-        },
-    )
-    return codes, channel_scales
 
 
 def expand_codes(qweight: Tensor, tile: dict[str, int] | None = None) -> Tensor:

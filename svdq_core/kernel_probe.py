@@ -98,7 +98,7 @@ def try_triton(device: torch.device) -> str:
         codes = unpack.expand_codes(qweight).cpu()
         if not torch.equal(codes, unpack_int4(part["qweight"]).to(codes.dtype)):
             return "a kernel compiled but computes wrong values"
-        unpack.requantize_weight(qweight, wscales, "int4")
+        importlib.import_module("..kernels.requantize_weight", __package__).requantize_weight(qweight, wscales, "int4")
         torch.cuda.synchronize(device)
     except Exception as error:  # noqa: BLE001  (compilers fail in many ways; the user should read which)
         return f"{type(error).__name__}: {first_line(error)}"

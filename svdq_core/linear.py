@@ -1,11 +1,63 @@
 """What a quantized layer computes, and the dense layer that it stands for."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from ..kernels.format import GELU_SHIFT
 from ..kernels.linear import awq_linear, dequantize, svdquant_linear
-from .layer import Part, QuantizedLayer
+from ..kernels.replay import replayed
+from .layer import BlobLayout, Part, QuantizedLayer
+
+
+@lru_cache(maxsize=4096)
+def _layout(text: str) -> BlobLayout:
+    return BlobLayout.from_json(text)
+
+
+def _blob_linear(
+    x: Tensor,
+    blob: Tensor,
+    bias: Tensor | None,
+    lora_down: Tensor | None,
+    lora_up: Tensor | None,
+    layout: str,
+    compute: str,
+    gelu_from: int | None,
+) -> Tensor:
+    def run() -> Tensor:
+        return apply_layer(_layout(layout).read(blob, bias), x, compute, lora_down, lora_up, gelu_from)
+
+    return replayed((layout, compute, gelu_from), (x, blob, bias, lora_down, lora_up), run)
+
+
+# One operation for a whole host Linear: torch.compile sees neither views of the blob nor parts.
+_blob_linear_op = torch.library.custom_op("svdquant::blob_linear", _blob_linear, mutates_args=())
+
+
+@_blob_linear_op.register_fake
+def _(x, _blob, _bias, _lora_down, _lora_up, layout, *_others):
+    return x.new_empty((*x.shape[:-1], _layout(layout).out_features))
+
+
+def apply_blob(
+    blob: Tensor,
+    layout: str,
+    bias: Tensor | None,
+    x: Tensor,
+    compute: str,
+    lora_down: Tensor | None = None,
+    lora_up: Tensor | None = None,
+    gelu_from: int | None = None,
+) -> Tensor:
+    """apply_layer for the layer that a blob holds, without making views of it again in every step.
+
+    Args:
+        blob: (bytes,) uint8 on the device of x. layout: BlobLayout.to_json of it. Others as apply_layer.
+    """
+    run = _blob_linear_op if torch.compiler.is_compiling() else _blob_linear
+    return run(x, blob, bias, lora_down, lora_up, layout, compute, gelu_from)
 
 
 def apply_layer(

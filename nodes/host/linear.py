@@ -7,6 +7,7 @@ files.
 """
 
 from functools import cache
+from sys import intern
 
 import comfy.memory_management
 import comfy.ops
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ...svdq_core.errors import ArchitectureError
 from ...svdq_core.layer import BlobLayout, QuantizedLayer
-from ...svdq_core.linear import apply_layer
+from ...svdq_core.linear import apply_blob
 from ...svdq_core.stack import as_in_files
 from .lora import LoraPlan, add_lora
 
@@ -25,10 +26,6 @@ LAYOUT_KEY = "svdq_layout"
 def layout_to_tensor(layout: BlobLayout) -> Tensor:
     """The layout as a 1-D uint8 tensor, the form in which it travels in a state dict."""
     return torch.frombuffer(bytearray(layout.to_json().encode()), dtype=torch.uint8)
-
-
-def layout_from_tensor(tensor: Tensor) -> BlobLayout:
-    return BlobLayout.from_json(bytes(tensor.tolist()).decode())
 
 
 class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
@@ -46,6 +43,7 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         self.register_parameter("weight", None)
         self.register_parameter("bias", None)
         self.layout: BlobLayout | None = None
+        self.layout_text = ""  # the same as JSON
         self.gelu_from: int | None = None  # first input column to which the layer applies a GELU; see fold.py
         self.lora: LoraPlan | None = None
         self.lora_spares: dict[tuple, dict[str, Tensor]] = {}  # signature -> tensors, while hooks switch LoRAs
@@ -74,7 +72,8 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
             missing_keys.append(prefix + "weight")
             return
         if layout is not None:
-            self.layout = layout_from_tensor(layout)
+            self.layout_text = intern(bytes(layout.tolist()).decode())  # layers with equal layouts share one string
+            self.layout = BlobLayout.from_json(self.layout_text)
             self.weight_comfy_model_dtype = self.bias_comfy_model_dtype = None
             found, expected = (self.layout.out_features, self.layout.in_features), (self.out_features, self.in_features)
         else:
@@ -139,15 +138,15 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
             offloadable=True,
         )
         try:  # an exception must not leave a paged weight pinned
-            layer = self.layout.read(weight, bias)
+            layer = weight, self.layout_text, bias
             if self.lora is None:
-                return apply_layer(layer, x, self.compute, gelu_from=self.gelu_from)
+                return apply_blob(*layer, x, self.compute, gelu_from=self.gelu_from)
             gelu_from = self.gelu_from
             if gelu_from is not None and self.lora.reads_input:
                 x, gelu_from = with_gelu(x, gelu_from), None
             # a layer that the host keeps on the CPU has its factors there as well
             factors = [self.lora_tensor(name, x.device) for name in ("lora_down", "lora_up")]
-            out = apply_layer(layer, x, self.compute, *factors, gelu_from=gelu_from)
+            out = apply_blob(*layer, x, self.compute, *factors, gelu_from=gelu_from)
             return add_lora(out, x, self.lora, self.lora_tensors())
         finally:
             comfy.ops.uncast_bias_weight(self, weight, bias, stream)

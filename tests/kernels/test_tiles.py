@@ -39,9 +39,9 @@ def test_a_new_image_size_needs_no_new_kernel(gpu, op):
 def test_large_ranks_leave_the_quantizer(gpu):
     assert not fuses_rank(0, gpu)
     assert not fuses_rank(1024, gpu)
-    assert not shares_projection(4608, 12288, 0, gpu)
-    assert not shares_projection(4608, 12288, 1024, gpu)
-    assert shares_projection(4608, 12288, 32, gpu) == (gpu == "sm_90")
+    assert not shares_projection(12288, 0, gpu)
+    assert not shares_projection(192, 32, gpu)
+    assert shares_projection(12288, 32, gpu) == (gpu == "sm_90")
 
 
 @pytest.mark.parametrize("N", [64, 192, 768, 1152, 3456, 9216, 12288])
