@@ -138,6 +138,7 @@ class Draw:
             parts = (self._awq(n, k),)
         elif name.endswith("linear1"):
             parts = self._part((0, 3 * k), (0, k)), self._part((3 * k, n), (0, k))
+            parts[1].tensors["smooth_factor"] = parts[0]["smooth_factor"]  # as in every file that we have
         elif name.endswith("linear2"):
             parts = self._part((0, n), (0, n)), self._part((0, n), (n, k), True)
         else:

@@ -31,9 +31,26 @@ LARGEST_COUNT = 1024  # recordings kept by a thread
 _FREE = frozenset(
     f"aten::{name}"
     for name in (
-        "alias as_strided detach empty empty_like empty_strided expand new_empty new_empty_strided permute select slice "
-        "split split_with_sizes squeeze t transpose unsqueeze view"
-    ).split()
+        "alias",
+        "as_strided",
+        "detach",
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "expand",
+        "new_empty",
+        "new_empty_strided",
+        "permute",
+        "select",
+        "slice",
+        "split",
+        "split_with_sizes",
+        "squeeze",
+        "t",
+        "transpose",
+        "unsqueeze",
+        "view",
+    )
 )
 
 
@@ -183,7 +200,7 @@ def replayed(situation: Hashable, sources: Sequence[Tensor | None], compute: Cal
             out = found(sources)
         except torch.cuda.OutOfMemoryError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (an older or newer Triton may refuse in any way)
             _refused.append(str(error))
             say_once("Layers are launched the ordinary way, which takes longer: %s", error)
             out = None

@@ -1,14 +1,22 @@
 """Layers of several parts, and the dense layer that a quantized one stands for."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from compare import relative_rms_error
 from safetensors.torch import load_file
 from tiny_files import DATA
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+from problems import int4_layer
+
+from svdquant_pack.kernels import replay
+from svdquant_pack.kernels.devices import generation
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
-from svdquant_pack.svdq_core.layer import QuantizedLayer
-from svdquant_pack.svdq_core.linear import apply_layer, dense_bias, dense_weight
+from svdquant_pack.svdq_core.layer import Part, QuantizedLayer
+from svdquant_pack.svdq_core.linear import apply_blob, apply_layer, dense_bias, dense_weight
 
 
 @pytest.fixture(scope="module", params=["int4", "nvfp4"])
@@ -84,3 +92,52 @@ def test_a_bias_of_its_own_in_a_column_part_counts():
     layer.parts[0].tensors["bias"] = own
     torch.testing.assert_close(apply_layer(layer, x, "w4a16") - before, own.expand_as(before), rtol=0, atol=1e-5)
     torch.testing.assert_close(dense_bias(layer), dense_before + own, rtol=1e-6, atol=1e-6)
+
+
+def test_a_blob_computes_what_its_layer_does(model):
+    for name, layer in model.layers.items():
+        blob, layout = layer.to_blob()
+        x = draw_tokens(layer)
+        wanted = apply_layer(layer, x, "w4a8")
+        assert torch.equal(apply_blob(blob, layout.to_json(), layer.bias, x, "w4a8"), wanted), name
+
+
+def draw_layer(kind: str, device: torch.device) -> QuantizedLayer:
+    """A layer of FLUX's shapes at a smaller width, bfloat16."""
+
+    def part(rows, columns, unsigned=False):
+        n, k = rows[1] - rows[0], columns[1] - columns[0]
+        return Part("int4", rows, columns, unsigned, int4_layer(n, k, 32, torch.bfloat16, device))
+
+    K = 1024
+    parts = {
+        "one part": (part((0, 2 * K), (0, K)),),
+        "two on rows": (part((0, K), (0, K)), part((K, 3 * K), (0, K))),
+        "two on columns": (part((0, K), (0, K)), part((0, K), (K, 3 * K), True)),
+    }[kind]
+    rows, columns = parts[-1].rows[1], parts[-1].columns[1]
+    return QuantizedLayer(columns, rows, parts, torch.randn(rows, device=device).bfloat16())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lora_rank", [0, 16, 160])
+@pytest.mark.parametrize("kind", ["one part", "two on rows", "two on columns"])
+@pytest.mark.parametrize("compute", ["w4a4", "w4a8", "w4a16"])
+def test_launches_issued_again_give_the_same_bits(kind, compute, lora_rank, monkeypatch):
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(replay._thread, "known", {})
+    made = [(layer, *layer.to_blob()) for layer in (draw_layer(kind, device) for _ in range(2))]
+    for turn in range(6):
+        layer, blob, layout = made[turn % 2]
+        x = torch.randn(1, 300, layer.in_features, device=device).bfloat16()
+        factors = ()
+        if lora_rank:
+            sizes = layer.in_features, layer.out_features
+            factors = tuple(torch.randn(size, lora_rank, device=device).bfloat16() / 30 for size in sizes)
+        monkeypatch.setenv(replay.SWITCH, "0")
+        wanted = apply_blob(blob, layout.to_json(), layer.bias, x, compute, *factors)
+        monkeypatch.delenv(replay.SWITCH)
+        assert torch.equal(apply_blob(blob, layout.to_json(), layer.bias, x, compute, *factors), wanted)
+    if compute == "w4a8" and generation(device) == "sm_90":
+        assert [type(found).__name__ for found in replay._thread.known.values()] == ["Replay"]
+    assert not replay._refused
