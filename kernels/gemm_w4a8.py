@@ -1,18 +1,21 @@
-"""Int8 GEMM with the low-rank branch and the bias in the epilogue.
+"""Int8 GEMM with the low-rank branch, the bias, a sum of two layers and a GELU behind them in the epilogue.
 
-    out = (qx @ qweight_int8.T) * ascales * channel_scales + x_down @ proj_up.T + bias
+    out = gelu((qx @ qweight_int8.T) * ascales * channel_scales + x_down @ proj_up.T + bias [+ out])
+
+The GELU only on columns from gelu_from on.
 
 For every GPU with int8 matrix instructions; gemm_w4a8_hopper.py is the same for Hopper.
 Reference: reference.gemm_w4a8. Layouts: format.py.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .devices import generation
+from .devices import generation, takes_ptx
+from .epilogue import destination
 from .launch import launch
+from .numerics import gelu_tanh
 from .tiles import gemm_tile
 
 
@@ -71,8 +74,12 @@ def _gemm_w4a8_kernel(
     K,
     R,
     stride_om,
+    gelu_from,  # None without GELU
     HAS_BIAS: tl.constexpr,
     HAS_RANK: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    GELU: tl.constexpr,
+    PTX: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -101,7 +108,14 @@ def _gemm_w4a8_kernel(
     if HAS_BIAS:
         out += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
     out_ptrs = out_ptr + offs_m.to(tl.int64)[:, None] * stride_om + offs_n[None, :]
-    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=(offs_m < M)[:, None] & (offs_n < N)[None, :])
+    mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
+    if ACCUMULATE:
+        out += tl.load(out_ptrs, mask=mask, other=0.0).to(tl.float32)
+    if GELU:  # noqa: SIM102  one is decided when compiling, the other when running
+        if pid_n * BLOCK_N + BLOCK_N > gelu_from:
+            gelu = gelu_tanh(out.to(out_ptr.dtype.element_ty), PTX)
+            out = tl.where((offs_n >= gelu_from)[None, :], gelu, out)
+    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def gemm_w4a8(
@@ -113,22 +127,30 @@ def gemm_w4a8(
     proj_up: Tensor,
     bias: Tensor | None = None,
     out: Tensor | None = None,
+    accumulate: bool = False,
+    gelu_from: int | None = None,
     tile: dict[str, int] | None = None,
 ) -> Tensor:
-    """Int8 GEMM, low-rank up projection and bias in one kernel.
+    """Int8 GEMM, low-rank up projection, bias, sum and GELU in one kernel.
 
     Args:
         qx: (M, K) int8, ascales: (M,) float32, x_down: (M, R) bfloat16 or float16: from quantize_act_int8.
         qweight_int8: (N, K) int8, channel_scales: (N,) float32: from requantize_weight. K a multiple of 64.
         proj_up: (N, R), R = 0 for no branch. bias: (N,) or None.
         out: (M, N) of x_down.dtype to write to, unit stride along N; None: a new tensor.
+        accumulate: add what out holds, in float32.
+        gelu_from: columns from this one on, 0...N, are rounded, go through GELU (tanh form) and are rounded again;
+            the others keep every bit. None: no GELU.
         tile: a row of GEMM_W4A8_TILES in tiles.py, to measure others.
 
     Returns:
         out, (M, N) of x_down.dtype.
+
+    Raises:
+        ValueError: accumulate without out.
     """
     (M, K), N, R = qx.shape, qweight_int8.shape[0], x_down.shape[1]
-    out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device) if out is None else out
+    out = destination(out, accumulate, M, N, x_down)
     tile = tile or gemm_tile("gemm_w4a8", M, K, generation(qx.device))
     grid = (-(-M // tile["BLOCK_M"]) * -(-N // tile["BLOCK_N"]),)
     launch(
@@ -148,7 +170,15 @@ def gemm_w4a8(
             K,
             R,
             out.stride(0),
+            gelu_from,
         ),
-        {"HAS_BIAS": bias is not None, "HAS_RANK": R > 0, **tile},
+        {
+            "HAS_BIAS": bias is not None,
+            "HAS_RANK": R > 0,
+            "ACCUMULATE": accumulate,
+            "GELU": gelu_from is not None,
+            "PTX": takes_ptx(qx.device),
+            **tile,
+        },
     )
     return out

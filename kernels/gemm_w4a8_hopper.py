@@ -1,6 +1,8 @@
-"""Int8 GEMM with the low-rank branch and the bias, for Hopper's asynchronous tensor cores.
+"""Int8 GEMM with the low-rank branch, the bias, a sum of two layers and a GELU, for Hopper's asynchronous tensor cores.
 
-    out = (qx @ qweight_int8.T) * ascales * channel_scales + x_down @ proj_up.T + bias
+    out = gelu((qx @ qweight_int8.T) * ascales * channel_scales + x_down @ proj_up.T + bias [+ out])
+
+The GELU only on columns from gelu_from on.
 
 One block a processor walks over tiles of 128 x 256. One warp does nothing but start bulk copies into a ring of buffers;
 two groups of four warps compute the upper and the lower half of a tile. While one group finishes a tile, the other
@@ -24,7 +26,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .devices import processors
+from .epilogue import destination
 from .launch import launch
+from .numerics import gelu_tanh
 
 # names that Triton 3.9 changed
 _load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
@@ -36,6 +40,8 @@ HALF_M = gl.constexpr(BLOCK_M // 2)
 BLOCK_R = 64  # 64 16-bit values are as long as 128 bytes of int8: one ring serves both
 STORE_N = gl.constexpr(BLOCK_N // 2)
 STAGES = gl.constexpr(4)
+
+_gelu_tanh = gluon.jit(gelu_tanh.fn)  # Gluon calls no triton.jit function, but compiles the same source
 
 
 @gluon.jit
@@ -76,10 +82,28 @@ def _copy_tiles(
 
 
 @gluon.jit
+def _fetch(out_desc, start_m, start_n, staging, fetched):
+    """Start copying what the result holds into staging, as soon as the last store has read that."""
+    tma.store_wait(0)
+    mbarrier.expect(fetched, out_desc.block_type.nbytes)
+    _load(out_desc, [start_m, start_n], fetched, staging)
+
+
+@gluon.jit
+def _gelu_columns(out, start_n, gelu_from, LAYOUT: gl.constexpr, DTYPE: gl.constexpr):
+    """Columns from gelu_from on through GELU, for a part of a tile that starts at column start_n."""
+    if start_n + STORE_N > gelu_from:
+        offs_n = start_n + gl.arange(0, STORE_N, gl.SliceLayout(0, LAYOUT))
+        out = gl.where((offs_n >= gelu_from)[None, :], _gelu_tanh(out.to(DTYPE), True), out)
+    return out
+
+
+@gluon.jit
 def _multiply_tiles(
-    a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging, out_desc, ascales_ptr, channel_scales_ptr,
-    bias_ptr, M, N, K, R, PROGRAMS, HALF: gl.constexpr, HAS_BIAS: gl.constexpr, RANK_STEP: gl.constexpr,
-    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, BLOCK_R: gl.constexpr, SWIZZLE_M: gl.constexpr,
+    a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging, fetched, out_desc, ascales_ptr, channel_scales_ptr,
+    bias_ptr, M, N, K, R, PROGRAMS, gelu_from, HALF: gl.constexpr, HAS_BIAS: gl.constexpr, ACCUMULATE: gl.constexpr,
+    GELU: gl.constexpr, RANK_STEP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr,
+    BLOCK_R: gl.constexpr, SWIZZLE_M: gl.constexpr,
 ):  # fmt: skip
     # 128 columns an instruction: Triton does not know the int8 one of 256.
     INT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
@@ -100,6 +124,8 @@ def _multiply_tiles(
             sums = warpgroup_mma_wait(1, deps=(sums,))
             mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), pred=start > 0)
             step += 1
+        if ACCUMULATE:
+            _fetch(out_desc, start_m, start_n, staging, fetched)
         sums = warpgroup_mma_wait(0, deps=(sums,))
         mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES))
 
@@ -121,12 +147,25 @@ def _multiply_tiles(
             out += gl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(gl.float32)[None, :]
 
         left, right = out.reshape([HALF_M, 2, STORE_N]).permute((0, 2, 1)).split()
+        left = gl.convert_layout(left, FLOAT)
+        if ACCUMULATE:  # two fetches a tile: the phases of the barrier are even for left and odd for right
+            mbarrier.wait(fetched, 0)
+            left += staging.load(FLOAT).to(gl.float32)
+        if GELU:
+            left = _gelu_columns(left, start_n, gelu_from, FLOAT, out_desc.dtype)
         tma.store_wait(0)
-        staging.store(gl.convert_layout(left, FLOAT).to(out_desc.dtype))
+        staging.store(left.to(out_desc.dtype))
         fence_async_shared()
         _store(out_desc, [start_m, start_n], staging)
+        right = gl.convert_layout(right, FLOAT)
+        if ACCUMULATE:
+            _fetch(out_desc, start_m, start_n + STORE_N, staging, fetched)
+            mbarrier.wait(fetched, 1)
+            right += staging.load(FLOAT).to(gl.float32)
+        if GELU:
+            right = _gelu_columns(right, start_n + STORE_N, gelu_from, FLOAT, out_desc.dtype)
         tma.store_wait(0)
-        staging.store(gl.convert_layout(right, FLOAT).to(out_desc.dtype))
+        staging.store(right.to(out_desc.dtype))
         fence_async_shared()
         _store(out_desc, [start_m, start_n + STORE_N], staging)
     tma.store_wait(0)
@@ -143,7 +182,8 @@ def _gemm_w4a8_hopper_kernel(
     channel_scales_ptr,  # (N,) float32
     bias_ptr,  # (N,) or None
     M, N, K, R, PROGRAMS,
-    HAS_BIAS: gl.constexpr, RANK_STEP: gl.constexpr,
+    gelu_from,  # None without GELU
+    HAS_BIAS: gl.constexpr, ACCUMULATE: gl.constexpr, GELU: gl.constexpr, RANK_STEP: gl.constexpr,
     BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, BLOCK_R: gl.constexpr, SWIZZLE_M: gl.constexpr,
 ):  # fmt: skip
     a_ring = gl.allocate_shared_memory(gl.int8, [STAGES, BLOCK_M, BLOCK_K], qx_desc.layout)
@@ -156,19 +196,24 @@ def _gemm_w4a8_hopper_kernel(
     for slot in gl.static_range(STAGES):
         mbarrier.init(full.index(slot), count=1)
         mbarrier.init(empty.index(slot), count=2)
+    fetched = empty  # not used without ACCUMULATE
+    if ACCUMULATE:
+        fetched = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+        for half in gl.static_range(2):
+            mbarrier.init(fetched.index(half), count=1)
     fence_async_shared()
 
     gl.warp_specialize(
         [
             (_multiply_tiles, (
-                a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging.index(0), out_desc,
-                ascales_ptr, channel_scales_ptr, bias_ptr, M, N, K, R, PROGRAMS, 0, HAS_BIAS, RANK_STEP,
-                BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
+                a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging.index(0), fetched.index(0), out_desc,
+                ascales_ptr, channel_scales_ptr, bias_ptr, M, N, K, R, PROGRAMS, gelu_from, 0, HAS_BIAS, ACCUMULATE,
+                GELU, RANK_STEP, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
             )),
             (_multiply_tiles, (
-                a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging.index(1), out_desc,
-                ascales_ptr, channel_scales_ptr, bias_ptr, M, N, K, R, PROGRAMS, 1, HAS_BIAS, RANK_STEP,
-                BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
+                a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging.index(1), fetched.index(1), out_desc,
+                ascales_ptr, channel_scales_ptr, bias_ptr, M, N, K, R, PROGRAMS, gelu_from, 1, HAS_BIAS, ACCUMULATE,
+                GELU, RANK_STEP, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
             )),
             (_copy_tiles, (
                 qx_desc, qweight_desc, x_down_desc, proj_up_desc, a_ring, b_ring, x_down_ring, proj_up_ring,
@@ -203,12 +248,14 @@ def gemm_w4a8_hopper(
     proj_up: Tensor,
     bias: Tensor | None = None,
     out: Tensor | None = None,
+    accumulate: bool = False,
+    gelu_from: int | None = None,
     swizzle_m: int = 4,
 ) -> Tensor:
     """Arguments and result as gemm_w4a8.gemm_w4a8; K a multiple of 16, N and R of 8,
     because the copy engine wants rows of whole 16 bytes; so do those of out."""
     (M, K), N, R = qx.shape, qweight_int8.shape[0], x_down.shape[1]
-    out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device) if out is None else out
+    out = destination(out, accumulate, M, N, x_down)
     proj_up = proj_up.to(x_down.dtype)
     tiles = -(-M // BLOCK_M) * -(-N // BLOCK_N)
     programs = min(processors(qx.device.index), tiles)
@@ -231,9 +278,12 @@ def gemm_w4a8_hopper(
             K,
             R,
             programs,
+            gelu_from,
         ),
         {
             "HAS_BIAS": bias is not None,
+            "ACCUMULATE": accumulate,
+            "GELU": gelu_from is not None,
             "RANK_STEP": 32 if R <= 32 else 64,
             "BLOCK_M": BLOCK_M,
             "BLOCK_N": BLOCK_N,

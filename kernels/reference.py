@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .epilogue import finish
 from .format import (
     E2M1_MAX,
     E2M1_VALUES,
@@ -178,13 +179,6 @@ def quantize_act_nvfp4(
 # ----------------------------------------------------------------------------------------------------- GEMMs
 
 
-def _add_low_rank_and_bias(main: Tensor, x_down: Tensor, proj_up: Tensor, bias: Tensor | None) -> Tensor:
-    out = main + x_down.float() @ proj_up.float().T
-    if bias is not None:
-        out = out + bias.float()
-    return out.to(x_down.dtype)
-
-
 def gemm_w4a4(
     qx: Tensor,
     ascales: Tensor,
@@ -207,7 +201,7 @@ def gemm_w4a4(
     """
     codes = unpack_uint4(qx) if act_unsigned else unpack_int4(qx)
     x_hat = _scale_groups(codes.float(), ascales, GROUP_SIZE_INT4)
-    return _add_low_rank_and_bias(x_hat @ dequantize_int4(qweight, wscales).T, x_down, proj_up, bias)
+    return finish(x_hat @ dequantize_int4(qweight, wscales).T, x_down, proj_up, bias)
 
 
 def _matmul_int8(a: Tensor, b: Tensor) -> Tensor:
@@ -225,6 +219,9 @@ def gemm_w4a8(
     x_down: Tensor,
     proj_up: Tensor,
     bias: Tensor | None = None,
+    out: Tensor | None = None,
+    accumulate: bool = False,
+    gelu_from: int | None = None,
 ) -> Tensor:
     """8-bit activations times weights with one int8 scale for each output channel.
 
@@ -232,13 +229,13 @@ def gemm_w4a8(
         qx: (M, K) int8, ascales: (M,) float32, x_down: (M, R): from quantize_act_int8.
         qweight_int8: (N, K) int8, channel_scales: (N,) float32: qweight and wscales of an int8 layer, or
             requantize_int8(dequantize_...(...)).
-        proj_up: (N, R), bias: (N,) or None.
+        proj_up: (N, R), bias: (N,) or None. out, accumulate, gelu_from: as finish in epilogue.py.
 
     Returns:
         (M, N) of x_down.dtype.
     """
-    accumulator = _matmul_int8(qx, qweight_int8).float()
-    return _add_low_rank_and_bias(accumulator * ascales[:, None] * channel_scales, x_down, proj_up, bias)
+    products = _matmul_int8(qx, qweight_int8).float() * ascales[:, None] * channel_scales
+    return finish(products, x_down, proj_up, bias, out, accumulate, gelu_from)
 
 
 def gemm_nvfp4(
@@ -264,7 +261,7 @@ def gemm_nvfp4(
     """
     x_hat = _scale_groups(decode_e2m1(unpack_uint4(qx)), ascales, GROUP_SIZE_NVFP4)
     weight = dequantize_nvfp4(qweight, wscales, wtscale, wcscales)
-    return _add_low_rank_and_bias(x_hat @ weight.T, x_down, proj_up, bias)
+    return finish(x_hat @ weight.T, x_down, proj_up, bias)
 
 
 def gemm_w4a16(
@@ -288,7 +285,7 @@ def gemm_w4a16(
         (M, N) of x.dtype.
     """
     x_hat, x_down = _prepare(x, smooth_factor, proj_down, act_unsigned, gelu)
-    return _add_low_rank_and_bias(x_hat.float() @ weight.T, x_down, proj_up, bias)
+    return finish(x_hat.float() @ weight.T, x_down, proj_up, bias)
 
 
 def gemm_awq(x: Tensor, qweight: Tensor, wscales: Tensor, wzeros: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -36,11 +37,20 @@ from svdquant_pack.kernels.tiles import (
 KERNELS = "svdquant_pack.kernels."
 M, N, K, R = 4608, 3072, 3072, 32
 LONG_K = 12288
-SIZES = dict.fromkeys(("M", "N", "K", "R", *(f"stride_{which}" for which in ("xm", "cm", "ag", "dm", "om"))), "i32")
+STRIDES = tuple(f"stride_{which}" for which in ("xm", "cm", "ag", "dm", "om", "ld", "lu"))
+SIZES = dict.fromkeys(("M", "N", "K", "R", "L", "TOTAL", "gelu_from", *STRIDES), "i32")
 ODD = ("M", "stride_ag")  # the only sizes that need not be multiples of 16
 HALF = "*bf16"
 # compiled as they are launched: products and sums rounded one by one
-UNFUSED = ("project_act", "quantize_act", "quantize_act_int8", "quantize_scales", "quantize_weight", "unpack_weight")
+UNFUSED = (
+    "project_act",
+    "quantize_act",
+    "quantize_act_int8",
+    "quantize_scales",
+    "quantize_weight",
+    "unpack_weight",
+    "requantize_weight",
+)
 
 
 def _target(name: str) -> GPUTarget:
@@ -73,18 +83,22 @@ def _groups(gpu: str, output: str, scheme: str = "int4") -> tuple:
 
 def _tokens(gpu: str) -> tuple:
     pointers = {
-        "x_ptr": HALF,
-        "smooth_ptr": HALF,
-        "proj_down_ptr": HALF,
-        "codes_ptr": "*i8",
-        "ascales_ptr": "*fp32",
-        "x_down_ptr": HALF,
-        "sums_ptr": "*fp32",
+        **dict.fromkeys(("x_ptr", "smooth_ptr", "proj_down_ptr", "x_down_ptr", "wscales_ptr"), HALF),
+        **dict.fromkeys(("ascales_ptr", "sums_ptr", "factors_ptr", "channel_scales_ptr"), "*fp32"),
+        **dict.fromkeys(("codes_ptr", "weight_codes_ptr"), "*i8"),
+        "qweight_ptr": "*i32",
     }
-    constants = {**_quantizer(gpu), "SHARES": 0}
-    if shares_projection(M, LONG_K, R, gpu):
+    weight = unpack_tile("requantize", N, K)
+    constants = {**_quantizer(gpu), "SHARES": 0, "HAS_CHANNEL_SCALES": True, "SCHEME": "int4", "GROUP_SIZE": 64}
+    constants |= {"WEIGHT_BLOCK_N": weight["BLOCK_N"], "WEIGHT_BLOCK_K": weight["BLOCK_K"]}
+    if shares_projection(LONG_K, R, gpu):
         constants |= {"SHARES": shares_tile(LONG_K, R)["SHARES"], "BLOCK_R": R}
     return "quantize_act_int8", "_quantize_tokens_kernel", pointers, constants
+
+
+def _joined_factors() -> tuple:
+    names = ("proj_down_ptr", "lora_down_ptr", "down_ptr", "proj_up_ptr", "lora_up_ptr", "up_ptr")
+    return "join_factors", "_join_kernel", dict.fromkeys(names, HALF), {"BLOCK": 64, "WIDTH": 64, "num_warps": 4}
 
 
 def _projection(gpu: str) -> tuple:
@@ -95,7 +109,7 @@ def _projection(gpu: str) -> tuple:
 def _weight(kernel: str, op: str, scheme: str, pointers: dict, **constants) -> tuple:
     group_size = {"SCHEME": scheme, "GROUP_SIZE": 16 if scheme == "nvfp4" else 64}
     scales = {"wscales_ptr": "*u8" if scheme == "nvfp4" else HALF, "factors_ptr": "*fp32", "wzeros_ptr": HALF}
-    module = "gemv_w4a16" if op == "gemv" else "unpack_weight"
+    module = {"gemv": "gemv_w4a16", "requantize": "requantize_weight"}.get(op, "unpack_weight")
     return (
         module,
         kernel,
@@ -104,28 +118,22 @@ def _weight(kernel: str, op: str, scheme: str, pointers: dict, **constants) -> t
     )
 
 
-def _gemm(op: str, gpu: str, pointers: dict) -> tuple:
+def _gemm(op: str, gpu: str, pointers: dict, **constants) -> tuple:
     epilogue = {"x_down_ptr": HALF, "proj_up_ptr": HALF, "bias_ptr": HALF, "out_ptr": HALF}
-    return (
-        op,
-        f"_{op}_kernel",
-        {**pointers, **epilogue},
-        {"HAS_BIAS": True, "HAS_RANK": True, **gemm_tile(op, M, K, gpu)},
-    )
+    constants = {"HAS_BIAS": True, "HAS_RANK": True, **gemm_tile(op, M, K, gpu), **constants}
+    return op, f"_{op}_kernel", {**pointers, **epilogue}, constants
+
+
+def _sum_and_gelu(on: bool) -> dict:
+    """The constants that add to the result and put a GELU behind it."""
+    return {"ACCUMULATE": on, "GELU": on} if on else {"ACCUMULATE": on, "GELU": on, "gelu_from": None}
 
 
 def _cases(gpu: str) -> dict:
     """name -> module, kernel, pointer types, constants and options; or a function that says so."""
     int8 = {"qx_ptr": "*i8", "qweight_ptr": "*i8"}
     requantized = {"codes_ptr": "*i8", "channel_scales_ptr": "*fp32"}
-    gemv = {
-        "x_ptr": HALF,
-        "smooth_ptr": HALF,
-        "x_down_ptr": HALF,
-        "proj_up_ptr": HALF,
-        "bias_ptr": HALF,
-        "out_ptr": HALF,
-    }
+    gemv = dict.fromkeys(("x_ptr", "smooth_ptr", "x_down_ptr", "proj_up_ptr", "bias_ptr", "out_ptr"), HALF)
     flags = {
         "PTX": gpu.startswith("sm_"),
         "SHIFT": 0.0,
@@ -140,14 +148,17 @@ def _cases(gpu: str) -> dict:
         "quantize_act float": _groups(gpu, "float"),
         "quantize_act nvfp4": _groups(gpu, "packed", "nvfp4"),
         "quantize_act_int8": _tokens(gpu),
+        "join_factors": _joined_factors(),
         "requantize_weight": _weight("_requantize_kernel", "requantize", "int4", requantized, HAS_CHANNEL_SCALES=False),
         "dequantize_weight": _weight(
             "_dequantize_kernel", "dequantize", "nvfp4", {"proj_up_ptr": HALF, "out_ptr": HALF}
         ),
         "gemv_w4a16": _weight("_gemv_w4a16_kernel", "gemv", "awq", gemv, HAS_SMOOTH=False, **flags),
-        "gemm_w4a8": _gemm("gemm_w4a8", gpu, {**int8, "ascales_ptr": "*fp32", "channel_scales_ptr": "*fp32"}),
         "gemm_w4a4": _gemm("gemm_w4a4", gpu, {**int8, "ascales_ptr": HALF, "wscales_ptr": HALF}),
     }
+    for name, on in (("gemm_w4a8", False), ("gemm_w4a8 sum gelu", True)):
+        pointers = {**int8, "ascales_ptr": "*fp32", "channel_scales_ptr": "*fp32"}
+        cases[name] = _gemm("gemm_w4a8", gpu, pointers, PTX=flags["PTX"], **_sum_and_gelu(on))
     floats = dict.fromkeys(("left_ptr", "inverse_ptr", "scales_ptr", "units_ptr", "errors_ptr"), "*fp32")
     block = {"BLOCK_C": MOST_COLUMNS, "BLOCK_N": CHANNELS, "num_warps": WARPS}
     root = {"JITTER": 1e-11, "BLOCK": quantize_basis.LARGEST, "num_warps": quantize_basis.WARPS}
@@ -178,14 +189,15 @@ def _cases(gpu: str) -> dict:
             constants = {"UNSIGNED": unsigned, "BFLOAT16": True, "HAS_BIAS": True, **tile}
             name = f"gemm_w4a4_native {'unsigned' if unsigned else 'signed'}"
             cases[name] = "gemm_w4a4_native", "_gemm_w4a4_native_kernel", {**int4, **words}, constants
-    if shares_projection(M, LONG_K, R, gpu):
+    if shares_projection(LONG_K, R, gpu):
         cases["project_act"] = _projection(gpu)
     if gpu == "sm_90":
-        cases["gemm_w4a8_hopper"] = _hopper
+        cases["gemm_w4a8_hopper"] = partial(_hopper, False)
+        cases["gemm_w4a8_hopper sum gelu"] = partial(_hopper, True)
     return cases
 
 
-def _hopper() -> tuple:
+def _hopper(sum_and_gelu: bool) -> tuple:
     from triton.experimental.gluon import language as gl
 
     from svdquant_pack.kernels import gemm_w4a8_hopper as hopper
@@ -206,7 +218,7 @@ def _hopper() -> tuple:
         "PROGRAMS": "i32",
     }
     blocks = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "BLOCK_R": block_r, "SWIZZLE_M": 4}
-    constants = {"HAS_BIAS": True, "RANK_STEP": 32, "num_warps": 4, **blocks}
+    constants = {"HAS_BIAS": True, "RANK_STEP": 32, "num_warps": 4, **blocks, **_sum_and_gelu(sum_and_gelu)}
     return "gemm_w4a8_hopper", "_gemm_w4a8_hopper_kernel", arguments, constants
 
 

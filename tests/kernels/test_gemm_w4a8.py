@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from compare import assert_close, assert_same
 from problems import REAL, SMALL, activations, branch, packed_codes, scales
 
 from svdquant_pack.kernels import reference
-from svdquant_pack.kernels.devices import generation
+from svdquant_pack.kernels.devices import generation, takes_ptx
 from svdquant_pack.kernels.gemm_w4a8 import gemm_w4a8
 
 SHAPES = [*SMALL, *(pytest.param(*shape, marks=pytest.mark.gpu) for shape in REAL)]
@@ -70,3 +71,82 @@ def test_rows_of_the_result_may_be_apart(gemm, dtype, device):
     assert out.data_ptr() == wide[:, 64:].data_ptr()
     assert_same(out.contiguous(), gemm(*arguments))
     assert bool((wide[:, :64] == 7).all()) and bool((wide[:, 136:] == 7).all())
+
+
+# In the Hopper kernel 150 rows are a whole tile, a half and a half of nothing; 392 columns a tile and a half of a tile,
+# whose second part begins with the columns from 384 on.
+M, N, K = 150, 392, 192
+
+
+def results_around_one(R, dtype, device):
+    """Arguments whose result has values where a GELU bends, and a bias."""
+    qx = torch.randint(-127, 128, (M, K), device=device, dtype=torch.int16).to(torch.int8)
+    qweight = torch.randint(-127, 128, (N, K), device=device, dtype=torch.int16).to(torch.int8)
+    ascales = torch.rand(M, device=device) + 0.5
+    channel_scales = (torch.rand(N, device=device) + 0.5) / (73**2 * K**0.5)
+    x_down, proj_up = torch.randn(M, R, device=device), torch.randn(N, R, device=device) / max(R, 1) ** 0.5
+    bias = torch.randn(N, device=device)
+    return qx, ascales, qweight, channel_scales, x_down.to(dtype), proj_up.to(dtype), bias.to(dtype)
+
+
+def held_and_out(apart, dtype, device):
+    """What a result holds beforehand, and that in memory whose rows are apart or not, with what lies around it."""
+    held = (2 * torch.randn(M, N, device=device)).to(dtype)
+    around = torch.full((M, N + 128 * apart), 7.0, dtype=dtype, device=device)
+    out = around[:, 64 * apart : 64 * apart + N]
+    out.copy_(held)
+    return held, out, around
+
+
+def gelu_op(device):
+    """The row of the table of tolerances: only the hardware's tanh needs one of its own."""
+    return "gemm_w4a8 behind GELU" if takes_ptx(device) else "gemm_w4a8"
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["dense", "rows apart"])
+@pytest.mark.parametrize("R", [0, 48])
+def test_adds_to_what_the_result_holds(gemm, R, apart, dtype, device):
+    arguments = results_around_one(R, dtype, device)
+    held, out, around = held_and_out(apart, dtype, device)
+    result = gemm(*arguments, out, accumulate=True)
+    assert result.data_ptr() == out.data_ptr() and result.stride() == out.stride()
+    assert_close(out, reference.gemm_w4a8(*arguments, held.clone(), accumulate=True), op="gemm_w4a8")
+    assert around.double().sum() == out.double().sum() + 7 * (around.numel() - out.numel())
+
+
+def test_adds_in_every_run(gemm, dtype, device):
+    """Several tiles of one block and several runs: what is read is what the run before wrote."""
+    arguments = results_around_one(16, dtype, device)
+    held, out, _ = held_and_out(False, dtype, device)
+    for _ in range(3):
+        gemm(*arguments, out, accumulate=True)
+        held = reference.gemm_w4a8(*arguments, held, accumulate=True)
+    assert_close(out, held, op="gemm_w4a8 in three sums")
+
+
+@pytest.mark.parametrize("gelu_from", [0, 1, 72, 128, 256, N - 8, N])
+@pytest.mark.parametrize("R", [0, 48])
+def test_gelu_from_a_column_on(gemm, R, gelu_from, dtype, device):
+    arguments = results_around_one(R, dtype, device)
+    without, result = gemm(*arguments), gemm(*arguments, gelu_from=gelu_from)
+    assert_same(result[:, :gelu_from], without[:, :gelu_from])
+    expected = F.gelu(without.float(), approximate="tanh").to(dtype)
+    assert_close(result[:, gelu_from:], expected[:, gelu_from:], op=gelu_op(device))
+    assert_close(result, reference.gemm_w4a8(*arguments, gelu_from=gelu_from), op=gelu_op(device))
+
+
+@pytest.mark.parametrize("gelu_from", [0, 72, N - 8])
+def test_sum_then_gelu(gemm, gelu_from, dtype, device):
+    arguments = results_around_one(48, dtype, device)
+    held, out, around = held_and_out(True, dtype, device)
+    gemm(*arguments, out, accumulate=True, gelu_from=gelu_from)
+    summed = gemm(*arguments, held.clone(), accumulate=True)
+    assert_same(out[:, :gelu_from], summed[:, :gelu_from])
+    expected = reference.gemm_w4a8(*arguments, held, accumulate=True, gelu_from=gelu_from)
+    assert_close(out, expected, op=gelu_op(device))
+    assert bool((around[:, :64] == 7).all()) and bool((around[:, 64 + N :] == 7).all())
+
+
+def test_a_sum_needs_what_it_adds_to(gemm, dtype, device):
+    with pytest.raises(ValueError, match="out is None"):
+        gemm(*results_around_one(0, dtype, device), accumulate=True)

@@ -1,0 +1,83 @@
+"""What follows the products of a GEMM: its specification in plain torch, for reference.py, and where it goes."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Epilogue(NamedTuple):
+    """What is done with the (M, N) result of a layer; w4a8 does it in its GEMM.
+
+    Args:
+        out: (M, N) of the result's dtype to write to, unit stride along N; None: a new tensor.
+        accumulate: add the result to what out holds.
+        gelu_from: columns from this one on go through GELU (tanh form); None: no GELU.
+    """
+
+    out: Tensor | None = None
+    accumulate: bool = False
+    gelu_from: int | None = None
+
+
+NOTHING_MORE = Epilogue()
+
+
+def settle(result: Tensor, epilogue: Epilogue) -> Tensor:
+    """The epilogue of a finished result, (M, N), which may be written over."""
+    out, accumulate, gelu_from = epilogue
+    if out is None:
+        out = result
+    elif accumulate:
+        out.add_(result)
+    else:
+        out.copy_(result)
+    if gelu_from is not None:
+        columns = out[:, gelu_from:]
+        columns.copy_(F.gelu(columns, approximate="tanh"))
+    return out
+
+
+def destination(out: Tensor | None, accumulate: bool, M: int, N: int, x_down: Tensor) -> Tensor:
+    """out, or if it is None a new (M, N) tensor of x_down's dtype and device; ValueError if accumulate needs out."""
+    if out is None and accumulate:
+        raise ValueError("accumulate adds to what out holds, but out is None: pass out, or leave accumulate off")
+    return torch.empty((M, N), dtype=x_down.dtype, device=x_down.device) if out is None else out
+
+
+def finish(
+    products: Tensor,
+    x_down: Tensor,
+    proj_up: Tensor,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+    accumulate: bool = False,
+    gelu_from: int | None = None,
+) -> Tensor:
+    """products + x_down @ proj_up.T + bias [+ out], columns from gelu_from on through GELU.
+
+    Args:
+        products: (M, N) float32. x_down: (M, R), proj_up: (N, R), bias: (N,) or None.
+        out: (M, N) of x_down.dtype to write to; None: a new tensor.
+        accumulate: add what out holds, in float32, before the one rounding.
+        gelu_from: columns from this one on, 0...N, rounded as the others, then go through GELU (tanh form, float32) and
+            are rounded again. None: no GELU.
+
+    Returns:
+        out, (M, N) of x_down.dtype.
+
+    Raises:
+        ValueError: accumulate without out.
+    """
+    result = destination(out, accumulate, *products.shape, x_down)
+    total = products + x_down.float() @ proj_up.float().T
+    if bias is not None:
+        total = total + bias.float()
+    if accumulate:
+        total = total + result.float()
+    result.copy_(total)
+    if gelu_from is not None:
+        columns = result[:, gelu_from:]
+        columns.copy_(F.gelu(columns.float(), approximate="tanh"))
+    return result
