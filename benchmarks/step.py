@@ -153,8 +153,9 @@ def _quantized_model(mode: str, options: argparse.Namespace):
     layouts = {f"{name}.{LAYOUT_KEY}" for name in linears(options.depth, options.singles, options.hidden)}
     if missing or set(unexpected) - layouts:
         raise SystemExit(f"The host's model has changed: {missing[:3]} missing, {unexpected[:3]} unexpected.")
-    if wants_folding(folds_gelu(device)):
-        fold_gelus(model)
+    where = wants_folding(folds_gelu(device, mode))
+    if where:
+        fold_gelus(model, where)
     return model
 
 

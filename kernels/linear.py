@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import reference, torch_path
 from .devices import FP4_GENERATIONS, INT4_GENERATIONS, generation, why_no_triton
+from .epilogue import NOTHING_MORE, Epilogue, settle
 from .format import RANK_MULTIPLE
 from .ladder import climb, say_once
 
@@ -71,15 +72,15 @@ def _linear(
         "channel_scales": channel_scales,
     }
     tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
-    return _run(x, tensors, scheme, compute, bias, act_unsigned, gelu, None)
+    return _run(x, tensors, scheme, compute, bias, act_unsigned, gelu, NOTHING_MORE)
 
 
-def _run(x, tensors, scheme, compute, bias, act_unsigned, gelu, out) -> Tensor:
-    """The result of the first step that works, written to `out` where that step can, otherwise a new tensor."""
+def _run(x, tensors, scheme, compute, bias, act_unsigned, gelu, epilogue) -> Tensor:
+    """The result of the first step that works."""
     if x.shape[0] == 0:
-        return x.new_empty((0, tensors["qweight"].shape[0]))
+        return x.new_empty((0, tensors["qweight"].shape[0])) if epilogue.out is None else epilogue.out
     if x.device.type == "cpu":
-        return _reference_linear(x, tensors, scheme, compute, bias, act_unsigned, gelu)
+        return settle(_reference_linear(x, tensors, scheme, compute, bias, act_unsigned, gelu), epilogue)
     steps = []
     problem = why_no_triton(x.device)
     if problem is None and x.dtype == torch.float32:
@@ -89,16 +90,18 @@ def _run(x, tensors, scheme, compute, bias, act_unsigned, gelu, out) -> Tensor:
     else:
         from . import triton_path
 
-        make_steps = {
-            "w4a4": triton_path.steps_w4a4,
-            "w4a8": triton_path.steps_w4a8,
-            "w4a16": triton_path.steps_w4a16,
-        }[_mode(scheme, compute)]
-        steps = make_steps(x, tensors, scheme, bias, act_unsigned, gelu, out)
-    steps.append(
-        (f"{compute} in plain torch", lambda: _torch_linear(x, tensors, scheme, compute, bias, act_unsigned, gelu))
-    )
-    return climb(x.device, steps)
+        operands = x, tensors, scheme, bias, act_unsigned, gelu
+        mode = _mode(scheme, compute)
+        if mode == "w4a8":
+            steps = triton_path.steps_w4a8(*operands, epilogue)
+        else:
+            plain = triton_path.steps_w4a4(*operands) if mode == "w4a4" else triton_path.steps_w4a16(*operands)
+            steps = [(name, lambda step=step: settle(step(), epilogue)) for name, step in plain]
+
+    def in_torch() -> Tensor:
+        return settle(_torch_linear(x, tensors, scheme, compute, bias, act_unsigned, gelu), epilogue)
+
+    return climb(x.device, [*steps, (f"{compute} in plain torch", in_torch)])
 
 
 def _mode(scheme: str, compute: str) -> str:
@@ -204,7 +207,7 @@ def svdquant_linear(
     lora_up: Tensor | None = None,
     act_unsigned: bool = False,
     gelu: bool = False,
-    out: Tensor | None = None,
+    epilogue: Epilogue = NOTHING_MORE,
 ) -> Tensor:
     """An int4, nvfp4 or int8 SVDQuant part applied to activations.
 
@@ -220,10 +223,10 @@ def svdquant_linear(
         lora_down, lora_up: (K, r) and (N, r), strength included, or None; they ride in the low-rank branch.
         act_unsigned: the stored bias expects the GELU shift; int4 activation codes are 0...15.
         gelu: apply GELU (tanh) to x first.
-        out: (M, N) of x.dtype, unit stride along N, for the result; None: a new tensor.
+        epilogue: what is done with the result; see Epilogue.
 
     Returns:
-        (M, N) of x.dtype, `out` if given.
+        (M, N) of x.dtype, the epilogue's `out` if given.
 
     Raises:
         ValueError: compute is none of COMPUTE_MODES.
@@ -238,10 +241,9 @@ def svdquant_linear(
     if torch.compiler.is_compiling():
         required = tensors["qweight"], tensors["wscales"], tensors["smooth_factor"], proj_down, proj_up
         optional = tensors.get("wtscale"), tensors.get("wcscales"), tensors.get("channel_scales"), bias
-        result = _linear_op(x, *required, *optional, scheme, compute, act_unsigned, gelu)
-    else:  # the dispatcher would only add time
-        result = _run(x, {**tensors, **factors}, scheme, compute, bias, act_unsigned, gelu, out)
-    return result if out is None or result is out else out.copy_(result)
+        return settle(_linear_op(x, *required, *optional, scheme, compute, act_unsigned, gelu), epilogue)
+    # the dispatcher would only add time
+    return _run(x, {**tensors, **factors}, scheme, compute, bias, act_unsigned, gelu, epilogue)
 
 
 def awq_linear(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .devices import FP4_GENERATIONS, INT4_GENERATIONS, generation
+from .epilogue import Epilogue
 from .gemm_nvfp4 import gemm_nvfp4
 from .gemm_w4a4 import gemm_w4a4
 from .gemm_w4a8 import gemm_w4a8
@@ -53,7 +54,6 @@ def steps_w4a4(
     bias: Tensor | None,
     act_unsigned: bool,
     gelu: bool,
-    _out: Tensor | None = None,
 ) -> Steps:
     """Exact 4-bit codes on both sides."""
     smooth_factor, proj_down, proj_up = tensors["smooth_factor"], tensors["proj_down"], tensors["proj_up"]
@@ -106,9 +106,9 @@ def steps_w4a8(
     bias: Tensor | None,
     act_unsigned: bool,
     gelu: bool,
-    out: Tensor | None = None,
+    epilogue: Epilogue,
 ) -> Steps:
-    """Int8 activations per token, weights brought to int8 per channel; those of an int8 layer are. Result in out."""
+    """Int8 activations per token, weights brought to int8 per channel; those of an int8 layer are."""
     proj_up, mode = tensors["proj_up"], "w8a8" if scheme == "int8" else "w4a8"
 
     def with_gemm(gemm: Callable[..., Tensor]) -> Tensor:
@@ -121,7 +121,7 @@ def steps_w4a8(
             qx, ascales, x_down, *weight = quantize_with_weight(
                 *operands, {**packed, "scheme": scheme, **_extra(tensors)}
             )
-        return gemm(qx, ascales, *weight, x_down, proj_up, bias, out)
+        return gemm(qx, ascales, *weight, x_down, proj_up, bias, *epilogue)
 
     def hopper() -> Tensor:
         from .gemm_w4a8_hopper import gemm_w4a8_hopper
@@ -130,6 +130,7 @@ def steps_w4a8(
 
     steps: Steps = [(f"{mode} on int8 tensor cores", lambda: with_gemm(gemm_w4a8))]
     N, R = proj_up.shape
+    out = epilogue.out
     whole_rows = N % 8 == 0 and R % 8 == 0 and (out is None or (out.data_ptr() | 2 * out.stride(0)) % 16 == 0)
     if generation(x.device) == "sm_90" and fills_hopper(x.shape[0], N) and whole_rows:
         steps.insert(0, (f"{mode} on Hopper's asynchronous tensor cores", hopper))
@@ -143,7 +144,6 @@ def steps_w4a16(
     bias: Tensor | None,
     act_unsigned: bool,
     gelu: bool,
-    _out: Tensor | None = None,
 ) -> Steps:
     """Activations in 16 bits; int8 weights have no kernel of their own for it."""
     if scheme == "int8":

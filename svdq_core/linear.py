@@ -5,6 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..kernels.epilogue import Epilogue, settle
 from ..kernels.format import GELU_SHIFT
 from ..kernels.linear import awq_linear, dequantize, svdquant_linear
 from ..kernels.replay import replayed
@@ -25,11 +26,14 @@ def _blob_linear(
     layout: str,
     compute: str,
     gelu_from: int | None,
+    gelu_out_from: int | None,
 ) -> Tensor:
     def run() -> Tensor:
-        return apply_layer(_layout(layout).read(blob, bias), x, compute, lora_down, lora_up, gelu_from)
+        layer = _layout(layout).read(blob, bias)
+        return apply_layer(layer, x, compute, lora_down, lora_up, gelu_from, gelu_out_from)
 
-    return replayed((layout, compute, gelu_from), (x, blob, bias, lora_down, lora_up), run)
+    situation = layout, compute, gelu_from, gelu_out_from
+    return replayed(situation, (x, blob, bias, lora_down, lora_up), run)
 
 
 # One operation for a whole host Linear: torch.compile sees neither views of the blob nor parts.
@@ -50,6 +54,7 @@ def apply_blob(
     lora_down: Tensor | None = None,
     lora_up: Tensor | None = None,
     gelu_from: int | None = None,
+    gelu_out_from: int | None = None,
 ) -> Tensor:
     """apply_layer for the layer that a blob holds, without making views of it again in every step.
 
@@ -57,7 +62,7 @@ def apply_blob(
         blob: (bytes,) uint8 on the device of x. layout: BlobLayout.to_json of it. Others as apply_layer.
     """
     run = _blob_linear_op if torch.compiler.is_compiling() else _blob_linear
-    return run(x, blob, bias, lora_down, lora_up, layout, compute, gelu_from)
+    return run(x, blob, bias, lora_down, lora_up, layout, compute, gelu_from, gelu_out_from)
 
 
 def apply_layer(
@@ -67,6 +72,7 @@ def apply_layer(
     lora_down: Tensor | None = None,
     lora_up: Tensor | None = None,
     gelu_from: int | None = None,
+    gelu_out_from: int | None = None,
 ) -> Tensor:
     """Run a layer on activations.
 
@@ -76,33 +82,31 @@ def apply_layer(
         lora_down, lora_up: (in_features, r) and (out_features, r), strength included, or None.
         gelu_from: the layer applies a GELU (tanh) to its input from this column on, at which a part begins; None: to
             no column.
+        gelu_out_from: the layer applies a GELU (tanh) to its result from this column on; None: to no column.
 
     Returns:
         (..., out_features) of x.dtype.
     """
     tokens = x.reshape(-1, layer.in_features)
-    if len(layer.parts) == 1:
-        out = _apply_part(layer.parts[0], tokens, compute, layer.bias, lora_down, lora_up, gelu_from == 0)
-        return out.view(*x.shape[:-1], layer.out_features)
-    out = None
-    if layer.parts[0].columns == (0, layer.in_features):  # parts on rows write next to each other
-        out = tokens.new_empty((tokens.shape[0], layer.out_features))
-    pieces = []
+    out = None if len(layer.parts) == 1 else tokens.new_empty((tokens.shape[0], layer.out_features))
+    sums_up = layer.parts[0].columns != (0, layer.in_features)  # parts on columns; others write next to each other
     last = layer.parts[-1]
     for part in layer.parts:
         bias = None
-        # parts on columns sum up: the bias of the layer enters once, with the last of them
-        if layer.bias is not None and (part.in_features == layer.in_features or part is last):
+        if layer.bias is not None and (not sums_up or part is last):  # the bias enters a sum once
             bias = layer.bias[part.rows[0] : part.rows[1]]
         columns = tokens[:, part.columns[0] : part.columns[1]]  # strided rows: every path takes them
         down = None if lora_down is None else lora_down[part.columns[0] : part.columns[1]]
         up = None if lora_up is None else lora_up[part.rows[0] : part.rows[1]]
         gelu = gelu_from is not None and part.columns[0] >= gelu_from
         place = None if out is None else out[:, part.rows[0] : part.rows[1]]
-        pieces.append(_apply_part(part, columns, compute, bias, down, up, gelu, place))
-        if out is None and len(pieces) == 2:
-            pieces = [pieces[0].add_(pieces[1])]
-    out = pieces[0] if out is None else out
+        behind = None
+        if gelu_out_from is not None and gelu_out_from < part.rows[1] and (not sums_up or part is last):
+            behind = max(gelu_out_from - part.rows[0], 0)
+        epilogue = Epilogue(place, sums_up and part.columns[0] > 0, behind)
+        result = _apply_part(part, columns, compute, bias, down, up, gelu, epilogue)
+        out = result if out is None else out
+    assert out is not None, "a layer has parts"
     return out.view(*x.shape[:-1], layer.out_features)
 
 
@@ -114,18 +118,17 @@ def _apply_part(
     lora_down: Tensor | None,
     lora_up: Tensor | None,
     gelu: bool,
-    out: Tensor | None = None,
+    epilogue: Epilogue,
 ) -> Tensor:
-    """One part; written to `out` if given."""
+    """One part, and what is done with its result."""
     own = part.get("bias")
     if own is not None:
         bias = own if bias is None else bias + own
     if part.scheme == "awq":
         down, up = (_join(part.get("proj_down"), lora_down), _join(part.get("proj_up"), lora_up))
-        result = awq_linear(x, part.tensors, bias, down, up)
-        return result if out is None else out.copy_(result)
+        return settle(awq_linear(x, part.tensors, bias, down, up), epilogue)
     arguments = x, part.tensors, part.scheme, compute, bias, lora_down, lora_up, part.act_unsigned, gelu
-    return svdquant_linear(*arguments, out)
+    return svdquant_linear(*arguments, epilogue)
 
 
 def _join(own: Tensor | None, added: Tensor | None) -> Tensor | None:

@@ -26,9 +26,9 @@ def resolve_compute(choice: str, precision: str, device: torch.device) -> tuple[
     return choice, "chosen by the user"
 
 
-def folds_gelu(device: torch.device) -> bool:
-    """Whether layers on a device had better apply the GELU in front of them themselves."""
-    return generation_folds_gelu(generation(device))
+def folds_gelu(device: torch.device, compute: str) -> str | None:
+    """Which layer had better compute a GELU between two on a device: "output" of the first, "input" of the second."""
+    return generation_folds_gelu(generation(device), compute)
 
 
 def with_derived(layer: QuantizedLayer, compute: str, device: torch.device) -> QuantizedLayer:

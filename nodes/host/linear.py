@@ -45,6 +45,7 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         self.layout: BlobLayout | None = None
         self.layout_text = ""  # the same as JSON
         self.gelu_from: int | None = None  # first input column to which the layer applies a GELU; see fold.py
+        self.gelu_out_from: int | None = None  # and first column of its result
         self.lora: LoraPlan | None = None
         self.lora_spares: dict[tuple, dict[str, Tensor]] = {}  # signature -> tensors, while hooks switch LoRAs
         self.saved_as: tuple[Tensor, BlobLayout] | None = None  # while the host saves: the blob that it shall see
@@ -139,15 +140,17 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         )
         try:  # an exception must not leave a paged weight pinned
             layer = weight, self.layout_text, bias
+            gelu_from, gelu_out_from = self.gelu_from, self.gelu_out_from
             if self.lora is None:
-                return apply_blob(*layer, x, self.compute, gelu_from=self.gelu_from)
-            gelu_from = self.gelu_from
-            if gelu_from is not None and self.lora.reads_input:
-                x, gelu_from = with_gelu(x, gelu_from), None
+                return apply_blob(*layer, x, self.compute, gelu_from=gelu_from, gelu_out_from=gelu_out_from)
+            if self.lora.reads_input:  # it adds to the result, too
+                x, gelu_from, gelu_out_from = with_gelu(x, gelu_from), None, None
             # a layer that the host keeps on the CPU has its factors there as well
             factors = [self.lora_tensor(name, x.device) for name in ("lora_down", "lora_up")]
-            out = apply_blob(*layer, x, self.compute, *factors, gelu_from=gelu_from)
-            return add_lora(out, x, self.lora, self.lora_tensors())
+            out = apply_blob(*layer, x, self.compute, *factors, gelu_from=gelu_from, gelu_out_from=gelu_out_from)
+            if self.lora.reads_input:
+                out = with_gelu(add_lora(out, x, self.lora, self.lora_tensors()), self.gelu_out_from)
+            return out
         finally:
             comfy.ops.uncast_bias_weight(self, weight, bias, stream)
 
@@ -169,8 +172,10 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
             self.register_buffer(name, tensor, persistent=False)
 
 
-def with_gelu(x: Tensor, start: int) -> Tensor:
-    """x with a GELU (tanh) applied from a column on."""
+def with_gelu(x: Tensor, start: int | None) -> Tensor:
+    """x with a GELU (tanh) applied from a column on; None: to no column."""
+    if start is None:
+        return x
     changed = torch.nn.functional.gelu(x[..., start:], approximate="tanh")
     return changed if start == 0 else torch.cat((x[..., :start], changed), dim=-1)
 

@@ -66,8 +66,9 @@ def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = Fal
             f"ComfyUI does not recognise this {model.architecture.title} model. Supported: {SUPPORTED}. "
             "Update ComfyUI, or check that the file is complete."
         )
-    if wants_folding(folds_gelu(device)):
-        fold_gelus(patcher.model)
+    where = wants_folding(folds_gelu(device, compute))
+    if where:
+        fold_gelus(patcher.model, where)
     patcher = adopt(patcher)
     # on the model, which all clones share: what a file needs beyond the weights
     patcher.model.svdquant_architecture = model.architecture

@@ -6,6 +6,7 @@ from compare import assert_close, assert_same
 from problems import REAL, activations, int4_layer, int8_layer, nvfp4_layer, packed_codes, scales
 
 from svdquant_pack.kernels import linear, reference, torch_path
+from svdquant_pack.kernels.epilogue import Epilogue
 from svdquant_pack.kernels.linear import COMPUTE_MODES, awq_linear, choose_compute, svdquant_linear
 
 LAYERS = {"int4": int4_layer, "nvfp4": nvfp4_layer, "int8": int8_layer}
@@ -149,10 +150,28 @@ def test_no_tokens_give_no_rows(dtype, device):
 def test_the_result_goes_where_it_is_wanted(compute, scheme, dtype, device):
     x, tensors = activations(19, 192, dtype, device), LAYERS[scheme](72, 192, 16, dtype, device)
     wide = torch.full((19, 200), 7.0, dtype=dtype, device=device)
-    out = svdquant_linear(x, tensors, scheme, compute, out=wide[:, 64:136])
+    out = svdquant_linear(x, tensors, scheme, compute, epilogue=Epilogue(wide[:, 64:136]))
     assert_same(wide[:, 64:136].contiguous(), svdquant_linear(x, tensors, scheme, compute))
     assert out.data_ptr() == wide[:, 64:].data_ptr()
     assert bool((wide[:, :64] == 7).all()) and bool((wide[:, 136:] == 7).all())
+
+
+@pytest.mark.parametrize("compute", COMPUTE_MODES)
+@pytest.mark.parametrize("scheme", LAYERS)
+def test_a_sum_and_a_gelu_behind_the_layer(compute, scheme, dtype, device):
+    """In the w4a8 kernels a part of the product, elsewhere after it, from a result already rounded."""
+    x, tensors = activations(19, 192, dtype, device).clamp(-9, 9), LAYERS[scheme](72, 192, 16, dtype, device)
+    before = torch.randn(19, 72, device=device).to(dtype)
+    plain = svdquant_linear(x, tensors, scheme, compute).float()
+    wanted = plain + before.float()
+    wanted[:, 40:] = torch.nn.functional.gelu(wanted[:, 40:], approximate="tanh")
+    out = svdquant_linear(x, tensors, scheme, compute, epilogue=Epilogue(before, accumulate=True, gelu_from=40))
+    assert out.data_ptr() == before.data_ptr()
+    assert_close(out, wanted, op="16-bit product")
+    wanted = plain
+    wanted[:, 40:] = torch.nn.functional.gelu(wanted[:, 40:], approximate="tanh")
+    out = svdquant_linear(x, tensors, scheme, compute, epilogue=Epilogue(gelu_from=40))
+    assert_close(out, wanted, op="16-bit product")
 
 
 def test_a_transposed_input_is_as_good(dtype, device):

@@ -1,4 +1,4 @@
-"""GELUs folded into the layer behind them: the same pictures and keys, every kind of LoRA, and a switch."""
+"""GELUs folded into a layer beside them: the same pictures and keys, every kind of LoRA, and a switch."""
 
 import pytest
 import torch
@@ -28,11 +28,13 @@ def folded(model) -> list[str]:
 
 @pytest.fixture(params=["w4a4", "w4a8", "w4a16"])
 def pair(request, host, monkeypatch):
+    """With folded GELUs, into the layer behind or (w4a8) in front of them, and without."""
     return [load(host, monkeypatch, request.param, switch) for switch in ("1", "0")]
 
 
-def test_every_gelu_of_the_blocks_is_folded(host, monkeypatch):
-    model = load(host, monkeypatch, switch="1")
+@pytest.mark.parametrize(("compute", "where"), [("w4a8", "output"), ("w4a4", "input")])
+def test_every_gelu_of_the_blocks_is_folded(compute, where, host, monkeypatch):
+    model = load(host, monkeypatch, compute, switch="1")
     names = folded(model)
     assert sorted(name.removeprefix("diffusion_model.") for name in names) == [
         "double_blocks.0.img_mlp.1",
@@ -40,8 +42,10 @@ def test_every_gelu_of_the_blocks_is_folded(host, monkeypatch):
         "single_blocks.0.mlp_act",
     ]
     blocks = model.model.diffusion_model
-    assert blocks.double_blocks[0].img_mlp[2].gelu_from == 0
-    assert blocks.single_blocks[0].linear2.gelu_from == 256
+    mlp, single = blocks.double_blocks[0].img_mlp, blocks.single_blocks[0]
+    front = [mlp[0].gelu_out_from, single.linear1.gelu_out_from]
+    behind = [mlp[2].gelu_from, single.linear2.gelu_from]
+    assert (front, behind) == (([0, 768], [None, None]) if where == "output" else ([None, None], [0, 256]))
     plain = load(host, monkeypatch, switch="0")
     assert folded(plain) == []
     assert model.model.state_dict().keys() == plain.model.state_dict().keys()
@@ -57,7 +61,8 @@ def test_the_mlps_of_pixart_are_folded(host, monkeypatch):
     with torch.inference_mode():
         model = load_model(str(path), "w4a8")
     assert folded(model) == ["diffusion_model.blocks.0.mlp.act"]
-    assert model.model.diffusion_model.blocks[0].mlp.fc2.gelu_from == 0
+    mlp = model.model.diffusion_model.blocks[0].mlp
+    assert (mlp.fc1.gelu_out_from, mlp.fc2.gelu_from) == (0, None)
     path.unlink()
 
 
@@ -67,7 +72,7 @@ def test_the_picture_stays(pair):
 
 
 @pytest.mark.parametrize("kind", ["low rank", "LoKr", "DoRA", "difference"])
-def test_loras_see_the_input_behind_the_gelu(pair, add, kind):
+def test_loras_see_and_change_what_they_should(pair, add, kind):
     lora = diffusers_lora(5) if kind == "low rank" else adapter_file(kind)
     with_fold, without = (sample_flux(add(model, lora)) for model in pair)
     assert relative_error(with_fold, sample_flux(pair[0])) > 0.01
@@ -91,19 +96,20 @@ def test_the_usual_setting_is_the_kernels_table(host, monkeypatch):
     from svdquant_pack.nodes.host import model as host_model
 
     usual = load(host, monkeypatch)
-    assert len(folded(usual)) == (3 if host_model.folds_gelu(usual.load_device) else 0)
-    monkeypatch.setattr(host_model, "folds_gelu", lambda device: True)
-    assert len(folded(load(host, monkeypatch))) == 3
-    monkeypatch.setattr(host_model, "folds_gelu", lambda device: False)
-    assert folded(load(host, monkeypatch)) == []
+    assert len(folded(usual)) == (3 if host_model.folds_gelu(usual.load_device, "w4a8") else 0)
+    for where, count in (("output", 3), ("input", 3), (None, 0)):
+        monkeypatch.setattr(host_model, "folds_gelu", lambda device, compute, where=where: where)
+        assert len(folded(load(host, monkeypatch))) == count
     assert len(folded(load(host, monkeypatch, switch="1"))) == 3
+    assert folded(load(host, monkeypatch, switch="0")) == []
 
 
-def test_a_layer_in_16_bits_keeps_its_gelu(host, monkeypatch):
+@pytest.mark.parametrize(("where", "index"), [("output", 0), ("input", 2)])
+def test_a_layer_in_16_bits_keeps_its_gelu(where, index, host, monkeypatch):
     model = load(host, monkeypatch, switch="0")
     mlp = model.model.diffusion_model.double_blocks[0].img_mlp
-    mlp[2].layout = None
-    assert fold.fold_gelus(model.model) == 2
+    mlp[index].layout = None
+    assert fold.fold_gelus(model.model, where) == 2
     assert isinstance(mlp[1], torch.nn.GELU)
 
 
