@@ -136,7 +136,7 @@ def _dense_model(options: argparse.Namespace):
 def _quantized_model(mode: str, options: argparse.Namespace):
     import torch
 
-    from svdquant_pack.nodes.host.fold import fold_gelus, wants_folding
+    from svdquant_pack.nodes.host.fold import fold_gelus, speed_up_gelus, wants_folding
     from svdquant_pack.nodes.host.linear import LAYOUT_KEY, layout_to_tensor, operations
     from svdquant_pack.svdq_core.runtime import folds_gelu, with_derived
 
@@ -156,6 +156,7 @@ def _quantized_model(mode: str, options: argparse.Namespace):
     where = wants_folding(folds_gelu(device, mode))
     if where:
         fold_gelus(model, where)
+    speed_up_gelus(model)
     return model
 
 

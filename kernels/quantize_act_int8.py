@@ -186,7 +186,7 @@ def _quantize(
     x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)
     gpu, sums = generation(x.device), x_down
     if tile is None and shares_projection(K, R, gpu):
-        tile = shares_tile(K, R)
+        tile = shares_tile(M, K, R)
     if tile is not None and "SHARES" in tile:
         sums, shares = project_act(x, smooth_factor, proj_down, act_unsigned, gelu, tile), tile["SHARES"]
         tile = {**quantizer_tile(K, 0), "BLOCK_R": power_of_2(R)}

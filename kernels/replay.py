@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .ladder import say_once, steps_left_behind
+from .ladder import logger, say_once, steps_left_behind
 
 SWITCH = "SVDQUANT_REPLAY"  # environment: 0 records nothing
 ALIGNMENT = 16  # bytes; kernels are compiled for pointers that are multiples of it
@@ -27,31 +27,8 @@ SCRATCH_ALIGNMENT = 256  # bytes, as torch's allocator gives them out
 ATTEMPTS = 3  # calls in one situation that may leave no recording: first ones also check kernels and step down ladders
 LARGEST_COUNT = 1024  # recordings kept by a thread
 
-# operations that allocate or look at memory and compute nothing
-_FREE = frozenset(
-    f"aten::{name}"
-    for name in (
-        "alias",
-        "as_strided",
-        "detach",
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "expand",
-        "new_empty",
-        "new_empty_strided",
-        "permute",
-        "select",
-        "slice",
-        "split",
-        "split_with_sizes",
-        "squeeze",
-        "t",
-        "transpose",
-        "unsqueeze",
-        "view",
-    )
-)
+# operations that allocate and compute nothing
+_ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided")
 
 
 class _Thread(threading.local):
@@ -83,8 +60,12 @@ class Recorder(TorchDispatchMode):
         return super().__exit__(*exception)
 
     def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
-        self.complete &= function._schema.name in _FREE
-        return function(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        name = function._schema.name
+        if name not in _ALLOCATIONS and (function._schema.is_mutable or not _is_view(result, args)):
+            logger.debug("%s cannot be issued again by address", name)
+            self.complete = False
+        return result
 
 
 def note_launch(compiled: Any | None, grid: tuple[int, ...], arguments: tuple, constants: tuple) -> None:
@@ -101,6 +82,15 @@ def note_launch(compiled: Any | None, grid: tuple[int, ...], arguments: tuple, c
         recorder.complete = False
     else:
         recorder.launches.append((compiled, grid, arguments, constants))
+
+
+def _is_view(result: Any, arguments: tuple) -> bool:
+    """Whether an operation only looked at its first argument's memory."""
+    results = result if isinstance(result, (tuple, list)) else (result,)
+    source = arguments[0] if arguments else None
+    return isinstance(source, Tensor) and all(
+        isinstance(t, Tensor) and t.untyped_storage().data_ptr() == source.untyped_storage().data_ptr() for t in results
+    )
 
 
 class _Address:

@@ -47,12 +47,15 @@ def shares_projection(K: int, R: int, gpu: str) -> bool:
 
 
 @cache
-def shares_tile(K: int, R: int) -> dict[str, int]:
+def shares_tile(M: int, K: int, R: int) -> dict[str, int]:
     """Tile of project_act.py: SHARES programs for BLOCK_M tokens, each with steps of BLOCK_K."""
+    # H200, rank 32, both passes with the weight, 4, 8 and 16 shares: M = 4608, 3072 -> 12288 0.043, 0.046 and 0.061 ms,
+    # 12288 -> 3072 0.118, 0.122 and 0.149; M = 512 0.032, 0.028, 0.028 and 0.064, 0.046, 0.043.
     # H200, M = 4608, R = 32, K = 12288, this kernel alone: 64 x 64 with 4 and 8 shares 0.0501 and 0.0522 ms (behind a
     # GELU 0.103 and 0.087), 64 x 128 with 3 stages 0.0550 and 0.0635, 128 x 64 with 8 warps 0.0641 and 0.0646.
     block_k = _divisor(K, 64)
-    shares = next(n for n in (8, 4, 3, 2, 1) if K // block_k % n == 0)
+    wanted = 4 if M >= 2048 else 16 if K >= 8192 else 8
+    shares = next(n for n in (wanted, 8, 4, 3, 2, 1) if n <= wanted and K // block_k % n == 0)
     return {
         "SHARES": shares,
         "BLOCK_M": 64,
@@ -69,9 +72,8 @@ def folds_gelu(gpu: str, compute: str) -> str | None:
     Returns:
         "output": the layer in front, behind its product; "input": the layer behind, while it quantizes; None: neither.
     """
-    # H200, FLUX.1-dev at 1024 x 1024: the host's own GELUs take 7.3 ms of a step of 162 ms, half of that because they
-    # read columns of a wider matrix. M = 4608, K = 12288: 0.158 ms for GELU and int8 quantizer, 0.146 in one, 0.095 for
-    # the quantizer alone. Other generations and modes were not timed; the w4a4 quantizer of Hopper is slower with it.
+    # H200, M = 4608, K = 12288: 0.158 ms for GELU and int8 quantizer, 0.146 in one, 0.095 for the quantizer alone.
+    # Other generations and modes were not timed; the w4a4 quantizer of Hopper is slower with a GELU inside.
     if compute == "w4a8":
         return "output"
     return None if gpu == "sm_90" else "input"
@@ -122,9 +124,11 @@ def unpack_tile(op: str, N: int, K: int) -> dict[str, int]:
     # channel scales known 0.0184 and 0.0210), 16 x 256 0.0328 and 0.0646; dequantize 0.028 to 0.029 with every tile
     # tried.
     # 1152 x 1152 and 4608 x 1152, channel scales known: 16 x 128 0.0039 and 0.0048, 4 x 128 0.0057 and 0.0080.
-    elements, columns = {"requantize": (2048, 1024), "dequantize": (4096, 256), "gemv": (4096, 256)}[op]
+    elements, columns = {"requantize": (2048, 1024), "dequantize": (4096, 256), "gemv": (1024, 256)}[op]
+    # gemv of one token, 3072 -> 18432 and 9216: 4 x 256 with one warp 0.0297 and 0.0175, 16 x 256 with four 0.0344 and
+    # 0.0193, 64 x 64 0.0467 and 0.0409.
     block_k = _divisor(K, columns)
-    return {"BLOCK_N": max(4, elements // block_k), "BLOCK_K": block_k, "num_warps": 4}
+    return {"BLOCK_N": max(4, elements // block_k), "BLOCK_K": block_k, "num_warps": 1 if op == "gemv" else 4}
 
 
 def _tile(m: int, n: int, k: int, warps: int, stages: int, **more: int) -> dict[str, int]:

@@ -1,7 +1,9 @@
 """GELUs that a layer in front of them or behind them computes itself: one pass over the activations less.
 
 Modules keep their names and their order. Where a GELU stood now stands one that passes its input on; the layer knows
-from which column of its result, or of its input, on a GELU is missing.
+from which column of its result, or of its input, on a GELU is missing. FLUX's single blocks keep theirs, as a kernel:
+it gathers columns of a wider matrix, and what stands behind it, a torch.cat, is four times as slow where they are apart
+(H200, 4608 tokens: 0.286 against 0.071 ms).
 """
 
 import os
@@ -10,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...svdq_core.linear import gelu_of_rows
 from .linear import SVDQuantLinear
 
 SWITCH = "SVDQUANT_FOLD_GELU"  # environment: 0 folds nowhere, 1 also where it is not known to be faster
@@ -20,6 +23,16 @@ class FoldedGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x
+
+
+class KernelGELU(nn.GELU):
+    """GELU of rows that may be apart, by a kernel on GPUs for which there are some."""
+
+    def __init__(self):
+        super().__init__("tanh")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gelu_of_rows(x)
 
 
 def wants_folding(usual: str | None) -> str | None:
@@ -37,40 +50,38 @@ def fold_gelus(model: nn.Module, where: str) -> int:
     Args:
         where: "output": to the layer in front; "input": to the layer behind, if it can apply it.
     """
-    found = list(_gelus(model))
     count = 0
-    for owner, name, front, behind in found:
-        (linear, start) = front if where == "output" else behind
-        if not isinstance(linear, SVDQuantLinear):
+    for owner, name, front, behind in list(_gelus(model)):
+        linear = getattr(owner, front if where == "output" else behind)
+        if not isinstance(linear, SVDQuantLinear) or not linear.can_apply_gelu(where):
             continue
-        if where == "output" and linear.quantized:
-            linear.gelu_out_from = start
-        elif where == "input" and linear.can_apply_gelu(start):
-            linear.gelu_from = start
-        else:
-            continue
+        linear.gelu = where
         setattr(owner, name, FoldedGELU())
         count += 1
     return count
 
 
-def _gelus(model: nn.Module) -> Iterator[tuple[nn.Module, str, tuple[Any, int], tuple[Any, int]]]:
-    """(what holds the GELU, its name there, the layer in front and behind, each with the first column it is for)."""
-    module: Any  # its attributes are the host's
+def speed_up_gelus(model: nn.Module) -> None:
+    """Let a kernel compute the GELUs that stay in FLUX's single blocks."""
+    for module in model.modules():
+        if _is_gelu(getattr(module, "mlp_act", None)):
+            module.mlp_act = KernelGELU()
+
+
+def _is_gelu(module: Any) -> bool:
+    return type(module) is nn.GELU and module.approximate == "tanh"
+
+
+def _gelus(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, str]]:
+    """(what holds a GELU, its name there, the names of the layers in front of it and behind it)."""
     for module in model.modules():
         if isinstance(module, nn.Sequential):
             names = list(module._modules)
-            candidates = [(b, (a, 0), (c, 0)) for a, b, c in zip(names, names[1:], names[2:], strict=False)]
-        elif hasattr(module, "mlp_act") and hasattr(module, "linear2"):  # FLUX: attention's share stands in front
-            size = module.mlp_hidden_dim
-            front, behind = module.linear1.out_features - size, module.linear2.in_features - size
-            candidates = [("mlp_act", ("linear1", front), ("linear2", behind))]
+            candidates = list(zip(names[1:], names, names[2:], strict=False))
         elif hasattr(module, "fc2") and isinstance(getattr(module, "norm", None), nn.Identity):  # PixArt, from timm
-            candidates = [("act", ("fc1", 0), ("fc2", 0))]
+            candidates = [("act", "fc1", "fc2")]
         else:
             continue
-        for name, *neighbours in candidates:
-            gelu = getattr(module, name)
-            if type(gelu) is nn.GELU and gelu.approximate == "tanh":
-                front, behind = ((getattr(module, layer), start) for layer, start in neighbours)
+        for name, front, behind in candidates:
+            if _is_gelu(getattr(module, name)):
                 yield module, name, front, behind

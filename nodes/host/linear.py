@@ -44,8 +44,7 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         self.register_parameter("bias", None)
         self.layout: BlobLayout | None = None
         self.layout_text = ""  # the same as JSON
-        self.gelu_from: int | None = None  # first input column to which the layer applies a GELU; see fold.py
-        self.gelu_out_from: int | None = None  # and first column of its result
+        self.gelu: str | None = None  # "input" or "output": where the layer applies a GELU; see fold.py
         self.lora: LoraPlan | None = None
         self.lora_spares: dict[tuple, dict[str, Tensor]] = {}  # signature -> tensors, while hooks switch LoRAs
         self.saved_as: tuple[Tensor, BlobLayout] | None = None  # while the host saves: the blob that it shall see
@@ -96,12 +95,11 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
             blob, layout = self.saved_as
             destination[prefix + "weight"], destination[prefix + LAYOUT_KEY] = blob, layout_to_tensor(layout)
 
-    def can_apply_gelu(self, start: int) -> bool:
-        """Whether the layer could apply a GELU to its input from a column on: parts with a quantizer begin there."""
-        if self.layout is None or start < 0:
+    def can_apply_gelu(self, where: str) -> bool:
+        """Whether the layer could apply a GELU to its "input", which a quantizer must read, or to its "output"."""
+        if self.layout is None:
             return False
-        spans = [(part.columns, part.scheme) for part in self.layout.parts]
-        return all(right <= start or (left >= start and scheme != "awq") for (left, right), scheme in spans)
+        return where == "output" or all(part.scheme != "awq" for part in self.layout.parts)
 
     def layer(self) -> QuantizedLayer:
         """Views of the tensors where they are now; do not keep them."""
@@ -140,17 +138,16 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         )
         try:  # an exception must not leave a paged weight pinned
             layer = weight, self.layout_text, bias
-            gelu_from, gelu_out_from = self.gelu_from, self.gelu_out_from
             if self.lora is None:
-                return apply_blob(*layer, x, self.compute, gelu_from=gelu_from, gelu_out_from=gelu_out_from)
-            if self.lora.reads_input:  # it adds to the result, too
-                x, gelu_from, gelu_out_from = with_gelu(x, gelu_from), None, None
+                return apply_blob(*layer, x, self.compute, gelu=self.gelu)
             # a layer that the host keeps on the CPU has its factors there as well
             factors = [self.lora_tensor(name, x.device) for name in ("lora_down", "lora_up")]
-            out = apply_blob(*layer, x, self.compute, *factors, gelu_from=gelu_from, gelu_out_from=gelu_out_from)
-            if self.lora.reads_input:
-                out = with_gelu(add_lora(out, x, self.lora, self.lora_tensors()), self.gelu_out_from)
-            return out
+            if not self.lora.reads_input:
+                return apply_blob(*layer, x, self.compute, *factors, gelu=self.gelu)
+            if self.gelu == "input":  # what is added reads it, too
+                x = torch.nn.functional.gelu(x, approximate="tanh")
+            out = add_lora(apply_blob(*layer, x, self.compute, *factors), x, self.lora, self.lora_tensors())
+            return torch.nn.functional.gelu(out, approximate="tanh") if self.gelu == "output" else out
         finally:
             comfy.ops.uncast_bias_weight(self, weight, bias, stream)
 
@@ -170,14 +167,6 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         self.lora = plan
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=False)
-
-
-def with_gelu(x: Tensor, start: int | None) -> Tensor:
-    """x with a GELU (tanh) applied from a column on; None: to no column."""
-    if start is None:
-        return x
-    changed = torch.nn.functional.gelu(x[..., start:], approximate="tanh")
-    return changed if start == 0 else torch.cat((x[..., :start], changed), dim=-1)
 
 
 @cache

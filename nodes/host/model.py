@@ -16,7 +16,7 @@ from ...svdq_core.models import ARCHITECTURES, SUPPORTED, Architecture
 from ...svdq_core.runtime import describe_model, folds_gelu, resolve_compute, with_derived
 from ...svdq_core.stack import as_in_files
 from .bake import baked_layer, patched_weight
-from .fold import fold_gelus, wants_folding
+from .fold import fold_gelus, speed_up_gelus, wants_folding
 from .linear import LAYOUT_KEY, SVDQuantLinear, layout_to_tensor, operations
 from .patcher import adopt
 
@@ -69,6 +69,7 @@ def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = Fal
     where = wants_folding(folds_gelu(device, compute))
     if where:
         fold_gelus(patcher.model, where)
+    speed_up_gelus(patcher.model)
     patcher = adopt(patcher)
     # on the model, which all clones share: what a file needs beyond the weights
     patcher.model.svdquant_architecture = model.architecture

@@ -38,19 +38,12 @@ KERNELS = "svdquant_pack.kernels."
 M, N, K, R = 4608, 3072, 3072, 32
 LONG_K = 12288
 STRIDES = tuple(f"stride_{which}" for which in ("xm", "cm", "ag", "dm", "om", "ld", "lu"))
-SIZES = dict.fromkeys(("M", "N", "K", "R", "L", "TOTAL", "gelu_from", *STRIDES), "i32")
+SIZES = dict.fromkeys(("M", "N", "K", "R", "L", "TOTAL", "rows", "gelu_from", *STRIDES), "i32")
 ODD = ("M", "stride_ag")  # the only sizes that need not be multiples of 16
 HALF = "*bf16"
 # compiled as they are launched: products and sums rounded one by one
-UNFUSED = (
-    "project_act",
-    "quantize_act",
-    "quantize_act_int8",
-    "quantize_scales",
-    "quantize_weight",
-    "unpack_weight",
-    "requantize_weight",
-)
+UNFUSED = ("project_act", "quantize_act", "quantize_act_int8", "quantize_scales", "quantize_weight", "unpack_weight")
+UNFUSED += ("requantize_weight",)
 
 
 def _target(name: str) -> GPUTarget:
@@ -92,7 +85,7 @@ def _tokens(gpu: str) -> tuple:
     constants = {**_quantizer(gpu), "SHARES": 0, "HAS_CHANNEL_SCALES": True, "SCHEME": "int4", "GROUP_SIZE": 64}
     constants |= {"WEIGHT_BLOCK_N": weight["BLOCK_N"], "WEIGHT_BLOCK_K": weight["BLOCK_K"]}
     if shares_projection(LONG_K, R, gpu):
-        constants |= {"SHARES": shares_tile(LONG_K, R)["SHARES"], "BLOCK_R": R}
+        constants |= {"SHARES": shares_tile(M, LONG_K, R)["SHARES"], "BLOCK_R": R}
     return "quantize_act_int8", "_quantize_tokens_kernel", pointers, constants
 
 
@@ -101,9 +94,14 @@ def _joined_factors() -> tuple:
     return "join_factors", "_join_kernel", dict.fromkeys(names, HALF), {"BLOCK": 64, "WIDTH": 64, "num_warps": 4}
 
 
+def _gelu(gpu: str) -> tuple:
+    pointers = {"x_ptr": HALF, "out_ptr": HALF}
+    return "gelu", "_gelu_kernel", pointers, {"PTX": _flags(gpu)["PTX"], "BLOCK_K": 2048, "num_warps": 4}
+
+
 def _projection(gpu: str) -> tuple:
     pointers = dict.fromkeys(("x_ptr", "smooth_ptr", "proj_down_ptr"), HALF) | {"sums_ptr": "*fp32"}
-    return "project_act", "_project_kernel", pointers, {**_flags(gpu), **shares_tile(LONG_K, R)}
+    return "project_act", "_project_kernel", pointers, {**_flags(gpu), **shares_tile(M, LONG_K, R)}
 
 
 def _weight(kernel: str, op: str, scheme: str, pointers: dict, **constants) -> tuple:
@@ -149,6 +147,7 @@ def _cases(gpu: str) -> dict:
         "quantize_act nvfp4": _groups(gpu, "packed", "nvfp4"),
         "quantize_act_int8": _tokens(gpu),
         "join_factors": _joined_factors(),
+        "gelu": _gelu(gpu),
         "requantize_weight": _weight("_requantize_kernel", "requantize", "int4", requantized, HAS_CHANNEL_SCALES=False),
         "dequantize_weight": _weight(
             "_dequantize_kernel", "dequantize", "nvfp4", {"proj_up_ptr": HALF, "out_ptr": HALF}

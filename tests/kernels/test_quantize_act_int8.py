@@ -43,7 +43,9 @@ def test_the_projection_fused_into_the_quantizer_is_the_same(R, dtype, device):
 def test_the_projection_in_shares_is_the_same(M, N, K, act_unsigned, gelu, R, dtype, device):
     x = activations(M, K, dtype, device)
     smooth_factor, proj_down, _ = branch(N, K, R, dtype, device)
-    codes, ascales, x_down = quantize_act_int8(x, smooth_factor, proj_down, act_unsigned, gelu, tile=shares_tile(K, R))
+    codes, ascales, x_down = quantize_act_int8(
+        x, smooth_factor, proj_down, act_unsigned, gelu, tile=shares_tile(M, K, R)
+    )
     wanted = reference.quantize_act_int8(x, smooth_factor, proj_down, act_unsigned, gelu)
     assert_close(x_down, wanted[2], op="x_down behind GELU" if gelu else "x_down")
     if gelu:

@@ -101,6 +101,33 @@ def test_another_shape_or_situation_is_recorded_by_itself():
     assert layer.runs == 3
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_views_and_conversions_to_what_it_is_are_no_computation(inference):
+    layer, blob = Layer(), numbers(20)[0]
+
+    def look():
+        view = blob[4:].reshape(2, 8).view(torch.int8).to(torch.int8).contiguous()
+        view.split(1), view.unflatten(0, (1, 2)), view.T, blob.new_empty(3), torch.empty_like(blob)
+
+    with torch.inference_mode(inference):
+        for _ in range(3):
+            x = numbers()
+            assert torch.equal(layer(x, blob, more=look), expected(x, blob))
+    assert layer.runs == 1
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize(
+    "compute", [lambda t: t.view(4, 5).T.reshape(-1), lambda t: t.clone().add_(1), lambda t: t.float()]
+)
+def test_copies_are_computation(compute, inference):
+    layer, blob = Layer(), numbers(20)[0]
+    with torch.inference_mode(inference):
+        for _ in range(2):
+            layer(numbers(), blob, more=lambda: compute(blob))
+    assert layer.runs == 2
+
+
 def test_a_call_that_computes_by_torch_is_not_recorded():
     layer, blob = Layer(), numbers(20)[0]
     for _ in range(5):

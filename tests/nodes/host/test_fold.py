@@ -8,7 +8,7 @@ from lora_files import adapter_file, diffusers_lora
 from sampling import relative_error, sample_flux
 
 from svdquant_pack.nodes.host import fold
-from svdquant_pack.nodes.host.fold import FoldedGELU
+from svdquant_pack.nodes.host.fold import FoldedGELU, KernelGELU
 from svdquant_pack.nodes.host.model import load_model
 
 # float32 on the CPU: the GELU comes before the codes either way. Partly loaded layers and LoRAs sum in the same order.
@@ -39,13 +39,11 @@ def test_every_gelu_of_the_blocks_is_folded(compute, where, host, monkeypatch):
     assert sorted(name.removeprefix("diffusion_model.") for name in names) == [
         "double_blocks.0.img_mlp.1",
         "double_blocks.0.txt_mlp.1",
-        "single_blocks.0.mlp_act",
     ]
     blocks = model.model.diffusion_model
-    mlp, single = blocks.double_blocks[0].img_mlp, blocks.single_blocks[0]
-    front = [mlp[0].gelu_out_from, single.linear1.gelu_out_from]
-    behind = [mlp[2].gelu_from, single.linear2.gelu_from]
-    assert (front, behind) == (([0, 768], [None, None]) if where == "output" else ([None, None], [0, 256]))
+    mlp = blocks.double_blocks[0].img_mlp
+    assert [mlp[0].gelu, mlp[2].gelu] == (["output", None] if where == "output" else [None, "input"])
+    assert isinstance(blocks.single_blocks[0].mlp_act, KernelGELU)
     plain = load(host, monkeypatch, switch="0")
     assert folded(plain) == []
     assert model.model.state_dict().keys() == plain.model.state_dict().keys()
@@ -62,7 +60,7 @@ def test_the_mlps_of_pixart_are_folded(host, monkeypatch):
         model = load_model(str(path), "w4a8")
     assert folded(model) == ["diffusion_model.blocks.0.mlp.act"]
     mlp = model.model.diffusion_model.blocks[0].mlp
-    assert (mlp.fc1.gelu_out_from, mlp.fc2.gelu_from) == (0, None)
+    assert (mlp.fc1.gelu, mlp.fc2.gelu) == ("output", None)
     path.unlink()
 
 
@@ -96,11 +94,11 @@ def test_the_usual_setting_is_the_kernels_table(host, monkeypatch):
     from svdquant_pack.nodes.host import model as host_model
 
     usual = load(host, monkeypatch)
-    assert len(folded(usual)) == (3 if host_model.folds_gelu(usual.load_device, "w4a8") else 0)
-    for where, count in (("output", 3), ("input", 3), (None, 0)):
+    assert len(folded(usual)) == (2 if host_model.folds_gelu(usual.load_device, "w4a8") else 0)
+    for where, count in (("output", 2), ("input", 2), (None, 0)):
         monkeypatch.setattr(host_model, "folds_gelu", lambda device, compute, where=where: where)
         assert len(folded(load(host, monkeypatch))) == count
-    assert len(folded(load(host, monkeypatch, switch="1"))) == 3
+    assert len(folded(load(host, monkeypatch, switch="1"))) == 2
     assert folded(load(host, monkeypatch, switch="0")) == []
 
 
@@ -109,10 +107,5 @@ def test_a_layer_in_16_bits_keeps_its_gelu(where, index, host, monkeypatch):
     model = load(host, monkeypatch, switch="0")
     mlp = model.model.diffusion_model.double_blocks[0].img_mlp
     mlp[index].layout = None
-    assert fold.fold_gelus(model.model, where) == 2
+    assert fold.fold_gelus(model.model, where) == 1
     assert isinstance(mlp[1], torch.nn.GELU)
-
-
-def test_a_part_across_the_edge_keeps_its_gelu(host, monkeypatch):
-    linear = load(host, monkeypatch, switch="0").model.diffusion_model.single_blocks[0].linear2
-    assert linear.can_apply_gelu(256) and not linear.can_apply_gelu(128) and not linear.can_apply_gelu(512)
