@@ -54,7 +54,9 @@ def _project_kernel(
             x = pin_layout(rounded(gelu_tanh(wide, PTX), DTYPE, False).to(DTYPE), PTX)
             wide = x.to(tl.float32)
         proj_down = tl.load(proj_down_ptr + offs_k[:, None] * R + offs_r, mask=offs_r < R, other=0.0)
-        sums = tl.dot(x, proj_down.to(DTYPE), sums)
+        # Pinned, because Triton 3.6 gives a tile that both the product and other instructions read one buffer too few
+        # for a product that is still under way, and the next copy overwrites it.
+        sums = tl.dot(x if GELU else pin_layout(x, PTX), proj_down.to(DTYPE), sums)
         if SHIFT != 0.0:
             wide = rounded(wide + SHIFT, DTYPE, True)
         largest = tl.maximum(largest, tl.abs(quotient(wide, tl.load(smooth_ptr + offs_k), DTYPE, PTX)))

@@ -39,7 +39,7 @@ def test_the_projection_fused_into_the_quantizer_is_the_same(R, dtype, device):
 
 @pytest.mark.parametrize(("M", "N", "K"), SHAPES)
 @pytest.mark.parametrize(("act_unsigned", "gelu"), [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize("R", [16, 48, 144])
+@pytest.mark.parametrize("R", [16, 48, 128, 144])
 def test_the_projection_in_shares_is_the_same(M, N, K, act_unsigned, gelu, R, dtype, device):
     x = activations(M, K, dtype, device)
     smooth_factor, proj_down, _ = branch(N, K, R, dtype, device)
