@@ -54,6 +54,9 @@ def assert_close(actual: Tensor, expected: Tensor, op: str) -> None:
     _check_kind(actual, expected, same_dtype=False)
     limit, reason = TOLERANCES[op, actual.dtype]
     result, wanted = actual.detach().double().cpu(), expected.detach().double().cpu()
+    if actual.dtype == torch.float16:  # at the edge of what it holds, one rounding decides between 65504 and infinity
+        edge = (result.abs() >= 65472) & (wanted.abs() >= 65472) & (result.sign() == wanted.sign())
+        result, wanted = (torch.where(edge, t.sign() * float("inf"), t) for t in (result, wanted))
     wrong = ~torch.isfinite(result) & ~(result.isnan() & wanted.isnan()) & (result != wanted)
     wrong |= ~torch.isfinite(wanted) & torch.isfinite(result)
     if wrong.any():

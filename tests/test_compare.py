@@ -78,3 +78,13 @@ def test_unwritten_memory_is_nan():
         assert torch.empty(1000, dtype=dtype).isnan().all()
         assert torch.empty_like(torch.zeros(10, dtype=dtype)).isnan().all()
     assert torch.zeros(3).new_empty(5).isnan().all()
+
+
+def test_infinity_beside_the_largest_float16_is_a_rounding():
+    expected = torch.tensor([65504.0, 1.0, -65504.0, 2.0]).half()
+    actual = torch.tensor([float("inf"), 1.0, -float("inf"), 2.0]).half()
+    assert_close(actual, expected, op="gemm_w4a8")
+    assert_close(expected, actual, op="gemm_w4a8")
+    for wrong in (-actual, torch.where(expected == 1, actual[0], actual)):
+        with pytest.raises(AssertionError, match="not finite"):
+            assert_close(wrong, expected, op="gemm_w4a8")
