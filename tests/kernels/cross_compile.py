@@ -101,7 +101,7 @@ def _gelu(gpu: str) -> tuple:
 
 def _projection(gpu: str) -> tuple:
     pointers = dict.fromkeys(("x_ptr", "smooth_ptr", "proj_down_ptr"), HALF) | {"sums_ptr": "*fp32"}
-    return "project_act", "_project_kernel", pointers, {**_flags(gpu), **shares_tile(M, LONG_K, R)}
+    return "project_act", "_project_kernel", pointers, {**_flags(gpu), "GELU": False, **shares_tile(M, LONG_K, R)}
 
 
 def _weight(kernel: str, op: str, scheme: str, pointers: dict, **constants) -> tuple:
@@ -186,8 +186,8 @@ def _cases(gpu: str) -> dict:
         tile["num_warps"] = tile["WARPS_M"] * tile["WARPS_N"]
         for unsigned in (False, True):
             constants = {"UNSIGNED": unsigned, "BFLOAT16": True, "HAS_BIAS": True, **tile}
-            name = f"gemm_w4a4_native {'unsigned' if unsigned else 'signed'}"
-            cases[name] = "gemm_w4a4_native", "_gemm_w4a4_native_kernel", {**int4, **words}, constants
+            case = "gemm_w4a4_native", "_gemm_w4a4_native_kernel", {**int4, **words}, constants
+            cases[f"gemm_w4a4_native {'unsigned' if unsigned else 'signed'}"] = case
     if shares_projection(LONG_K, R, gpu):
         cases["project_act"] = _projection(gpu)
     if gpu == "sm_90":
@@ -261,15 +261,20 @@ def nvidia_report(compiled) -> dict:
             | set(re.findall(r"\b[A-Z]{0,2}MMA\.[A-Z0-9.]+", machine_code))
         ),
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", machine_code)),
+        "shared_tiles": _shared_tiles(compiled.asm["ttgir"]),
     }
+
+
+def _shared_tiles(ttgir: str) -> list[str]:
+    """Tiles of one buffer that both an asynchronous product and other instructions read."""
+    products = re.findall(r"warp_group_dot (%\w+), (%\w+),", ttgir)
+    return sorted({name for pair in products for name in pair} & set(re.findall(r"local_load (%\w+)", ttgir)))
 
 
 def _amd_report(compiled) -> dict:
     assembly = compiled.asm["amdgcn"]
-    return {
-        "instructions": sorted(set(re.findall(r"\bv_(?:mfma|wmma)\w+", assembly))),
-        "spills": sum(int(count) for count in re.findall(r"\.vgpr_spill_count:\s*(\d+)", assembly)),
-    }
+    spills = sum(int(count) for count in re.findall(r"\.vgpr_spill_count:\s*(\d+)", assembly))
+    return {"instructions": sorted(set(re.findall(r"\bv_(?:mfma|wmma)\w+", assembly))), "spills": spills}
 
 
 def main(gpu: str) -> None:
@@ -283,8 +288,8 @@ def main(gpu: str) -> None:
         except Exception as error:  # noqa: BLE001  compilers fail in their own ways; the reader decides what to expect
             failed[name] = str(error.__cause__ or error).strip().splitlines()[-1:]
             continue
-        report = nvidia_report(compiled) if gpu.startswith("sm_") else _amd_report(compiled)
-        reports[name] = {"shared": compiled.metadata.shared, **report}
+        read = nvidia_report if gpu.startswith("sm_") else _amd_report
+        reports[name] = {"shared": compiled.metadata.shared, **read(compiled)}
     sys.stdout.write(
         json.dumps({"triton": triton.__version__, "kernels": reports, "missing": missing, "failed": failed})
     )
