@@ -74,6 +74,7 @@ def measure(kind: str, tokens: int, ranks: tuple[int, ...], seconds: float, gpu_
                     continue
                 try:
                     contender.check(layer, run)
+                    time = _milliseconds(run, seconds, gpu_time)
                 except Exception as error:  # another library's fault costs its row, ours the table
                     if contender.expected is not None:
                         raise
@@ -81,7 +82,7 @@ def measure(kind: str, tokens: int, ranks: tuple[int, ...], seconds: float, gpu_
                     left_out.add(name)
                     rows.pop(name, None)
                     continue
-                rows.setdefault(name, []).append(_milliseconds(run, seconds, gpu_time))
+                rows.setdefault(name, []).append(time)
             del layer
             torch.cuda.empty_cache()
     return _table(rows, shapes, tokens)
