@@ -25,11 +25,8 @@ class FoldedGELU(nn.Module):
         return x
 
 
-class KernelGELU(nn.GELU):
-    """GELU of rows that may be apart, by a kernel on GPUs for which there are some."""
-
-    def __init__(self):
-        super().__init__("tanh")
+class KernelGELU(nn.Module):
+    """GELU (tanh) of rows that may be apart, by a kernel on GPUs for which there are some."""
 
     def forward(self, x: Tensor) -> Tensor:
         return gelu_of_rows(x)

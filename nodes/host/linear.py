@@ -141,12 +141,12 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
             if self.lora is None:
                 return apply_blob(*layer, x, self.compute, gelu=self.gelu)
             # a layer that the host keeps on the CPU has its factors there as well
-            factors = [self.lora_tensor(name, x.device) for name in ("lora_down", "lora_up")]
+            down, up = self.lora_tensor("lora_down", x.device), self.lora_tensor("lora_up", x.device)
             if not self.lora.reads_input:
-                return apply_blob(*layer, x, self.compute, *factors, gelu=self.gelu)
+                return apply_blob(*layer, x, self.compute, down, up, self.gelu)
             if self.gelu == "input":  # what is added reads it, too
                 x = torch.nn.functional.gelu(x, approximate="tanh")
-            out = add_lora(apply_blob(*layer, x, self.compute, *factors), x, self.lora, self.lora_tensors())
+            out = add_lora(apply_blob(*layer, x, self.compute, down, up), x, self.lora, self.lora_tensors())
             return torch.nn.functional.gelu(out, approximate="tanh") if self.gelu == "output" else out
         finally:
             comfy.ops.uncast_bias_weight(self, weight, bias, stream)
