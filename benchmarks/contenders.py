@@ -11,6 +11,8 @@ from torch import Tensor
 
 from svdquant_pack.kernels import linear, reference
 from svdquant_pack.kernels.packing import pack_nibbles
+from svdquant_pack.svdq_core.layer import Part, QuantizedLayer
+from svdquant_pack.svdq_core.linear import apply_blob
 
 Run = Callable[[], Tensor]
 DEVICE = "cuda"
@@ -150,15 +152,20 @@ def _finish_int8(layer: Layer, product: Tensor) -> Tensor:
     return product.float() * _int8_operands(layer)[2] + layer.bias.float()
 
 
-def _ours(compute: str) -> Callable[[Layer], Run]:
-    def prepare(layer: Layer) -> Run:
-        return lambda: linear.svdquant_linear(layer.x, layer.tensors, "int4", compute, layer.bias)
+def _in_the_host(layer: Layer, tensors: dict[str, Tensor], scheme: str, compute: str) -> Run:
+    """The layer as the host's Linear calls it."""
+    rows, columns, bias = layer.bias.shape[0], layer.x.shape[1], layer.bias
+    blob, layout = QuantizedLayer(columns, rows, (Part(scheme, (0, rows), (0, columns), False, tensors),)).to_blob()
+    text = layout.to_json()
+    return lambda: apply_blob(blob, text, bias, layer.x, compute)
 
-    return prepare
+
+def _ours(compute: str) -> Callable[[Layer], Run]:
+    return lambda layer: _in_the_host(layer, layer.tensors, "int4", compute)
 
 
 def _ours_int8(layer: Layer) -> Run:
-    return lambda: linear.svdquant_linear(layer.x, layer.int8_tensors, "int8", "w4a8", layer.bias)
+    return _in_the_host(layer, layer.int8_tensors, "int8", "w4a8")
 
 
 def _kitchen_svdquant(layer: Layer) -> Run | None:

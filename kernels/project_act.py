@@ -46,8 +46,10 @@ def _project_kernel(
     sums = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
     largest = tl.zeros((BLOCK_M, BLOCK_K), dtype=tl.float32)
 
-    for step in range(0, K // SHARES, BLOCK_K):
-        offs_k = share * (K // SHARES) + step + tl.arange(0, BLOCK_K)
+    # Of a quotient Triton does not know what it is a multiple of, and would copy 8 bytes at a time.
+    length = tl.multiple_of(K // SHARES, BLOCK_K)
+    for step in range(0, length, BLOCK_K):
+        offs_k = share * length + step + tl.arange(0, BLOCK_K)
         x = tl.load(x_ptr + rows[:, None] * stride_xm + offs_k[None, :], mask=mask_m[:, None], other=0.0)
         wide = x.to(tl.float32)
         if GELU:
