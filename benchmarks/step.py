@@ -10,6 +10,7 @@ too. Resident: all weights and buffers. Peak: what torch had allocated at most d
 """
 
 import argparse
+import gc
 import sys
 import time
 from pathlib import Path
@@ -224,6 +225,7 @@ def measure(options: argparse.Namespace) -> list[str]:
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
         del step
         torch._dynamo.reset()
+        gc.collect()  # a compiled model refers to itself, and would count in the next one's peak
         if options.device.startswith("cuda"):
             torch.cuda.empty_cache()
     return notes
