@@ -57,6 +57,10 @@ COMMANDS = {
     "bench": Command(
         "time one layer, or with --step a whole step, in every mode on a GPU", ("{root}/benchmarks/run.py",)
     ),
+    "compile": Command(
+        "compile every kernel with every Triton that the pack supports; needs no GPU",
+        ("{root}/tools/compile_kernels.py",),
+    ),
     "convert": Command("write an SVDQuant file in another format; --help tells how", ("{root}/svdq_core", "convert")),
     "quantize": Command(
         "make an SVDQuant file of a 16-bit FLUX.1 or PixArt file; --help tells how",
