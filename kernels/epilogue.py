@@ -13,12 +13,12 @@ class Epilogue(NamedTuple):
     Args:
         out: (M, N) of the result's dtype to write to, unit stride along N; None: a new tensor.
         accumulate: add the result to what out holds.
-        gelu_from: columns from this one on go through GELU (tanh form); None: no GELU.
+        gelu: apply GELU (tanh form) to the result, after the sum.
     """
 
     out: Tensor | None = None
     accumulate: bool = False
-    gelu_from: int | None = None
+    gelu: bool = False
 
 
 NOTHING_MORE = Epilogue()
@@ -26,16 +26,15 @@ NOTHING_MORE = Epilogue()
 
 def settle(result: Tensor, epilogue: Epilogue) -> Tensor:
     """The epilogue of a finished result, (M, N), which may be written over."""
-    out, accumulate, gelu_from = epilogue
+    out, accumulate, gelu = epilogue
     if out is None:
         out = result
     elif accumulate:
         out.add_(result)
     else:
         out.copy_(result)
-    if gelu_from is not None:
-        columns = out[:, gelu_from:]
-        columns.copy_(F.gelu(columns, approximate="tanh"))
+    if gelu:
+        out.copy_(F.gelu(out, approximate="tanh"))
     return out
 
 
@@ -53,16 +52,15 @@ def finish(
     bias: Tensor | None = None,
     out: Tensor | None = None,
     accumulate: bool = False,
-    gelu_from: int | None = None,
+    gelu: bool = False,
 ) -> Tensor:
-    """products + x_down @ proj_up.T + bias [+ out], columns from gelu_from on through GELU.
+    """products + x_down @ proj_up.T + bias [+ out], through GELU where wanted.
 
     Args:
         products: (M, N) float32. x_down: (M, R), proj_up: (N, R), bias: (N,) or None.
         out: (M, N) of x_down.dtype to write to; None: a new tensor.
         accumulate: add what out holds, in float32, before the one rounding.
-        gelu_from: columns from this one on, 0...N, rounded as the others, then go through GELU (tanh form, float32) and
-            are rounded again. None: no GELU.
+        gelu: the rounded result goes through GELU (tanh form, float32) and is rounded again.
 
     Returns:
         out, (M, N) of x_down.dtype.
@@ -77,7 +75,6 @@ def finish(
     if accumulate:
         total = total + result.float()
     result.copy_(total)
-    if gelu_from is not None:
-        columns = result[:, gelu_from:]
-        columns.copy_(F.gelu(columns.float(), approximate="tanh"))
+    if gelu:
+        result.copy_(F.gelu(result.float(), approximate="tanh"))
     return result

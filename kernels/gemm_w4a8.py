@@ -2,8 +2,6 @@
 
     out = gelu((qx @ qweight_int8.T) * ascales * channel_scales + x_down @ proj_up.T + bias [+ out])
 
-The GELU only on columns from gelu_from on.
-
 For every GPU with int8 matrix instructions; gemm_w4a8_hopper.py is the same for Hopper.
 Reference: reference.gemm_w4a8. Layouts: format.py.
 """
@@ -74,7 +72,6 @@ def _gemm_w4a8_kernel(
     K,
     R,
     stride_om,
-    gelu_from,  # None without GELU
     HAS_BIAS: tl.constexpr,
     HAS_RANK: tl.constexpr,
     ACCUMULATE: tl.constexpr,
@@ -111,10 +108,8 @@ def _gemm_w4a8_kernel(
     mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
     if ACCUMULATE:
         out += tl.load(out_ptrs, mask=mask, other=0.0).to(tl.float32)
-    if GELU:  # noqa: SIM102  one is decided when compiling, the other when running
-        if pid_n * BLOCK_N + BLOCK_N > gelu_from:
-            gelu = gelu_tanh(out.to(out_ptr.dtype.element_ty), PTX)
-            out = tl.where((offs_n >= gelu_from)[None, :], gelu, out)
+    if GELU:
+        out = gelu_tanh(out.to(out_ptr.dtype.element_ty), PTX)
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -128,7 +123,7 @@ def gemm_w4a8(
     bias: Tensor | None = None,
     out: Tensor | None = None,
     accumulate: bool = False,
-    gelu_from: int | None = None,
+    gelu: bool = False,
     tile: dict[str, int] | None = None,
 ) -> Tensor:
     """Int8 GEMM, low-rank up projection, bias, sum and GELU in one kernel.
@@ -139,8 +134,7 @@ def gemm_w4a8(
         proj_up: (N, R), R = 0 for no branch. bias: (N,) or None.
         out: (M, N) of x_down.dtype to write to, unit stride along N; None: a new tensor.
         accumulate: add what out holds, in float32.
-        gelu_from: columns from this one on, 0...N, are rounded, go through GELU (tanh form) and are rounded again;
-            the others keep every bit. None: no GELU.
+        gelu: the result is rounded, goes through GELU (tanh form) and is rounded again.
         tile: a row of GEMM_W4A8_TILES in tiles.py, to measure others.
 
     Returns:
@@ -170,13 +164,12 @@ def gemm_w4a8(
             K,
             R,
             out.stride(0),
-            gelu_from,
         ),
         {
             "HAS_BIAS": bias is not None,
             "HAS_RANK": R > 0,
             "ACCUMULATE": accumulate,
-            "GELU": gelu_from is not None,
+            "GELU": gelu,
             "PTX": takes_ptx(qx.device),
             **tile,
         },

@@ -2,8 +2,6 @@
 
     out = gelu((qx @ qweight_int8.T) * ascales * channel_scales + x_down @ proj_up.T + bias [+ out])
 
-The GELU only on columns from gelu_from on.
-
 One block a processor walks over tiles of 128 x 256. One warp does nothing but start bulk copies into a ring of buffers;
 two groups of four warps compute the upper and the lower half of a tile. While one group finishes a tile, the other
 still multiplies, and the copies for the next tile are under way. The low-rank factors travel through the same ring, as
@@ -90,18 +88,9 @@ def _fetch(out_desc, start_m, start_n, staging, fetched):
 
 
 @gluon.jit
-def _gelu_columns(out, start_n, gelu_from, LAYOUT: gl.constexpr, DTYPE: gl.constexpr):
-    """Columns from gelu_from on through GELU, for a part of a tile that starts at column start_n."""
-    if start_n + STORE_N > gelu_from:
-        offs_n = start_n + gl.arange(0, STORE_N, gl.SliceLayout(0, LAYOUT))
-        out = gl.where((offs_n >= gelu_from)[None, :], _gelu_tanh(out.to(DTYPE), True), out)
-    return out
-
-
-@gluon.jit
 def _multiply_tiles(
     a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging, fetched, out_desc, ascales_ptr, channel_scales_ptr,
-    bias_ptr, M, N, K, R, PROGRAMS, gelu_from, HALF: gl.constexpr, HAS_BIAS: gl.constexpr, ACCUMULATE: gl.constexpr,
+    bias_ptr, M, N, K, R, PROGRAMS, HALF: gl.constexpr, HAS_BIAS: gl.constexpr, ACCUMULATE: gl.constexpr,
     GELU: gl.constexpr, RANK_STEP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr,
     BLOCK_R: gl.constexpr, SWIZZLE_M: gl.constexpr,
 ):  # fmt: skip
@@ -152,7 +141,7 @@ def _multiply_tiles(
             mbarrier.wait(fetched, 0)
             left += staging.load(FLOAT).to(gl.float32)
         if GELU:
-            left = _gelu_columns(left, start_n, gelu_from, FLOAT, out_desc.dtype)
+            left = _gelu_tanh(left.to(out_desc.dtype), True)
         tma.store_wait(0)
         staging.store(left.to(out_desc.dtype))
         fence_async_shared()
@@ -163,7 +152,7 @@ def _multiply_tiles(
             mbarrier.wait(fetched, 1)
             right += staging.load(FLOAT).to(gl.float32)
         if GELU:
-            right = _gelu_columns(right, start_n + STORE_N, gelu_from, FLOAT, out_desc.dtype)
+            right = _gelu_tanh(right.to(out_desc.dtype), True)
         tma.store_wait(0)
         staging.store(right.to(out_desc.dtype))
         fence_async_shared()
@@ -182,7 +171,6 @@ def _gemm_w4a8_hopper_kernel(
     channel_scales_ptr,  # (N,) float32
     bias_ptr,  # (N,) or None
     M, N, K, R, PROGRAMS,
-    gelu_from,  # None without GELU
     HAS_BIAS: gl.constexpr, ACCUMULATE: gl.constexpr, GELU: gl.constexpr, RANK_STEP: gl.constexpr,
     BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, BLOCK_R: gl.constexpr, SWIZZLE_M: gl.constexpr,
 ):  # fmt: skip
@@ -207,12 +195,12 @@ def _gemm_w4a8_hopper_kernel(
         [
             (_multiply_tiles, (
                 a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging.index(0), fetched.index(0), out_desc,
-                ascales_ptr, channel_scales_ptr, bias_ptr, M, N, K, R, PROGRAMS, gelu_from, 0, HAS_BIAS, ACCUMULATE,
+                ascales_ptr, channel_scales_ptr, bias_ptr, M, N, K, R, PROGRAMS, 0, HAS_BIAS, ACCUMULATE,
                 GELU, RANK_STEP, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
             )),
             (_multiply_tiles, (
                 a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging.index(1), fetched.index(1), out_desc,
-                ascales_ptr, channel_scales_ptr, bias_ptr, M, N, K, R, PROGRAMS, gelu_from, 1, HAS_BIAS, ACCUMULATE,
+                ascales_ptr, channel_scales_ptr, bias_ptr, M, N, K, R, PROGRAMS, 1, HAS_BIAS, ACCUMULATE,
                 GELU, RANK_STEP, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
             )),
             (_copy_tiles, (
@@ -249,7 +237,7 @@ def gemm_w4a8_hopper(
     bias: Tensor | None = None,
     out: Tensor | None = None,
     accumulate: bool = False,
-    gelu_from: int | None = None,
+    gelu: bool = False,
     swizzle_m: int = 4,
 ) -> Tensor:
     """Arguments and result as gemm_w4a8.gemm_w4a8; K a multiple of 16, N and R of 8,
@@ -278,12 +266,11 @@ def gemm_w4a8_hopper(
             K,
             R,
             programs,
-            gelu_from,
         ),
         {
             "HAS_BIAS": bias is not None,
             "ACCUMULATE": accumulate,
-            "GELU": gelu_from is not None,
+            "GELU": gelu,
             "RANK_STEP": 32 if R <= 32 else 64,
             "BLOCK_M": BLOCK_M,
             "BLOCK_N": BLOCK_N,

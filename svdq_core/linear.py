@@ -96,8 +96,8 @@ def apply_layer(
         down = None if lora_down is None else lora_down[part.columns[0] : part.columns[1]]
         up = None if lora_up is None else lora_up[part.rows[0] : part.rows[1]]
         place = None if out is None else out[:, part.rows[0] : part.rows[1]]
-        behind = 0 if gelu == "output" and (not sums_up or part is last) else None
-        epilogue = Epilogue(place, sums_up and part.columns[0] > 0, behind)
+        ends_in_gelu = gelu == "output" and (not sums_up or part is last)
+        epilogue = Epilogue(place, sums_up and part.columns[0] > 0, ends_in_gelu)
         result = _apply_part(part, columns, compute, bias, down, up, gelu == "input", epilogue)
         out = result if out is None else out
     assert out is not None, "a layer has parts"

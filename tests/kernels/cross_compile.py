@@ -38,7 +38,7 @@ KERNELS = "svdquant_pack.kernels."
 M, N, K, R = 4608, 3072, 3072, 32
 LONG_K = 12288
 STRIDES = tuple(f"stride_{which}" for which in ("xm", "cm", "ag", "dm", "om", "ld", "lu"))
-SIZES = dict.fromkeys(("M", "N", "K", "R", "L", "TOTAL", "rows", "gelu_from", *STRIDES), "i32")
+SIZES = dict.fromkeys(("M", "N", "K", "R", "L", "TOTAL", "rows", *STRIDES), "i32")
 ODD = ("M", "stride_ag")  # the only sizes that need not be multiples of 16
 HALF = "*bf16"
 # compiled as they are launched: products and sums rounded one by one
@@ -122,11 +122,6 @@ def _gemm(op: str, gpu: str, pointers: dict, **constants) -> tuple:
     return op, f"_{op}_kernel", {**pointers, **epilogue}, constants
 
 
-def _sum_and_gelu(on: bool) -> dict:
-    """The constants that add to the result and put a GELU behind it."""
-    return {"ACCUMULATE": on, "GELU": on} if on else {"ACCUMULATE": on, "GELU": on, "gelu_from": None}
-
-
 def _cases(gpu: str) -> dict:
     """name -> module, kernel, pointer types, constants and options; or a function that says so."""
     int8 = {"qx_ptr": "*i8", "qweight_ptr": "*i8"}
@@ -157,7 +152,7 @@ def _cases(gpu: str) -> dict:
     }
     for name, on in (("gemm_w4a8", False), ("gemm_w4a8 sum gelu", True)):
         pointers = {**int8, "ascales_ptr": "*fp32", "channel_scales_ptr": "*fp32"}
-        cases[name] = _gemm("gemm_w4a8", gpu, pointers, PTX=flags["PTX"], **_sum_and_gelu(on))
+        cases[name] = _gemm("gemm_w4a8", gpu, pointers, PTX=flags["PTX"], ACCUMULATE=on, GELU=on)
     floats = dict.fromkeys(("left_ptr", "inverse_ptr", "scales_ptr", "units_ptr", "errors_ptr"), "*fp32")
     block = {"BLOCK_C": MOST_COLUMNS, "BLOCK_N": CHANNELS, "num_warps": WARPS}
     root = {"JITTER": 1e-11, "BLOCK": quantize_basis.LARGEST, "num_warps": quantize_basis.WARPS}
@@ -217,7 +212,8 @@ def _hopper(sum_and_gelu: bool) -> tuple:
         "PROGRAMS": "i32",
     }
     blocks = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "BLOCK_R": block_r, "SWIZZLE_M": 4}
-    constants = {"HAS_BIAS": True, "RANK_STEP": 32, "num_warps": 4, **blocks, **_sum_and_gelu(sum_and_gelu)}
+    constants = {"HAS_BIAS": True, "RANK_STEP": 32, "num_warps": 4, **blocks}
+    constants |= dict.fromkeys(("ACCUMULATE", "GELU"), sum_and_gelu)
     return "gemm_w4a8_hopper", "_gemm_w4a8_hopper_kernel", arguments, constants
 
 

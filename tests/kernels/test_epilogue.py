@@ -27,12 +27,15 @@ def test_a_sum_is_rounded_once():
 
 
 def test_gelu_sees_the_rounded_sum():
-    """gelu(1) = 0.84119 rounds to 215/256; gelu(1 + half a step) = 0.84543 would round to 216/256."""
-    assert_same(epilogue([1 + STEP / 2, 1 + STEP / 2], gelu_from=1), row(1.0, 215 / 256))
+    """gelu(1) = 0.84119 rounds to 215/256; gelu(1 + half a step) = 0.84543 would round to 216/256.
+
+    gelu(-1) = -0.15881 rounds to -163/1024.
+    """
+    assert_same(epilogue([1 + STEP / 2, -1.0], gelu=True), row(215 / 256, -163 / 1024))
 
 
 def test_sum_comes_before_gelu():
-    assert_same(epilogue([0.5, 0.5], row(0.5, 0.5), accumulate=True, gelu_from=1), row(1.0, 215 / 256))
+    assert_same(epilogue([0.5, -1.5], row(0.5, 0.5), accumulate=True, gelu=True), row(215 / 256, -163 / 1024))
 
 
 def test_without_accumulate_out_is_only_written():

@@ -163,14 +163,12 @@ def test_a_sum_and_a_gelu_behind_the_layer(compute, scheme, dtype, device):
     x, tensors = activations(19, 192, dtype, device).clamp(-9, 9), LAYERS[scheme](72, 192, 16, dtype, device)
     before = torch.randn(19, 72, device=device).to(dtype)
     plain = svdquant_linear(x, tensors, scheme, compute).float()
-    wanted = plain + before.float()
-    wanted[:, 40:] = torch.nn.functional.gelu(wanted[:, 40:], approximate="tanh")
-    out = svdquant_linear(x, tensors, scheme, compute, epilogue=Epilogue(before, accumulate=True, gelu_from=40))
+    wanted = torch.nn.functional.gelu(plain + before.float(), approximate="tanh")
+    out = svdquant_linear(x, tensors, scheme, compute, epilogue=Epilogue(before, accumulate=True, gelu=True))
     assert out.data_ptr() == before.data_ptr()
     assert_close(out, wanted, op="16-bit product")
-    wanted = plain
-    wanted[:, 40:] = torch.nn.functional.gelu(wanted[:, 40:], approximate="tanh")
-    out = svdquant_linear(x, tensors, scheme, compute, epilogue=Epilogue(gelu_from=40))
+    wanted = torch.nn.functional.gelu(plain, approximate="tanh")
+    out = svdquant_linear(x, tensors, scheme, compute, epilogue=Epilogue(gelu=True))
     assert_close(out, wanted, op="16-bit product")
 
 
