@@ -27,7 +27,8 @@ def _gemm_nvfp4_kernel(
     qweight_ptr,  # (N, K // 2) uint8
     ascales_ptr,  # (K // 16, M) e4m3
     wscales_ptr,  # (K // 16, N) e4m3
-    factors_ptr,  # (N,) float32
+    wtscale_ptr,  # (1,) or None
+    wcscales_ptr,  # (N,) or None
     x_down_ptr,  # (M, R)
     proj_up_ptr,  # (N, R)
     bias_ptr,  # (N,) or None
@@ -66,7 +67,7 @@ def _gemm_nvfp4_kernel(
         ascales_ptrs += (BLOCK_K // GROUP_SIZE) * M
         wscales_ptrs += (BLOCK_K // GROUP_SIZE) * N
 
-    out *= tl.load(factors_ptr + offs_n, mask=offs_n < N, other=0.0)[None, :]
+    out *= channel_factors(wtscale_ptr, wcscales_ptr, offs_n, N)[None, :]
     if HAS_RANK:
         out = add_low_rank(out, x_down_ptr, proj_up_ptr, offs_m, offs_n, M, N, R, BLOCK_R)
     if HAS_BIAS:
@@ -110,7 +111,8 @@ def gemm_nvfp4(
             qweight.view(torch.uint8),
             ascales.view(torch.float8_e4m3fn),
             scale_bits(wscales).view(torch.float8_e4m3fn),
-            channel_factors(N, wtscale, wcscales, qx.device),
+            wtscale,
+            wcscales,
             x_down,
             proj_up,
             bias,

@@ -28,7 +28,8 @@ def _gemv_w4a16_kernel(
     qweight_ptr,  # (N, K // 8) int32
     wscales_ptr,  # (K // GROUP_SIZE, N)
     wzeros_ptr,  # (K // GROUP_SIZE, N), awq only
-    factors_ptr,  # (N,) float32, nvfp4 only
+    wtscale_ptr,  # (1,) or None, wcscales_ptr: (N,) or None; nvfp4 only
+    wcscales_ptr,
     x_down_ptr,  # (M, R) or None
     proj_up_ptr,  # (N, R) or None
     bias_ptr,  # (N,) or None
@@ -58,7 +59,7 @@ def _gemv_w4a16_kernel(
     rows = offs_n.to(tl.int64)[:, None]
     factors = offs_n
     if SCHEME == "nvfp4":
-        factors = tl.load(factors_ptr + offs_n, mask=offs_n < N, other=0.0)
+        factors = channel_factors(wtscale_ptr, wcscales_ptr, offs_n, N)
 
     products = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.float32)
     for start in range(0, K, BLOCK_K):
@@ -130,7 +131,6 @@ def gemv_w4a16(
         raise ValueError(f"gemv_w4a16: {M} rows, at most {MAX_ROWS}. Dequantize the weight for more.")
     R = 0 if x_down is None else x_down.shape[1]
     out = torch.empty((M, N), dtype=x.dtype, device=x.device)
-    factors = channel_factors(N, wtscale, wcscales, x.device) if scheme == "nvfp4" else None
     tile = unpack_tile("gemv", N, K)
     launch(
         _gemv_w4a16_kernel,
@@ -141,7 +141,8 @@ def gemv_w4a16(
             qweight.view(torch.int32),
             scale_bits(wscales),
             wzeros,
-            factors,
+            wtscale,
+            wcscales,
             x_down,
             proj_up,
             bias,

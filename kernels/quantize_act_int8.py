@@ -134,7 +134,8 @@ def _quantize_tokens_kernel(
     sums_ptr,  # of project_act if SHARES
     qweight_ptr,  # from here on to N if SCHEME: of requantize_rows
     wscales_ptr,
-    factors_ptr,
+    wtscale_ptr,
+    wcscales_ptr,
     weight_codes_ptr,
     channel_scales_ptr,
     M,
@@ -165,8 +166,8 @@ def _quantize_tokens_kernel(
         )  # fmt: skip
     elif SCHEME is not None:
         requantize_rows(
-            program - token_programs, qweight_ptr, wscales_ptr, factors_ptr, weight_codes_ptr, channel_scales_ptr, N, K,
-            HAS_CHANNEL_SCALES, SCHEME, GROUP_SIZE, WEIGHT_BLOCK_N, WEIGHT_BLOCK_K,
+            program - token_programs, qweight_ptr, wscales_ptr, wtscale_ptr, wcscales_ptr, weight_codes_ptr,
+            channel_scales_ptr, N, K, HAS_CHANNEL_SCALES, SCHEME, GROUP_SIZE, WEIGHT_BLOCK_N, WEIGHT_BLOCK_K,
         )  # fmt: skip
 
 
@@ -201,7 +202,7 @@ def _quantize(
     tile = tile or quantizer_tile(K, R if fused else 0)
     plan = None if weight is None else plan_requantization(**weight, num_warps=tile["num_warps"])
     if plan is None:
-        weight_pointers, N, programs = (None,) * 5, 0, 0
+        weight_pointers, N, programs = (None,) * 6, 0, 0
         constants = dict.fromkeys(WEIGHT_CONSTANTS.values())
     else:
         *weight_pointers, N, _ = plan.arguments

@@ -25,7 +25,8 @@ def requantize_rows(
     program,
     qweight_ptr,
     wscales_ptr,
-    factors_ptr,
+    wtscale_ptr,
+    wcscales_ptr,
     codes_ptr,
     channel_scales_ptr,
     N,
@@ -42,7 +43,7 @@ def requantize_rows(
     rows = offs_n.to(tl.int64)[:, None]
     factors = offs_n
     if SCHEME == "nvfp4":
-        factors = tl.load(factors_ptr + offs_n, mask=offs_n < N, other=0.0)
+        factors = channel_factors(wtscale_ptr, wcscales_ptr, offs_n, N)
 
     if HAS_CHANNEL_SCALES:
         channel_scales = tl.load(channel_scales_ptr + offs_n, mask=offs_n < N, other=0.0)
@@ -69,7 +70,8 @@ def requantize_rows(
 def _requantize_kernel(
     qweight_ptr,  # (N, K // 8) int32
     wscales_ptr,  # (K // GROUP_SIZE, N)
-    factors_ptr,  # (N,) float32, nvfp4 only
+    wtscale_ptr,  # (1,) or None, wcscales_ptr: (N,) or None; nvfp4 only
+    wcscales_ptr,
     codes_ptr,  # (N, K) int8
     channel_scales_ptr,  # (N,) float32: read if HAS_CHANNEL_SCALES, written otherwise
     N,
@@ -84,7 +86,8 @@ def _requantize_kernel(
         tl.program_id(0),
         qweight_ptr,
         wscales_ptr,
-        factors_ptr,
+        wtscale_ptr,
+        wcscales_ptr,
         codes_ptr,
         channel_scales_ptr,
         N,
@@ -135,8 +138,7 @@ def plan_requantization(
     has_channel_scales = channel_scales is not None
     if channel_scales is None:
         channel_scales = torch.empty((N,), dtype=torch.float32, device=qweight.device)
-    factors = channel_factors(N, wtscale, wcscales, qweight.device) if scheme == "nvfp4" else None
-    arguments = qweight.view(torch.int32), scale_bits(wscales), factors, codes, channel_scales, N, K
+    arguments = qweight.view(torch.int32), scale_bits(wscales), wtscale, wcscales, codes, channel_scales, N, K
     constants = {
         "HAS_CHANNEL_SCALES": has_channel_scales,
         "SCHEME": scheme,

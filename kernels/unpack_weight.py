@@ -21,6 +21,17 @@ GROUP_SIZE = {"int4": GROUP_SIZE_INT4, "nvfp4": GROUP_SIZE_NVFP4, "awq": GROUP_S
 
 
 @triton.jit
+def channel_factors(wtscale_ptr, wcscales_ptr, offs_n, N):
+    """What multiplies each output channel of an nvfp4 weight, float32; either pointer may be None."""
+    factors = tl.full(offs_n.shape, 1.0, tl.float32)
+    if wcscales_ptr is not None:
+        factors = tl.load(wcscales_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)
+    if wtscale_ptr is not None:
+        factors *= tl.load(wtscale_ptr).to(tl.float32)
+    return factors
+
+
+@triton.jit
 def load_weight(
     qweight_ptr,
     wscales_ptr,
@@ -58,7 +69,8 @@ def _dequantize_kernel(
     qweight_ptr,  # (N, K // 8) int32
     wscales_ptr,  # (K // GROUP_SIZE, N)
     wzeros_ptr,  # (K // GROUP_SIZE, N), awq only
-    factors_ptr,  # (N,) float32, nvfp4 only
+    wtscale_ptr,  # (1,) or None, wcscales_ptr: (N,) or None; nvfp4 only
+    wcscales_ptr,
     proj_up_ptr,  # (N, R)
     out_ptr,  # (N, K + R)
     N,
@@ -76,7 +88,7 @@ def _dequantize_kernel(
     if start < K:
         factors = offs_n
         if SCHEME == "nvfp4":
-            factors = tl.load(factors_ptr + offs_n, mask=offs_n < N, other=0.0)
+            factors = channel_factors(wtscale_ptr, wcscales_ptr, offs_n, N)
         weight = load_weight(
             qweight_ptr,
             wscales_ptr,
@@ -118,12 +130,6 @@ def _expand_kernel(
     codes = round_to_bits(nibbles_to_float(words, "int4")).to(tl.int8)
     offs_k = start + tl.arange(0, BLOCK_K)[None, :]
     tl.store(codes_ptr + rows * K + offs_k, codes, mask=mask_n)
-
-
-def channel_factors(N: int, wtscale: Tensor | None, wcscales: Tensor | None, device: torch.device) -> Tensor:
-    """What multiplies each output channel of an nvfp4 weight: (N,) float32."""
-    factors = torch.ones(N, dtype=torch.float32, device=device) if wcscales is None else wcscales.float()
-    return factors if wtscale is None else factors * wtscale.float()
 
 
 def scale_bits(wscales: Tensor) -> Tensor:
@@ -176,7 +182,6 @@ def dequantize_weight(
     N, K = qweight.shape[0], qweight.shape[1] * 2
     R = 0 if proj_up is None else proj_up.shape[1]
     out = torch.empty((N, K + R), dtype=dtype, device=qweight.device)
-    factors = channel_factors(N, wtscale, wcscales, qweight.device) if scheme == "nvfp4" else None
     tile = tile or unpack_tile("dequantize", N, K)
     grid = (-(-N // tile["BLOCK_N"]), K // tile["BLOCK_K"] - (-R // tile["BLOCK_K"]))
     launch(
@@ -186,7 +191,8 @@ def dequantize_weight(
             qweight.view(torch.int32),
             scale_bits(wscales),
             wzeros,
-            factors,
+            wtscale,
+            wcscales,
             out if proj_up is None else proj_up,
             out,
             N,

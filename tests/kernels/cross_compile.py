@@ -77,7 +77,9 @@ def _groups(gpu: str, output: str, scheme: str = "int4") -> tuple:
 def _tokens(gpu: str) -> tuple:
     pointers = {
         **dict.fromkeys(("x_ptr", "smooth_ptr", "proj_down_ptr", "x_down_ptr", "wscales_ptr"), HALF),
-        **dict.fromkeys(("ascales_ptr", "sums_ptr", "factors_ptr", "channel_scales_ptr"), "*fp32"),
+        "wtscale_ptr": "*fp32",
+        "wcscales_ptr": HALF,
+        **dict.fromkeys(("ascales_ptr", "sums_ptr", "channel_scales_ptr"), "*fp32"),
         **dict.fromkeys(("codes_ptr", "weight_codes_ptr"), "*i8"),
         "qweight_ptr": "*i32",
     }
@@ -106,7 +108,8 @@ def _projection(gpu: str) -> tuple:
 
 def _weight(kernel: str, op: str, scheme: str, pointers: dict, **constants) -> tuple:
     group_size = {"SCHEME": scheme, "GROUP_SIZE": 16 if scheme == "nvfp4" else 64}
-    scales = {"wscales_ptr": "*u8" if scheme == "nvfp4" else HALF, "factors_ptr": "*fp32", "wzeros_ptr": HALF}
+    scales = {"wscales_ptr": "*u8" if scheme == "nvfp4" else HALF, "wzeros_ptr": HALF}
+    scales |= {"wtscale_ptr": "*fp32", "wcscales_ptr": HALF}
     module = {"gemv": "gemv_w4a16", "requantize": "requantize_weight"}.get(op, "unpack_weight")
     return (
         module,
@@ -173,7 +176,7 @@ def _cases(gpu: str) -> dict:
         cases[f"quantize_weight {name}"] = "quantize_weight", "_round_columns_kernel", {**floats, "C": "i32"}, rounding
     if gpu in ("sm_100", "sm_120"):
         fp4 = {"qx_ptr": "*u8", "qweight_ptr": "*u8", "ascales_ptr": "*fp8e4nv", "wscales_ptr": "*fp8e4nv"}
-        cases["gemm_nvfp4"] = _gemm("gemm_nvfp4", gpu, {**fp4, "factors_ptr": "*fp32"})
+        cases["gemm_nvfp4"] = _gemm("gemm_nvfp4", gpu, {**fp4, "wtscale_ptr": "*fp32", "wcscales_ptr": HALF})
     if gpu in ("sm_80", "sm_86", "sm_89"):
         int4 = {"qx_ptr": "*i32", "qweight_ptr": "*i32", "ascales_ptr": HALF, "wscales_ptr": HALF}
         words = {"x_down_ptr": "*i32", "proj_up_ptr": "*i32", "bias_ptr": HALF, "out_ptr": HALF}
