@@ -10,7 +10,8 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from .replay import ALIGNMENT, note_launch
+from .recording import note_launch
+from .replay import ALIGNMENT
 
 _compiled: dict[tuple, Any] = {}
 _unspecialized: dict[int, frozenset[int]] = {}  # by id: a kernel's own hash is slow, and kernels live for ever

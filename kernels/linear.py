@@ -143,18 +143,34 @@ def _reference_linear(x, tensors, scheme, compute, bias, act_unsigned, gelu) -> 
     return reference.gemm_w4a16(x, smooth_factor, weight, proj_down, proj_up, bias, act_unsigned, gelu)
 
 
-def _awq_linear(x: Tensor, qweight: Tensor, wscales: Tensor, wzeros: Tensor, bias: Tensor | None) -> Tensor:
+def _awq_linear(
+    x: Tensor,
+    qweight: Tensor,
+    wscales: Tensor,
+    wzeros: Tensor,
+    bias: Tensor | None,
+    lora_down: Tensor | None,
+    lora_up: Tensor | None,
+) -> Tensor:
+    def with_branch(out: Tensor) -> Tensor:
+        if lora_down is None or lora_up is None:
+            return out
+        return out + ((x.float() @ lora_down.float()) @ lora_up.float().T).to(out.dtype)
+
     if x.device.type == "cpu":
-        return reference.gemm_awq(x, qweight, wscales, wzeros, bias)
+        return with_branch(reference.gemm_awq(x, qweight, wscales, wzeros, bias))
     tensors = {"qweight": qweight, "wscales": wscales, "wzeros": wzeros}
     steps = []
     problem = why_no_triton(x.device)
     if problem is None and x.dtype != torch.float32:
         from . import triton_path
 
-        steps = triton_path.steps_awq(x, tensors, bias)
-    steps.append(("awq in plain torch", lambda: torch_path.linear_awq(x, dequantize(tensors, "awq"), bias)))
-    return climb(x.device, steps)
+        steps = triton_path.steps_awq(x, tensors, bias, lora_down, lora_up)
+
+    def in_torch() -> Tensor:
+        return with_branch(torch_path.linear_awq(x, dequantize(tensors, "awq"), bias))
+
+    return climb(x.device, [*steps, ("awq in plain torch", in_torch)])
 
 
 # custom_op and not triton_op: Inductor then sees no kernel to compile a second time in its own harness, and
@@ -261,10 +277,7 @@ def awq_linear(
     """
     run = _awq_linear_op if torch.compiler.is_compiling() else _awq_linear
     x = x if x.stride(1) == 1 else x.contiguous()
-    out = run(x, tensors["qweight"], tensors["wscales"], tensors["wzeros"], bias)
-    if lora_down is not None and lora_up is not None:
-        out = out + ((x.float() @ lora_down.float()) @ lora_up.float().T).to(out.dtype)
-    return out
+    return run(x, tensors["qweight"], tensors["wscales"], tensors["wzeros"], bias, lora_down, lora_up)
 
 
 def dequantize(tensors: Mapping[str, Tensor], scheme: str) -> Tensor:

@@ -9,7 +9,6 @@ Reference: reference.quantize_act_int4, reference.quantize_act_nvfp4. Layouts: f
 """
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -154,7 +153,7 @@ def quantize_act(
     (M, K), R = x.shape, proj_down.shape[1]
     fused = fuses_rank(R, generation(x.device)) if tile is None else R > 0
     if gelu and R and not fused:
-        x, gelu = F.gelu(x, approximate="tanh"), False
+        x, gelu = torch.ops.aten.gelu.out(x, approximate="tanh", out=torch.empty_like(x)), False
     group_size = GROUP_SIZE_INT4 if scheme == "int4" else GROUP_SIZE_NVFP4
     code_max = E2M1_MAX if scheme == "nvfp4" else UINT4_MAX if act_unsigned else INT4_MAX
     rows = -(-M // pad_rows) * pad_rows

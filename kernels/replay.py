@@ -5,21 +5,21 @@ every step takes longer on the CPU than the kernels take on the GPU. So the firs
 leaves a recording: which compiled kernels ran, and which of their arguments were addresses, inside which of the
 caller's tensors, of the result, or of scratch memory. Later calls allocate twice, put addresses in, and launch.
 
-A call that computes anything beside kernels of ours (a matrix product of torch's, say) leaves no recording and always
-runs as usual. SVDQUANT_REPLAY=0 records nothing.
+Some of torch's operations that write where they are told, such as matrix products with `out`, are part of a recording:
+they are called again with tensors made at the new addresses. A call that does anything else leaves none and always runs
+as usual. SVDQUANT_REPLAY=0 records nothing.
 """
 
 import copy
 import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .ladder import logger, say_once, steps_left_behind
+from .recording import Launch, Recorder, Write, is_recording
 
 SWITCH = "SVDQUANT_REPLAY"  # environment: 0 records nothing
 ALIGNMENT = 16  # bytes; kernels are compiled for pointers that are multiples of it
@@ -27,70 +27,53 @@ SCRATCH_ALIGNMENT = 256  # bytes, as torch's allocator gives them out
 ATTEMPTS = 3  # calls in one situation that may leave no recording: first ones also check kernels and step down ladders
 LARGEST_COUNT = 1024  # recordings kept by a thread
 
-# operations that allocate and compute nothing
-_ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided")
-
 
 class _Thread(threading.local):
-    """What belongs to one thread: the recording under way, and recordings by situation."""
-
     def __init__(self):
-        self.recorder: Recorder | None = None
-        self.known: dict[Hashable, Replay | int] = {}  # a number counts attempts that left none
+        self.known: dict[Hashable, Replay | int] = {}  # by situation; a number counts attempts that left no recording
 
 
 _thread = _Thread()
 _refused: list[str] = []  # what this Triton said when its compiled kernels could not be launched like this
 
 
-class Recorder(TorchDispatchMode):
-    """Notes launches while it is entered, and whether anything else was computed."""
-
-    def __init__(self):
-        super().__init__()
-        self.launches: list[tuple[Any, tuple[int, ...], tuple, tuple]] = []
-        self.complete = True
-
-    def __enter__(self):
-        _thread.recorder = self
-        return super().__enter__()
-
-    def __exit__(self, *exception):
-        _thread.recorder = None
-        return super().__exit__(*exception)
-
-    def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        name = function._schema.name
-        if name not in _ALLOCATIONS and (function._schema.is_mutable or not _is_view(result, args)):
-            logger.debug("%s cannot be issued again by address", name)
-            self.complete = False
-        return result
+def _extent(tensor: Tensor) -> int:
+    """Bytes from the first element of a tensor to behind its last."""
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (reach + 1) * tensor.element_size() if tensor.numel() else 0
 
 
-def note_launch(compiled: Any | None, grid: tuple[int, ...], arguments: tuple, constants: tuple) -> None:
-    """Tell the recording under way, if there is one, of a launch.
+class _Places:
+    """Where the tensors of a call lie.
 
     Args:
-        compiled: Triton's compiled kernel, or None for a launch that cannot be repeated by address.
-        grid: three sizes. arguments: tensors, descriptors, numbers and None; constants: what follows them.
+        recorder: what the call did. given: the tensors that it read, or None, and its result.
     """
-    recorder = _thread.recorder
-    if recorder is None:
-        return
-    if compiled is None:
-        recorder.complete = False
-    else:
-        recorder.launches.append((compiled, grid, arguments, constants))
 
+    def __init__(self, recorder: Recorder, given: Sequence[Tensor | None]):
+        self._spans = [(0, 0) if t is None else (t.data_ptr(), _extent(t)) for t in given]
+        self._allocated = recorder.allocated
+        self._scratch: dict[int, int] = {}  # address of a storage -> offset in the scratch memory
+        self.scratch_bytes = 0
 
-def _is_view(result: Any, arguments: tuple) -> bool:
-    """Whether an operation only looked at its first argument's memory."""
-    results = result if isinstance(result, (tuple, list)) else (result,)
-    source = arguments[0] if arguments else None
-    return isinstance(source, Tensor) and all(
-        isinstance(t, Tensor) and t.untyped_storage().data_ptr() == source.untyped_storage().data_ptr() for t in results
-    )
+    def of(self, tensor: Tensor) -> tuple[int, int]:
+        """(index of what was given, or behind them scratch; bytes from there to the tensor's first element).
+
+        Raises:
+            LookupError: the tensor comes from elsewhere.
+        """
+        address = tensor.data_ptr()
+        for i, (start, extent) in enumerate(self._spans):
+            if start <= address < start + extent:
+                return i, address - start
+        storage = tensor.untyped_storage()
+        base = storage.data_ptr()
+        if base not in self._allocated:
+            raise LookupError(f"a tensor of {tuple(tensor.shape)} that the call neither was given nor allocated")
+        if base not in self._scratch:
+            self._scratch[base] = self.scratch_bytes
+            self.scratch_bytes += -(-storage.nbytes() // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
+        return len(self._spans), self._scratch[base] + address - base
 
 
 class _Address:
@@ -102,67 +85,93 @@ class _Address:
         return self.value
 
 
-def _extent(tensor: Tensor) -> int:
-    """Bytes from the first element of a tensor to behind its last."""
-    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return (reach + 1) * tensor.element_size() if tensor.numel() else 0
+class _PlacedLaunch:
+    """A launch to be issued for tensors elsewhere."""
+
+    def __init__(self, launch: Launch, places: _Places):
+        compiled, self._grid, arguments, constants = launch
+        self._run, self._function, self._packed = compiled.run, compiled.function, compiled.packed_metadata
+        self._values, self._pointers, self._descriptors = [*arguments, *constants], [], []
+        for i, argument in enumerate(arguments):
+            if isinstance(argument, Tensor):
+                self._values[i] = 0
+                if argument.data_ptr():
+                    self._pointers.append((i, *places.of(argument)))
+            elif argument is not None and not isinstance(argument, int):
+                self._values[i] = copy.copy(argument)
+                place = places.of(argument.base)
+                self._values[i].base = _Address()
+                self._descriptors.append((self._values[i].base, *place))
+
+    def issue(self, _tensors: Sequence[Tensor | None], bases: list[int], stream: int) -> None:
+        values = self._values
+        for i, source, offset in self._pointers:
+            values[i] = bases[source] + offset
+        for address, source, offset in self._descriptors:
+            address.value = bases[source] + offset
+        self._run(*self._grid, stream, self._function, self._packed, None, None, None, *values)
+
+
+class _PlacedWrite:
+    """A write to be issued for tensors elsewhere."""
+
+    def __init__(self, write: Write, places: _Places):
+        self._function = write.function
+        self._arguments, self._options = list(write.arguments), dict(write.options)
+        self._tensors = []
+        for target in (self._arguments, self._options):
+            for key in list(target) if isinstance(target, dict) else range(len(target)):
+                tensor = target[key]
+                if isinstance(tensor, Tensor):
+                    source, offset = places.of(tensor)
+                    form = tensor.dtype, tensor.element_size(), tensor.shape, tensor.stride()
+                    self._tensors.append((target, key, source, offset, form))
+                    target[key] = None  # or the recording would keep its memory
+
+    def issue(self, tensors: Sequence[Tensor | None], _bases: list[int], _stream: int) -> None:
+        for target, key, source, offset, form in self._tensors:
+            target[key] = _tensor_at(tensors[source], offset, *form)
+        self._function(*self._arguments, **self._options)
+        for target, key, *_ in self._tensors:
+            target[key] = None
+
+
+def _tensor_at(base: Tensor | None, offset: int, dtype: torch.dtype, width: int, shape, stride) -> Tensor:
+    """A tensor that begins `offset` bytes behind the first element of another; width: bytes of an element."""
+    assert base is not None, "what was None when the call was recorded held no tensor"
+    start = (base.storage_offset() * base.element_size() + offset) // width
+    return torch.empty(0, dtype=dtype, device=base.device).set_(base.untyped_storage(), start, shape, stride)
 
 
 class Replay:
-    """The launches of one call, ready to be issued for other addresses.
+    """What one call did, ready to be done for other addresses.
 
     Args:
         recorder: what the call did. sources: the tensors that it read, or None. out: its result.
+
+    Raises:
+        LookupError: it used a tensor that it neither was given nor allocated.
     """
 
     def __init__(self, recorder: Recorder, sources: Sequence[Tensor | None], out: Tensor):
         self.shape, self.dtype, self.device = out.shape, out.dtype, out.device
-        spans = [(0, 0) if t is None else (t.data_ptr(), _extent(t)) for t in (*sources, out)]
-        self._scratch: dict[int, int] = {}  # address of a storage -> offset in the scratch memory
-        self.scratch_bytes = 0
-        self.launches = []
-        for compiled, grid, arguments, constants in recorder.launches:
-            values, pointers, descriptors = [*arguments, *constants], [], []
-            for i, argument in enumerate(arguments):
-                if isinstance(argument, Tensor):
-                    values[i] = 0
-                    if argument.data_ptr():
-                        pointers.append((i, *self._locate(argument, spans)))
-                elif argument is not None and not isinstance(argument, int):
-                    values[i] = copy.copy(argument)
-                    place = self._locate(argument.base, spans)
-                    values[i].base = _Address()
-                    descriptors.append((values[i].base, *place))
-            run, function, packed = compiled.run, compiled.function, compiled.packed_metadata
-            self.launches.append((run, grid, function, packed, values, pointers, descriptors))
-
-    def _locate(self, tensor: Tensor, spans: list[tuple[int, int]]) -> tuple[int, int]:
-        """(index of source, result or scratch, offset in it) of a tensor's first element."""
-        address = tensor.data_ptr()
-        for i, (start, extent) in enumerate(spans):
-            if start <= address < start + extent:
-                return i, address - start
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._scratch:
-            self._scratch[storage.data_ptr()] = self.scratch_bytes
-            self.scratch_bytes += -(-storage.nbytes() // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
-        return len(spans), self._scratch[storage.data_ptr()] + address - storage.data_ptr()
+        places = _Places(recorder, (*sources, out))
+        placed = {Launch: _PlacedLaunch, Write: _PlacedWrite}
+        self.steps = [placed[type(step)](step, places) for step in recorder.steps]
+        self.scratch_bytes = places.scratch_bytes
 
     def __call__(self, sources: Sequence[Tensor | None]) -> Tensor | None:
         """The result for other tensors of the same shapes and strides; None where addresses do not allow it."""
         out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         scratch = torch.empty(self.scratch_bytes, dtype=torch.uint8, device=self.device)
-        bases = [0 if tensor is None else tensor.data_ptr() for tensor in (*sources, out, scratch)]
+        tensors = (*sources, out, scratch)
+        bases = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         for base in bases:
             if base % ALIGNMENT:
                 return None
         stream = current_stream(self.device.index)
-        for run, grid, function, packed, values, pointers, descriptors in self.launches:
-            for i, source, offset in pointers:
-                values[i] = bases[source] + offset
-            for address, source, offset in descriptors:
-                address.value = bases[source] + offset
-            run(*grid, stream, function, packed, None, None, None, *values)
+        for step in self.steps:
+            step.issue(tensors, bases, stream)
         return out
 
 
@@ -195,7 +204,7 @@ def replayed(situation: Hashable, sources: Sequence[Tensor | None], compute: Cal
             say_once("Layers are launched the ordinary way, which takes longer: %s", error)
             out = None
         return compute() if out is None else out
-    if found >= ATTEMPTS or _thread.recorder is not None:
+    if found >= ATTEMPTS or is_recording():
         return compute()
     failed_before = steps_left_behind()
     with Recorder() as recorder:
@@ -204,7 +213,11 @@ def replayed(situation: Hashable, sources: Sequence[Tensor | None], compute: Cal
         known.clear()
     aligned = all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in (*sources, out))
     usable = recorder.complete and aligned and out.is_contiguous() and failed_before == steps_left_behind()
-    known[key] = Replay(recorder, sources, out) if usable else found + 1
+    try:
+        known[key] = Replay(recorder, sources, out) if usable else found + 1
+    except LookupError as error:
+        logger.debug("A call cannot be issued again by address: %s", error)
+        known[key] = found + 1
     return out
 
 

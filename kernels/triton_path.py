@@ -44,7 +44,20 @@ def _in_16_bits(
     weight = dequantize_weight(
         tensors["qweight"], tensors["wscales"], scheme, x.dtype, tensors["proj_up"], **_extra(tensors)
     )
-    return F.linear(x_hat, weight, None if bias is None else bias.to(x.dtype))
+    return _product(x_hat, weight, bias)
+
+
+def _project_down(x: Tensor, proj_down: Tensor) -> Tensor:
+    out = torch.empty((x.shape[0], proj_down.shape[1]), dtype=x.dtype, device=x.device)
+    return torch.mm(x, proj_down.to(x.dtype), out=out)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ weight.T + bias. Here as above with `out`, so that recording.py can note it."""
+    out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
+    if bias is None:
+        return torch.mm(x, weight.T, out=out)
+    return torch.addmm(bias.to(x.dtype), x, weight.T, out=out)
 
 
 def steps_w4a4(
@@ -151,7 +164,7 @@ def steps_w4a16(
 
     def few_rows() -> Tensor:
         wide = F.gelu(x.float(), approximate="tanh").to(x.dtype) if gelu else x
-        x_down = wide @ tensors["proj_down"].to(x.dtype)
+        x_down = _project_down(wide, tensors["proj_down"])
         branch = {"x_down": x_down, "proj_up": tensors["proj_up"]} if x_down.shape[1] else {}
         return gemv_w4a16(
             wide,
@@ -174,15 +187,28 @@ def steps_w4a16(
     return steps
 
 
-def steps_awq(x: Tensor, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Steps:
-    """AWQ weights, activations in 16 bits."""
+def steps_awq(
+    x: Tensor, tensors: Mapping[str, Tensor], bias: Tensor | None, lora_down: Tensor | None, lora_up: Tensor | None
+) -> Steps:
+    """AWQ weights, activations in 16 bits; LoRAs are their only low-rank branch."""
     qweight, wscales, wzeros = tensors["qweight"], tensors["wscales"], tensors["wzeros"]
 
+    def branch() -> dict[str, Tensor]:
+        if lora_down is None or lora_up is None:
+            return {}
+        return {"x_down": _project_down(x, lora_down), "proj_up": lora_up.contiguous()}
+
+    def few_rows() -> Tensor:
+        return gemv_w4a16(x, qweight, wscales, "awq", bias, wzeros, **branch())
+
     def many_rows() -> Tensor:
-        weight = dequantize_weight(qweight, wscales, "awq", x.dtype, wzeros=wzeros)
-        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        out = _product(x, dequantize_weight(qweight, wscales, "awq", x.dtype, wzeros=wzeros), bias)
+        factors = branch()
+        if factors:
+            torch.addmm(out, factors["x_down"], factors["proj_up"].to(x.dtype).T, out=out)
+        return out
 
     steps: Steps = [("awq on 16-bit tensor cores", many_rows)]
     if x.shape[0] <= MAX_ROWS:
-        steps.insert(0, ("awq for a few tokens", lambda: gemv_w4a16(x, qweight, wscales, "awq", bias, wzeros)))
+        steps.insert(0, ("awq for a few tokens", few_rows))
     return steps

@@ -63,3 +63,9 @@ def int8_layer(N: int, K: int, R: int, dtype: torch.dtype, device: torch.device)
     codes = torch.randint(-127, 128, (N, K), device=device, dtype=torch.int16).to(torch.int8)
     wscales = (torch.rand(N, device=device) + 0.5) / 127
     return {**int4_layer(N, K, R, dtype, device), "qweight": codes, "wscales": wscales}
+
+
+def awq_layer(N: int, K: int, _rank: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """The tensors of an awq part."""
+    wzeros = scales(N, K, dtype, device) - 0.05
+    return {"qweight": packed_codes(N, K, device), "wscales": scales(N, K, dtype, device), "wzeros": wzeros}
