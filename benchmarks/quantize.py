@@ -29,7 +29,6 @@ from synthetic_layers import SHAPES  # noqa: E402
 from synthetic_model import Size, shapes_of  # noqa: E402
 
 DAY = 86400.0
-WHOLE_SECONDS = 160  # a calibrated run that takes longer is timed on some of its blocks
 FEW_BLOCKS = {"flux": (2, 4), "pixart": (4,)}
 LIMITS = {("FLUX.1-dev", "fast"): 60, ("FLUX.1-dev", "best"): 600, ("PixArt-Sigma", "fast"): 30}
 SHARED_MEMORY = Path("/dev/shm")
@@ -93,7 +92,7 @@ def times(options: argparse.Namespace, say: Callable[[str], None], deadline: flo
 def time_run(
     name: str, size: Size, source: Path, method: str, options: argparse.Namespace, say: Callable, left: float
 ) -> dict[str, dict]:
-    """Columns of the table: one run over the whole model, or over some blocks where that is too long."""
+    """Columns of the table: one run over the whole model, or over some blocks where no more fits into what is left."""
     limit = LIMITS.get((name, method))
     if left < 20:
         say(f"{name}, {method}: not run, no time left")
@@ -102,14 +101,14 @@ def time_run(
         few = replace(size, blocks=tuple(min(a, b) for a, b in zip(FEW_BLOCKS[size.family], size.blocks, strict=True)))
         part = source.with_name("part.safetensors")
         write_model(part, few, torch.device(options.device))
-        found = run_apart(few, part, method, options, min(left - 10, WHOLE_SECONDS))
+        found = run_apart(few, part, method, options, left - 10)
         part.unlink()
         if failed(name, method, found, say):
             return {}
         expected = estimate(found, few, size)
         blocks = " + ".join(map(str, few.blocks))
         say(f"{name}, {method}: {found['seconds']:.1f} s for {blocks} blocks, extrapolated {expected:.0f} s for all")
-        if expected > min(WHOLE_SECONDS, left - found["process"] - 20):
+        if expected > left - found["process"] - 20:
             say(verdict(f"{name}, {method}, extrapolated", expected, limit, found))
             return {f"{method}, {blocks} blocks": found}
         left -= found["process"]
