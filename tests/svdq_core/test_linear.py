@@ -96,6 +96,14 @@ def test_a_bias_of_its_own_in_a_column_part_counts():
     torch.testing.assert_close(dense_bias(layer), dense_before + own, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["one part", "two on rows", "two on columns"])
+def test_a_gelu_behind_a_layer_is_one_gelu_of_the_whole_result(kind):
+    layer = draw_layer(kind, torch.device("cpu"))
+    x = torch.randn(5, layer.in_features).bfloat16() / 8
+    wanted = torch.nn.functional.gelu(apply_layer(layer, x, "w4a8").float(), approximate="tanh")
+    assert relative_rms_error(apply_layer(layer, x, "w4a8", gelu="output").float(), wanted) < 2**-8  # one rounding
+
+
 def test_a_blob_computes_what_its_layer_does(model):
     for name, layer in model.layers.items():
         blob, layout = layer.to_blob()
