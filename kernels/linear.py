@@ -5,7 +5,7 @@ int8 per token and brings the 4-bit weights to one scale for each output channel
 layers have one scale for each output channel already: w4a4 and w4a8 both mean w8a8 for them.
 
 A layer runs on the first step of a ladder that works: Triton kernels, torch on the GPU, the reference on the CPU. To
-torch.compile each layer is one opaque operation, svdquant::linear or svdquant::awq_linear.
+torch.compile each layer is one opaque operation, svdquant::linear. Modulation layers: linear_awq.py.
 """
 
 from collections.abc import Mapping
@@ -143,48 +143,12 @@ def _reference_linear(x, tensors, scheme, compute, bias, act_unsigned, gelu) -> 
     return reference.gemm_w4a16(x, smooth_factor, weight, proj_down, proj_up, bias, act_unsigned, gelu)
 
 
-def _awq_linear(
-    x: Tensor,
-    qweight: Tensor,
-    wscales: Tensor,
-    wzeros: Tensor,
-    bias: Tensor | None,
-    lora_down: Tensor | None,
-    lora_up: Tensor | None,
-) -> Tensor:
-    def with_branch(out: Tensor) -> Tensor:
-        if lora_down is None or lora_up is None:
-            return out
-        return out + ((x.float() @ lora_down.float()) @ lora_up.float().T).to(out.dtype)
-
-    if x.device.type == "cpu":
-        return with_branch(reference.gemm_awq(x, qweight, wscales, wzeros, bias))
-    tensors = {"qweight": qweight, "wscales": wscales, "wzeros": wzeros}
-    steps = []
-    problem = why_no_triton(x.device)
-    if problem is None and x.dtype != torch.float32:
-        from . import triton_path
-
-        steps = triton_path.steps_awq(x, tensors, bias, lora_down, lora_up)
-
-    def in_torch() -> Tensor:
-        return with_branch(torch_path.linear_awq(x, dequantize(tensors, "awq"), bias))
-
-    return climb(x.device, [*steps, ("awq in plain torch", in_torch)])
-
-
 # custom_op and not triton_op: Inductor then sees no kernel to compile a second time in its own harness, and
 # descriptors, Gluon kernels and the ladder work under torch.compile as they do without it.
 _linear_op = torch.library.custom_op("svdquant::linear", _linear, mutates_args=())
-_awq_linear_op = torch.library.custom_op("svdquant::awq_linear", _awq_linear, mutates_args=())
 
 
 @_linear_op.register_fake
-def _(x, qweight, *_others):
-    return x.new_empty((x.shape[0], qweight.shape[0]))
-
-
-@_awq_linear_op.register_fake
 def _(x, qweight, *_others):
     return x.new_empty((x.shape[0], qweight.shape[0]))
 
@@ -260,24 +224,6 @@ def svdquant_linear(
         return settle(_linear_op(x, *required, *optional, scheme, compute, act_unsigned, gelu), epilogue)
     # the dispatcher would only add time
     return _run(x, {**tensors, **factors}, scheme, compute, bias, act_unsigned, gelu, epilogue)
-
-
-def awq_linear(
-    x: Tensor,
-    tensors: Mapping[str, Tensor],
-    bias: Tensor | None = None,
-    lora_down: Tensor | None = None,
-    lora_up: Tensor | None = None,
-) -> Tensor:
-    """An AWQ W4A16 part (modulation) applied to activations: (M, K) -> (M, N) of x.dtype.
-
-    Args:
-        tensors: qweight, wscales, wzeros as in format.py.
-        bias: (N,) or None. lora_down, lora_up: (K, r) and (N, r) or None.
-    """
-    run = _awq_linear_op if torch.compiler.is_compiling() else _awq_linear
-    x = x if x.stride(1) == 1 else x.contiguous()
-    return run(x, tensors["qweight"], tensors["wscales"], tensors["wzeros"], bias, lora_down, lora_up)
 
 
 def dequantize(tensors: Mapping[str, Tensor], scheme: str) -> Tensor:

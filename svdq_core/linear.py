@@ -10,7 +10,8 @@ from ..kernels.devices import why_no_triton
 from ..kernels.epilogue import Epilogue, settle
 from ..kernels.format import GELU_SHIFT
 from ..kernels.ladder import climb
-from ..kernels.linear import awq_linear, dequantize, svdquant_linear
+from ..kernels.linear import dequantize, svdquant_linear
+from ..kernels.linear_awq import awq_linear
 from ..kernels.replay import replayed
 from .layer import BlobLayout, Part, QuantizedLayer
 

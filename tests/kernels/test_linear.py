@@ -1,13 +1,13 @@
-"""svdquant_linear and awq_linear: every mode on every step of the ladder against the reference, alone and compiled."""
+"""svdquant_linear: every mode on every step of the ladder against the reference, alone and compiled."""
 
 import pytest
 import torch
 from compare import assert_close, assert_same
-from problems import REAL, activations, int4_layer, int8_layer, nvfp4_layer, packed_codes, scales
+from problems import REAL, activations, int4_layer, int8_layer, nvfp4_layer
 
 from svdquant_pack.kernels import linear, reference, torch_path
 from svdquant_pack.kernels.epilogue import Epilogue
-from svdquant_pack.kernels.linear import COMPUTE_MODES, awq_linear, choose_compute, svdquant_linear
+from svdquant_pack.kernels.linear import COMPUTE_MODES, choose_compute, svdquant_linear
 
 LAYERS = {"int4": int4_layer, "nvfp4": nvfp4_layer, "int8": int8_layer}
 # What a mode's fastest step may do to the reference: w4a8 only reorders sums, the others may round both sides to 16
@@ -98,22 +98,6 @@ def test_int8_weights_multiply_int8_activations(dtype, device):
     for compute in ("w4a4", "w4a8"):
         assert_close(svdquant_linear(x, tensors, "int8", compute), wanted, op="gemm_w4a8")
     assert choose_compute("int8", device)[0] == "w4a8"
-
-
-@pytest.mark.parametrize("M", [1, 3, 19])
-@pytest.mark.parametrize("has_lora", [False, True])
-def test_awq(M, has_lora, dtype, device):
-    N, K = 72, 192
-    x = torch.randn(M, K, device=device).to(dtype)
-    wscales, wzeros = scales(N, K, dtype, device), scales(N, K, dtype, device) - 0.05
-    tensors = {"qweight": packed_codes(N, K, device), "wscales": wscales, "wzeros": wzeros}
-    bias = torch.randn(N, device=device).to(dtype)
-    wanted = reference.gemm_awq(x, *tensors.values(), bias)
-    lora = (None, None)
-    if has_lora:
-        lora = (torch.randn(K, 8, device=device) / K**0.5).to(dtype), torch.randn(N, 8, device=device).to(dtype)
-        wanted = wanted + ((x.float() @ lora[0].float()) @ lora[1].float().T).to(dtype)
-    assert_close(awq_linear(x, tensors, bias, *lora), wanted, op="16-bit product")
 
 
 @pytest.mark.parametrize("compute", COMPUTE_MODES)

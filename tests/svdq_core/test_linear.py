@@ -17,7 +17,6 @@ from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.layer import Part, QuantizedLayer
 from svdquant_pack.svdq_core.linear import apply_blob, apply_layer, dense_bias, dense_weight
 
-
 LAYERS = {"int4": int4_layer, "nvfp4": nvfp4_layer, "int8": int8_layer, "awq": awq_layer}
 
 

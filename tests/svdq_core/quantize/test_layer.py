@@ -5,7 +5,8 @@ import torch
 from planted_layers import draw_tokens, draw_weight, nearest_tensors, output_error
 
 from svdquant_pack.kernels.format import GELU_SHIFT
-from svdquant_pack.kernels.linear import awq_linear, dequantize, svdquant_linear
+from svdquant_pack.kernels.linear import dequantize, svdquant_linear
+from svdquant_pack.kernels.linear_awq import awq_linear
 from svdquant_pack.svdq_core.errors import ArchitectureError, SVDQuantError
 from svdquant_pack.svdq_core.quantize import InputStatistics, LayerPlan, QuantSpec, quantize_layer, quantize_part
 
