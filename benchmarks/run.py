@@ -7,13 +7,16 @@
     python benchmarks/run.py --quantize          quality and time of quantization instead; see quantize.py
 
 Every row is checked against the reference first; a mismatch ends the program with no table. Everything a layer needs is
-counted: quantizing activations, unpacking weights, low-rank branch, bias. Weights and activations are random.
+counted: quantizing activations, unpacking weights, low-rank branch, bias. Weights and activations are random. Rows take
+turns, and a cell is the median of its turns: clocks change by more than kernels differ.
 """
 
 import argparse
 import logging
 import math
+import statistics
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -41,6 +44,7 @@ LAYERS = {
 }
 TOKENS = {"flux": (4608, 512), "pixart": (4096,)}  # 1024 x 1024 with 512 text tokens, the text alone
 RANKS = (0, 32, 128)
+TURNS = 5
 # dense int8 operations a second, from the data sheets
 INT8_PEAK = {"H200": 1979e12, "H100": 1979e12, "A100": 624e12, "4090": 660.6e12, "3090": 284e12, "5090": 838e12}
 
@@ -63,6 +67,7 @@ def measure(kind: str, tokens: int, ranks: tuple[int, ...], seconds: float, gpu_
     rows: dict[str, list[float]] = {}
     left_out: set[str] = set()
     for out_features, in_features in shapes:
+        runs: dict[str, Callable] = {}
         for rank in ranks:
             layer = Layer(tokens, out_features, in_features, rank)
             for contender in CONTENDERS:
@@ -74,7 +79,7 @@ def measure(kind: str, tokens: int, ranks: tuple[int, ...], seconds: float, gpu_
                     continue
                 try:
                     contender.check(layer, run)
-                    time = _milliseconds(run, seconds, gpu_time)
+                    _milliseconds(run, seconds / TURNS, gpu_time)
                 except Exception as error:  # another library's fault costs its row, ours the table
                     if contender.expected is not None:
                         raise
@@ -82,9 +87,14 @@ def measure(kind: str, tokens: int, ranks: tuple[int, ...], seconds: float, gpu_
                     left_out.add(name)
                     rows.pop(name, None)
                     continue
-                rows.setdefault(name, []).append(time)
-            del layer
-            torch.cuda.empty_cache()
+                runs[name] = run
+        turns = [
+            {name: _milliseconds(run, seconds / TURNS, gpu_time) for name, run in runs.items()} for _ in range(TURNS)
+        ]
+        for name in runs:
+            rows.setdefault(name, []).append(statistics.median(turn[name] for turn in turns))
+        del runs, layer, run
+        torch.cuda.empty_cache()
     return _table(rows, shapes, tokens)
 
 

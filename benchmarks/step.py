@@ -241,7 +241,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--pixels", type=int, default=1024, help="side of the image")
     parser.add_argument("--text", type=int, default=512, help="text tokens")
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5, help="steps that a time is the median of")
+    parser.add_argument(
+        "--repeats", type=int, default=20, help="steps, one after another, that a time is the median of"
+    )
     parser.add_argument("--eager-only", action="store_true", help="leave torch.compile out")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument("--device", default="cuda")

@@ -128,6 +128,8 @@ def test_a_compiled_model_is_recorded_as_well(host, dense):
 
 def test_a_partly_loaded_model_with_a_lora_is_recorded(host, dense, add):
     """Layers whose weights the host brings, and patches, only while they run."""
+    if dense.is_dynamic():
+        pytest.skip("dynamic VRAM pages; it has no partial states")
     recording = add(start(host, dense, name="partly"), diffusers_lora(5), 1.0)
     text, extra = flux_conditioning()[0]
     recording.load(recording.load_device, lowvram_model_memory=300_000)

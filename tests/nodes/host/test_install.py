@@ -33,6 +33,8 @@ def test_another_strength_moves_nothing(model, add):
     after = addresses(model)
     assert sum("lora_" in name for name in before) == 14
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    if model.is_dynamic():  # the host keeps small weights that are not quantized wherever it likes
+        changed = {name for name in changed if ".norm." not in name}
     # not quantized: the host patches a copy; and the schedule is of the last sampling
     assert changed <= {"diffusion_model.final_layer.linear.weight", "model_sampling.sigmas"}
     model.detach()

@@ -230,7 +230,13 @@ def tiny_text_encoder() -> comfy.sd.CLIP:
     config = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 64}
     config |= {"hidden_act": "quick_gelu", "eos_token_id": 49407}
     target = SimpleNamespace(params={}, clip=comfy.sd1_clip.SD1ClipModel, tokenizer=comfy.sd1_clip.SD1Tokenizer)
-    return comfy.sd.CLIP(target, model_options={"clip_l_model_config": config})
+    clip = comfy.sd.CLIP(target, model_options={"clip_l_model_config": config})
+    # with dynamic VRAM nothing has data before a state dict has brought some
+    g = torch.Generator().manual_seed(0)
+    tensors = clip.cond_stage_model.state_dict().items()
+    weights = {n: torch.randn(t.shape, generator=g).to(t.dtype) / 50 for n, t in tensors if t.is_floating_point()}
+    clip.load_sd(weights, full_model=True)
+    return clip
 
 
 def test_a_checkpoint_with_text_encoder_and_autoencoder_is_loaded_by_us(host, with_lora, lora_picture):
