@@ -117,8 +117,13 @@ class Problem:
         values = round_by_absmax(residual, grid, problem.scale_dtype)
         return problem.squared_error(values, smooth, (down / smooth).T, up)
 
-    @cached_property
+    @property
     def thinned(self) -> "Problem":
         """The same with at most SCORE_ROWS of the weight's rows, evenly strided."""
+        # A problem that held itself would keep its memory until the garbage collector comes by.
+        return self if len(self.weight) <= SCORE_ROWS else self._thinned
+
+    @cached_property
+    def _thinned(self) -> "Problem":
         step = -(-len(self.weight) // SCORE_ROWS)
-        return self if step == 1 else replace(self, weight=self.weight[::step].contiguous())
+        return replace(self, weight=self.weight[::step].contiguous())

@@ -1,5 +1,6 @@
 """A whole model: what is quantized, what stays, and that a user can stop it."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -62,6 +63,31 @@ def test_weights_come_close(dense, result):
         weight = dense[f"{name}.weight"]
         # the paper's 4 bits with a scale for each 64 weights leave about a tenth on Gaussian weights
         assert (dense_weight(layer) - weight).norm() < 0.13 * weight.norm(), name
+
+
+@pytest.mark.parametrize("method", ["fast", "best"])
+def test_the_memory_of_a_layer_is_free_at_once(dense, method):
+    """The garbage collector knows nothing of a GPU's memory, and may come by after gigabytes."""
+    generator = torch.Generator().manual_seed(1)
+    calibration = None
+    if method == "best":
+        widths = {name.removesuffix(".weight"): t.shape[-1] for name, t in dense.items() if name.endswith(".weight")}
+        tokens = {width: torch.randn(64, width, generator=generator) for width in set(widths.values())}
+        calibration = {name: InputStatistics.from_tokens(tokens[width]) for name, width in widths.items()}
+    layers = quantize_layers(FLUX, dense, list(dense), replace(SPEC, method=method), torch.device("cpu"), calibration)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for finished in layers:
+            gc.collect()
+            left = [tuple(o.shape) for o in gc.garbage if isinstance(o, torch.Tensor)]
+            gc.garbage.clear()
+            assert not left, finished.name
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 def test_stopping_ends_the_run_at_once(dense):
