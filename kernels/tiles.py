@@ -49,12 +49,13 @@ def shares_projection(K: int, R: int, gpu: str) -> bool:
 @cache
 def shares_tile(M: int, K: int, R: int) -> dict[str, int]:
     """Tile of project_act.py: SHARES programs for BLOCK_M tokens, each with steps of BLOCK_K."""
-    # H200, rank 32, both passes with the weight, 4, 8 and 16 shares: M = 4608, 3072 -> 12288 0.043, 0.046 and 0.061 ms,
-    # 12288 -> 3072 0.118, 0.122 and 0.149; M = 512 0.032, 0.028, 0.028 and 0.064, 0.046, 0.043.
-    # H200, M = 4608, R = 32, K = 12288, this kernel alone: 64 x 64 with 4 and 8 shares 0.0501 and 0.0522 ms (behind a
-    # GELU 0.103 and 0.087), 64 x 128 with 3 stages 0.0550 and 0.0635, 128 x 64 with 8 warps 0.0641 and 0.0646.
+    # H200, rank 32, both passes with the weight, 4, 6, 8 and 12 shares: M = 4608, 3072 -> 12288 0.0415, 0.0402, 0.0431
+    # and 0.0439 ms, 12288 -> 3072 0.112, 0.105, 0.113 and 0.107; M = 4096, 4608 -> 1152 0.0353, 0.0327, 0.0320 and
+    # 0.0353. M = 512, 4, 8 and 16: 3072 -> 12288 0.032, 0.028, 0.028; 12288 -> 3072 0.064, 0.046, 0.043.
+    # H200, M = 4608, R = 32, K = 12288, this kernel alone, 4 shares: 64 x 64 0.0442 ms, 64 x 128 with 3 stages 0.0573,
+    # 128 x 64 with 8 warps 0.0582, 64 x 32 0.0866; 5 or 6 stages change nothing.
     block_k = _divisor(K, 64)
-    wanted = 4 if M >= 2048 else 16 if K >= 8192 else 8
+    wanted = 6 if M >= 2048 else 16 if K >= 8192 else 8
     shares = next(n for n in (wanted, 8, 4, 3, 2, 1) if n <= wanted and K // block_k % n == 0)
     return {
         "SHARES": shares,
@@ -93,16 +94,17 @@ def _divisor(K: int, largest: int) -> int:
 def quantizer_tile(K: int, R: int) -> dict[str, int]:
     """Tile of the activation quantizers: BLOCK_M tokens in steps of BLOCK_K; R = 0 leaves out the down projection."""
     if R == 0:
-        # Few rows and long steps. H200, int8, M = 4608, 4 x 1024: K = 3072 0.0132 ms, K = 12288 0.072; 16 x 256: 0.0165
-        # and 0.090; one whole row a program: 0.026 and 0.129. M = 4096, K = 1152, 4 x 128 with 2 warps 0.0069, 32 x 128
-        # with 4 0.0077; K = 4608, 4 x 512 with 2 warps 0.0197, 8 x 512 with 4 0.0216.
-        block_k = _divisor(K, 1024)
+        # Few rows and long steps. H200, int8, M = 4608, rank 32 with the weight, K = 3072 and 12288: 4 x 512 with 2
+        # warps 0.0412 and 0.105 ms; 4 x 1024 with 4 0.0414 and 0.112; 16 x 256 with 4 0.0413 and 0.119; 1 x 1024 with 1
+        # 0.0427 and 0.108. Rank 0: 0.0333 and 0.0806; 0.0333 and 0.0842; 0.0341 and 0.106; 0.0333 and 0.0920.
+        # M = 4096, K = 1152, 4 x 128 with 2 warps 0.0069, 32 x 128 with 4 0.0077.
+        block_k = _divisor(K, 512)
         return {
             "BLOCK_M": 4,
             "BLOCK_K": block_k,
             "BLOCK_R": 16,
             "SPLIT_K": 1,
-            "num_warps": 4 if block_k == 1024 else 2,
+            "num_warps": 2,
             "num_stages": 1,
         }
     # H200, M = 4608, R = 32: 0.0323 and 0.138 ms; without SPLIT_K 0.039 and 0.15; with three stages 0.049 and 0.21.
