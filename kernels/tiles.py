@@ -97,8 +97,8 @@ def quantizer_tile(M: int, K: int, R: int) -> dict[str, int]:
         # Few rows and long steps. H200, int8, M = 4608, rank 32 with the weight, K = 3072 and 12288: 4 x 512 with 2
         # warps 0.0412 and 0.105 ms; 4 x 1024 with 4 0.0414 and 0.112; 16 x 256 with 4 0.0413 and 0.119; 1 x 1024 with 1
         # 0.0427 and 0.108. Rank 0: 0.0333 and 0.0806; 0.0333 and 0.0842; 0.0341 and 0.106; 0.0333 and 0.0920.
-        # M = 4096, K = 1152, 4 x 128 with 2 warps 0.0069, 32 x 128 with 4 0.0077. M = 512, 12288 -> 3072, the whole layer
-        # of rank 0, 4 x 1024 with 4 warps 0.0713, 4 x 512 with 2 0.0805.
+        # M = 4096, K = 1152, 4 x 128 with 2 warps 0.0069, 32 x 128 with 4 0.0077. M = 512, 12288 -> 3072, the whole
+        # layer of rank 0, 4 x 1024 with 4 warps 0.0713, 4 x 512 with 2 0.0805.
         block_k = _divisor(K, 512 if M >= 2048 else 1024)
         return {
             "BLOCK_M": 4,
