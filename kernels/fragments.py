@@ -19,13 +19,19 @@ def _words(codes: Tensor) -> Tensor:
     return codes.view(torch.int32).view(rows // 16, 2, 8, half // 32, 2, 4)
 
 
+def _in_order(words: Tensor, groups: int, tiles: int) -> Tensor:
+    """(K/64 * M/16 * 128 words in six dimensions) -> (groups, tiles, 32, 4), copied by what recording.py can note."""
+    out = torch.empty(words.shape, dtype=words.dtype, device=words.device)
+    return out.copy_(words).view(groups, tiles, 32, 4)
+
+
 def to_activation_fragments(qx: Tensor) -> Tensor:
     """(M, K//2) int8 row-major, M a multiple of 16 -> (K//64, M//16, 32, 4) int32."""
     rows, half = qx.shape
-    return _words(qx).permute(3, 0, 2, 5, 4, 1).contiguous().view(half // 32, rows // 16, 32, 4)
+    return _in_order(_words(qx).permute(3, 0, 2, 5, 4, 1), half // 32, rows // 16)
 
 
 def to_weight_fragments(qweight: Tensor) -> Tensor:
     """(N, K//2) int8 row-major, N a multiple of 16 -> (K//64, N//16, 32, 4) int32."""
     rows, half = qweight.shape
-    return _words(qweight).permute(3, 0, 2, 5, 1, 4).contiguous().view(half // 32, rows // 16, 32, 4)
+    return _in_order(_words(qweight).permute(3, 0, 2, 5, 1, 4), half // 32, rows // 16)

@@ -251,7 +251,7 @@ def gemm_w4a4_native(
         qweight: (N, K//2) int8, wscales: (K//64, N) bfloat16 or float16, N a multiple of 64.
         proj_up: (N, R), R = 0 for no branch. bias: (N,) or None.
         act_unsigned: qx holds codes 0...15.
-        tile: a row of NATIVE_INT4_TILES in tiles.py, to measure others.
+        tile: of tiles.native_int4_tile, to measure others.
 
     Returns:
         (M, N) of x_down.dtype.

@@ -1,6 +1,6 @@
 """Low-rank factors of a layer and of its LoRAs side by side, with zeros up to a whole number of tiles, in one launch.
 
-Torch's cat would do; a layer whose launches are all our own can be issued again by address (replay.py).
+Torch's cat would do, but is not among what recording.py can note.
 """
 
 import torch

@@ -153,7 +153,7 @@ def quantize_act(
     (M, K), R = x.shape, proj_down.shape[1]
     fused = fuses_rank(R, generation(x.device)) if tile is None else R > 0
     if gelu and R and not fused:
-        x, gelu = torch.ops.aten.gelu.out(x, approximate="tanh", out=torch.empty_like(x)), False
+        x, gelu = torch.ops.aten.gelu.out(x.detach(), approximate="tanh", out=torch.empty_like(x)), False
     group_size = GROUP_SIZE_INT4 if scheme == "int4" else GROUP_SIZE_NVFP4
     code_max = E2M1_MAX if scheme == "nvfp4" else UINT4_MAX if act_unsigned else INT4_MAX
     rows = -(-M // pad_rows) * pad_rows
@@ -167,7 +167,7 @@ def quantize_act(
         x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)
     tile = tile or quantizer_tile(M, K, R if fused else 0)
     if R and not fused:
-        torch.mm(x, proj_down.to(x.dtype), out=x_down)
+        torch.mm(x.detach(), proj_down.detach().to(x.dtype), out=x_down)
     launch(
         _quantize_groups_kernel,
         (-(-M // tile["BLOCK_M"]),),

@@ -198,7 +198,7 @@ def _quantize(
     if gelu and apart:
         x, gelu = F.gelu(x, approximate="tanh"), False
     if apart:
-        torch.mm(x, proj_down.to(x.dtype), out=x_down)
+        torch.mm(x.detach(), proj_down.detach().to(x.dtype), out=x_down)
     tile = tile or quantizer_tile(M, K, R if fused else 0)
     plan = None if weight is None else plan_requantization(**weight, num_warps=tile["num_warps"])
     if plan is None:

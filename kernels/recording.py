@@ -70,6 +70,11 @@ class Recorder(TorchDispatchMode):
             self.complete = False
         return result
 
+    def made(self, tensor: Tensor) -> bool:
+        """Whether a tensor is contiguous and all of what the call allocated for it."""
+        storage = tensor.untyped_storage()
+        return tensor.is_contiguous() and storage.data_ptr() in self.allocated and storage.nbytes() == tensor.nbytes
+
 
 def is_recording() -> bool:
     """Whether this thread is being recorded."""

@@ -68,11 +68,10 @@ def dequantize_nvfp4(
 ) -> Tensor:
     """Residual weight in smoothed coordinates: (N, K//2) int8 and (K//16, N) e4m3 -> (N, K) float32."""
     weight = _scale_groups(decode_e2m1(unpack_uint4(qweight)), wscales, GROUP_SIZE_NVFP4)
-    if wtscale is not None:
-        weight = weight * wtscale.float()
-    if wcscales is not None:
-        weight = weight * wcscales.float()[:, None]
-    return weight
+    if wtscale is None and wcscales is None:
+        return weight
+    factors = torch.ones(1, device=weight.device) if wcscales is None else wcscales.float()[:, None]
+    return weight * (factors if wtscale is None else factors * wtscale.float())
 
 
 def dequantize_awq(qweight: Tensor, wscales: Tensor, wzeros: Tensor) -> Tensor:

@@ -129,11 +129,13 @@ class _PlacedWrite:
                     target[key] = None  # or the recording would keep its memory
 
     def issue(self, tensors: Sequence[Tensor | None], _bases: list[int], _stream: int) -> None:
-        for target, key, source, offset, form in self._tensors:
-            target[key] = _tensor_at(tensors[source], offset, *form)
-        self._function(*self._arguments, **self._options)
-        for target, key, *_ in self._tensors:
-            target[key] = None
+        try:
+            for target, key, source, offset, form in self._tensors:
+                target[key] = _tensor_at(tensors[source], offset, *form)
+            self._function(*self._arguments, **self._options)
+        finally:
+            for target, key, *_ in self._tensors:
+                target[key] = None
 
 
 def _tensor_at(base: Tensor | None, offset: int, dtype: torch.dtype, width: int, shape, stride) -> Tensor:
@@ -191,14 +193,17 @@ def replayed(situation: Hashable, sources: Sequence[Tensor | None], compute: Cal
     first = sources[0]
     if _refused or first is None or not records_on(first.device):
         return compute()
-    key = (situation, first.device, *(None if t is None else (t.dtype, t.shape, t.stride()) for t in sources))
+    key = (situation, *(None if t is None else (t.device, t.dtype, t.shape, t.stride()) for t in sources))
     known = _thread.known
     found = known.get(key, 0)
     if isinstance(found, Replay):
         try:
             out = found(sources)
         except torch.cuda.OutOfMemoryError:
-            raise
+            out = None  # scratch is in one piece; as usual, one part is freed before the next
+        except RuntimeError as error:  # of one of torch's operations; whether it comes again, compute() will show
+            logger.debug("A recorded call failed: %s", error)
+            known[key], out = ATTEMPTS, None
         except Exception as error:  # noqa: BLE001  (an older or newer Triton may refuse in any way)
             _refused.append(str(error))
             say_once("Layers are launched the ordinary way, which takes longer: %s", error)
@@ -212,7 +217,7 @@ def replayed(situation: Hashable, sources: Sequence[Tensor | None], compute: Cal
     if len(known) >= LARGEST_COUNT:
         known.clear()
     aligned = all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in (*sources, out))
-    usable = recorder.complete and aligned and out.is_contiguous() and failed_before == steps_left_behind()
+    usable = recorder.complete and aligned and recorder.made(out) and failed_before == steps_left_behind()
     try:
         known[key] = Replay(recorder, sources, out) if usable else found + 1
     except LookupError as error:

@@ -37,7 +37,7 @@ def fuses_rank(R: int, gpu: str) -> bool:
 # From which k on project_act.py computes the down projection of w4a8, in shares of k, a product with few columns.
 # H200, M = 4608, rank 32, the whole quantizer: K = 12288 0.0945 ms against 0.1050 with a matrix product apart, behind a
 # GELU 0.146 against 0.174; K = 3072 0.0221 against 0.0204, 0.0430 against 0.0439. One of ours costs half the time on
-# the CPU of a product of torch's, and can be issued again by address.
+# the CPU of a product of torch's.
 _SHARED = {"sm_90": 1024, "default": ANY}
 
 

@@ -49,15 +49,15 @@ def _in_16_bits(
 
 def _project_down(x: Tensor, proj_down: Tensor) -> Tensor:
     out = torch.empty((x.shape[0], proj_down.shape[1]), dtype=x.dtype, device=x.device)
-    return torch.mm(x, proj_down.to(x.dtype), out=out)
+    return torch.mm(x.detach(), proj_down.detach().to(x.dtype), out=out)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x @ weight.T + bias. Here as above with `out`, so that recording.py can note it."""
+    """x @ weight.T + bias. Here as above with `out`, so that recording.py can note it, and therefore detached."""
     out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
     if bias is None:
-        return torch.mm(x, weight.T, out=out)
-    return torch.addmm(bias.to(x.dtype), x, weight.T, out=out)
+        return torch.mm(x.detach(), weight.T, out=out)
+    return torch.addmm(bias.detach().to(x.dtype), x.detach(), weight.T, out=out)
 
 
 def steps_w4a4(
@@ -164,8 +164,9 @@ def steps_w4a16(
 
     def few_rows() -> Tensor:
         wide = F.gelu(x.float(), approximate="tanh").to(x.dtype) if gelu else x
-        x_down = _project_down(wide, tensors["proj_down"])
-        branch = {"x_down": x_down, "proj_up": tensors["proj_up"]} if x_down.shape[1] else {}
+        branch = {}
+        if tensors["proj_down"].shape[1]:
+            branch = {"x_down": _project_down(wide, tensors["proj_down"]), "proj_up": tensors["proj_up"]}
         return gemv_w4a16(
             wide,
             tensors["qweight"],
@@ -205,7 +206,7 @@ def steps_awq(
         out = _product(x, dequantize_weight(qweight, wscales, "awq", x.dtype, wzeros=wzeros), bias)
         factors = branch()
         if factors:
-            torch.addmm(out, factors["x_down"], factors["proj_up"].to(x.dtype).T, out=out)
+            torch.addmm(out, factors["x_down"], factors["proj_up"].detach().to(x.dtype).T, out=out)
         return out
 
     steps: Steps = [("awq on 16-bit tensor cores", many_rows)]

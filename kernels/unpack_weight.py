@@ -174,7 +174,7 @@ def dequantize_weight(
         scheme: "int4", "nvfp4" or "awq".
         dtype: of the result.
         proj_up: (N, R) or None.
-        tile: a row of UNPACK_TILES in tiles.py, to measure others.
+        tile: of tiles.unpack_tile, to measure others.
 
     Returns:
         (N, K + R) of dtype.

@@ -97,3 +97,16 @@ def device() -> torch.device:
 def dtype(request) -> torch.dtype:
     """float16, and bfloat16 where the kernels run on a GPU."""
     return request.param
+
+
+@pytest.fixture
+def recordings_on_the_cpu(monkeypatch):
+    """Records calls on the CPU as on a GPU; launches have to play along."""
+    from svdquant_pack.kernels import replay
+
+    monkeypatch.setattr(replay, "records_on", lambda device: True)
+    monkeypatch.setattr(replay, "current_stream", lambda index: 7)
+    monkeypatch.setattr(replay, "_refused", [])
+    replay._thread.known.clear()
+    yield
+    replay._thread.known.clear()

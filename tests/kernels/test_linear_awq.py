@@ -1,5 +1,7 @@
 """awq_linear: every step of its ladder against the reference, with LoRAs and without, alone and compiled."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from compare import assert_close, assert_same
@@ -7,6 +9,11 @@ from problems import awq_layer
 
 from svdquant_pack.kernels import ladder, linear_awq, reference
 from svdquant_pack.kernels.linear_awq import awq_linear
+
+
+def triton_path():
+    pytest.importorskip("triton")
+    return import_module("svdquant_pack.kernels.triton_path")
 
 
 def problem(M, N, K, has_lora, dtype, device):
@@ -26,6 +33,24 @@ def problem(M, N, K, has_lora, dtype, device):
 def test_small_layers(M, has_lora, dtype, device):
     arguments, wanted = problem(M, 72, 192, has_lora, dtype, device)
     assert_close(awq_linear(*arguments), wanted, op="16-bit product")
+
+
+@pytest.mark.parametrize("M", [1, 3, 19])
+@pytest.mark.parametrize("has_lora", [False, True])
+def test_every_step_of_the_ladder(M, has_lora, dtype, device):
+    (x, tensors, bias, *lora), wanted = problem(M, 72, 192, has_lora, dtype, device)
+    steps = triton_path().steps_awq(x, tensors, bias, *(lora or (None, None)))
+    assert len(steps) == (2 if M <= 4 else 1)
+    for _, run in steps:
+        assert_close(run(), wanted, op="16-bit product")
+
+
+@pytest.mark.parametrize("M", [1, 19])
+def test_activations_that_want_gradients_are_taken(M, dtype, device):
+    (x, tensors, bias, *lora), wanted = problem(M, 72, 192, True, dtype, device)
+    wanting = tensors, bias, *(t.requires_grad_() for t in lora)
+    for _, run in triton_path().steps_awq(x.requires_grad_(), *wanting):
+        assert_close(run(), wanted.detach(), op="16-bit product")
 
 
 @pytest.mark.gpu

@@ -24,7 +24,7 @@ def test_int4_is_exact(N, K, dtype, device):
     assert_same(again, wanted[0])
 
 
-@pytest.mark.parametrize("factor", ["none", "wtscale", "wcscales"])
+@pytest.mark.parametrize("factor", ["none", "wtscale", "wcscales", "both"])
 def test_nvfp4_is_exact(factor, dtype, device):
     N, K = 72, 192
     qweight, wscales = packed_codes(N, K, device), e4m3_scales(N, K, device)
@@ -32,6 +32,10 @@ def test_nvfp4_is_exact(factor, dtype, device):
         "none": {},
         "wtscale": {"wtscale": torch.rand(1, device=device) + 0.5},
         "wcscales": {"wcscales": (torch.rand(N, device=device) + 0.5).to(dtype)},
+        "both": {
+            "wtscale": torch.rand(1, device=device) + 0.5,
+            "wcscales": (torch.rand(N, device=device) + 0.5).to(dtype),
+        },
     }[factor]
     wanted = reference.requantize_int8(reference.dequantize_nvfp4(qweight, wscales, **extra))
     codes, channel_scales = requantize_weight(qweight, wscales, "nvfp4", **extra)

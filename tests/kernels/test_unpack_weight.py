@@ -19,6 +19,10 @@ def nvfp4_weight(N, K, factor, dtype, device):
         "none": {},
         "wtscale": {"wtscale": torch.rand(1, device=device) + 0.5},
         "wcscales": {"wcscales": (torch.rand(N, device=device) + 0.5).to(dtype)},
+        "both": {
+            "wtscale": torch.rand(1, device=device) + 0.5,
+            "wcscales": (torch.rand(N, device=device) + 0.5).to(dtype),
+        },
     }[factor]
     return qweight, wscales, extra, reference.dequantize_nvfp4(qweight, wscales, **extra)
 
@@ -33,7 +37,7 @@ def test_dequantized_int4_with_the_factors_behind(N, K, R, dtype, device):
     assert_same(actual + 0, torch.cat((weight, proj_up), dim=1) + 0)  # + 0: -0.0 and 0.0 are one value here
 
 
-@pytest.mark.parametrize("factor", ["none", "wtscale", "wcscales"])
+@pytest.mark.parametrize("factor", ["none", "wtscale", "wcscales", "both"])
 def test_dequantized_nvfp4_is_exact(factor, dtype, device):
     qweight, wscales, extra, weight = nvfp4_weight(72, 192, factor, dtype, device)
     assert_same(dequantize_weight(qweight, wscales, "nvfp4", dtype, **extra) + 0, weight.to(dtype) + 0)
