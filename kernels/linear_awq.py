@@ -63,8 +63,9 @@ def awq_linear(
     """An AWQ W4A16 part (modulation) applied to activations: (M, K) -> (M, N) of x.dtype.
 
     Args:
+        x: (M, K) float32, bfloat16 or float16; anything but unit stride along K is copied.
         tensors: qweight, wscales, wzeros as in format.py.
-        bias: (N,) or None. lora_down, lora_up: (K, r) and (N, r) or None.
+        bias: (N,) or None. lora_down, lora_up: (K, r) and (N, r), strength included, or None.
     """
     run = _awq_linear_op if torch.compiler.is_compiling() else _awq_linear
     x = x if x.stride(1) == 1 else x.contiguous()

@@ -165,7 +165,7 @@ def quantize_act(
         scale_dtype = torch.uint8 if scheme == "nvfp4" else x.dtype
         ascales = torch.empty((K // group_size, rows), dtype=scale_dtype, device=x.device)
         x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)
-    tile = tile or quantizer_tile(M, K, R if fused else 0)
+    tile = tile or quantizer_tile(K, R if fused else 0)
     if R and not fused:
         torch.mm(x.detach(), proj_down.detach().to(x.dtype), out=x_down)
     launch(

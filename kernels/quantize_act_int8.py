@@ -190,7 +190,7 @@ def _quantize(
         tile = shares_tile(M, K, R)
     if tile is not None and "SHARES" in tile:
         sums, shares = project_act(x, smooth_factor, proj_down, act_unsigned, gelu, tile), tile["SHARES"]
-        tile = {**quantizer_tile(M, K, 0), "BLOCK_R": power_of_2(R)}
+        tile = {**quantizer_tile(K, 0), "BLOCK_R": power_of_2(R)}
     else:
         shares = 0
     fused = not shares and (fuses_rank(R, gpu) if tile is None else R > 0)
@@ -199,7 +199,7 @@ def _quantize(
         x, gelu = F.gelu(x, approximate="tanh"), False
     if apart:
         torch.mm(x.detach(), proj_down.detach().to(x.dtype), out=x_down)
-    tile = tile or quantizer_tile(M, K, R if fused else 0)
+    tile = tile or quantizer_tile(K, R if fused else 0)
     plan = None if weight is None else plan_requantization(**weight, num_warps=tile["num_warps"])
     if plan is None:
         weight_pointers, N, programs = (None,) * 6, 0, 0

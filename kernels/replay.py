@@ -187,13 +187,13 @@ def replayed(situation: Hashable, sources: Sequence[Tensor | None], compute: Cal
 
     Args:
         situation: all that decides what compute() does, beside shapes, strides and dtypes of its tensors.
-        sources: every tensor that compute() reads, the first on the device that runs it.
+        sources: every tensor that compute() reads, on the device of the first; none of them overlap.
         compute: returns a new contiguous tensor, and keeps nothing.
     """
     first = sources[0]
     if _refused or first is None or not records_on(first.device):
         return compute()
-    key = (situation, *(None if t is None else (t.device, t.dtype, t.shape, t.stride()) for t in sources))
+    key = (situation, first.device, *(None if t is None else (t.dtype, t.shape, t.stride()) for t in sources))
     known = _thread.known
     found = known.get(key, 0)
     if isinstance(found, Replay):

@@ -91,21 +91,20 @@ def _divisor(K: int, largest: int) -> int:
 
 
 @cache
-def quantizer_tile(M: int, K: int, R: int) -> dict[str, int]:
+def quantizer_tile(K: int, R: int) -> dict[str, int]:
     """Tile of the activation quantizers: BLOCK_M tokens in steps of BLOCK_K; R = 0 leaves out the down projection."""
     if R == 0:
         # Few rows and long steps. H200, int8, M = 4608, rank 32 with the weight, K = 3072 and 12288: 4 x 512 with 2
         # warps 0.0412 and 0.105 ms; 4 x 1024 with 4 0.0414 and 0.112; 16 x 256 with 4 0.0413 and 0.119; 1 x 1024 with 1
         # 0.0427 and 0.108. Rank 0: 0.0333 and 0.0806; 0.0333 and 0.0842; 0.0341 and 0.106; 0.0333 and 0.0920.
-        # M = 4096, K = 1152, 4 x 128 with 2 warps 0.0069, 32 x 128 with 4 0.0077. M = 512, 12288 -> 3072, the whole
-        # layer of rank 0, 4 x 1024 with 4 warps 0.0713, 4 x 512 with 2 0.0805.
-        block_k = _divisor(K, 512 if M >= 2048 else 1024)
+        # M = 4096, K = 1152, 4 x 128 with 2 warps 0.0069, 32 x 128 with 4 0.0077.
+        block_k = _divisor(K, 512)
         return {
             "BLOCK_M": 4,
             "BLOCK_K": block_k,
             "BLOCK_R": 16,
             "SPLIT_K": 1,
-            "num_warps": 4 if block_k == 1024 else 2,
+            "num_warps": 2,
             "num_stages": 1,
         }
     # H200, M = 4608, R = 32: 0.0323 and 0.138 ms; without SPLIT_K 0.039 and 0.15; with three stages 0.049 and 0.21.

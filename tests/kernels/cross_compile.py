@@ -58,7 +58,7 @@ def _flags(gpu: str) -> dict:
 
 def _quantizer(gpu: str) -> dict:
     rank = R if fuses_rank(R, gpu) else 0
-    return {**_flags(gpu), "HAS_RANK": rank > 0, **quantizer_tile(M, K, rank)}
+    return {**_flags(gpu), "HAS_RANK": rank > 0, **quantizer_tile(K, rank)}
 
 
 def _groups(gpu: str, output: str, scheme: str = "int4") -> tuple:

@@ -21,8 +21,8 @@ def test_blocks_divide_k(K):
     for op in ("requantize", "dequantize", "gemv"):
         assert K % unpack_tile(op, 3072, K)["BLOCK_K"] == 0
     for R in (0, 16, 128):
+        assert K % quantizer_tile(K, R)["BLOCK_K"] == 0
         for M in (1, 512, 4608):
-            assert K % quantizer_tile(M, K, R)["BLOCK_K"] == 0
             shares = shares_tile(M, K, R)
             assert K % (shares["BLOCK_K"] * shares["SHARES"]) == 0
     for gpu in GPUS:
