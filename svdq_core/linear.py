@@ -3,13 +3,10 @@
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.devices import why_no_triton
 from ..kernels.epilogue import Epilogue, settle
 from ..kernels.format import GELU_SHIFT
-from ..kernels.ladder import climb
 from ..kernels.linear import dequantize, svdquant_linear
 from ..kernels.linear_awq import awq_linear
 from ..kernels.replay import replayed
@@ -124,23 +121,6 @@ def _apply_part(
         return settle(awq_linear(x, part.tensors, bias, down, up), epilogue)
     arguments = x, part.tensors, part.scheme, compute, bias, lora_down, lora_up, part.act_unsigned, gelu
     return svdquant_linear(*arguments, epilogue)
-
-
-def gelu_of_rows(x: Tensor) -> Tensor:
-    """GELU (tanh form), contiguous; faster than torch's where rows of x, (..., K), are apart on a GPU."""
-
-    def in_torch() -> Tensor:
-        return F.gelu(x, approximate="tanh")
-
-    if x.is_contiguous() or torch.compiler.is_compiling() or why_no_triton(x.device):
-        return in_torch()
-
-    def in_kernel() -> Tensor:
-        from ..kernels.gelu import gelu
-
-        return gelu(x)
-
-    return climb(x.device, [("GELU by a kernel", in_kernel), ("GELU in plain torch", in_torch)])
 
 
 def _join(own: Tensor | None, added: Tensor | None) -> Tensor | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...svdq_core.linear import gelu_of_rows
+from ...svdq_core.row_ops import gelu_of_rows
 from .linear import SVDQuantLinear
 
 SWITCH = "SVDQUANT_FOLD_GELU"  # environment: 0 folds nowhere, 1 also where it is not known to be faster

@@ -19,6 +19,7 @@ from ...svdq_core.layer import BlobLayout, QuantizedLayer
 from ...svdq_core.linear import apply_blob
 from ...svdq_core.stack import as_in_files
 from .lora import LoraPlan, add_lora
+from .norms import KernelLayerNorm, KernelRMSNorm
 
 LAYOUT_KEY = "svdq_layout"
 
@@ -173,4 +174,5 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
 def operations(compute: str) -> type:
     """The namespace of layer classes that the host builds a model from, for one compute mode."""
     linear = type("SVDQuantLinear", (SVDQuantLinear,), {"compute": compute})
-    return type("SVDQuantOperations", (comfy.ops.manual_cast,), {"Linear": linear})
+    layers = {"Linear": linear, "RMSNorm": KernelRMSNorm, "LayerNorm": KernelLayerNorm}
+    return type("SVDQuantOperations", (comfy.ops.manual_cast,), layers)

@@ -1,0 +1,61 @@
+"""What stands between quantized layers, by a kernel where that is faster: GELU, RMS norm, layer norm.
+
+On the CPU, without Triton and under torch.compile, which fuses them with their neighbours, torch computes them.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels.devices import why_no_triton
+from ..kernels.ladder import climb
+
+
+def gelu_of_rows(x: Tensor) -> Tensor:
+    """GELU (tanh form), contiguous; by a kernel where rows of x, (..., K), are apart."""
+
+    def in_torch() -> Tensor:
+        return F.gelu(x, approximate="tanh")
+
+    def in_kernel() -> Tensor:
+        from ..kernels.gelu import gelu
+
+        return gelu(x)
+
+    return in_torch() if x.is_contiguous() else _best("GELU", x, in_kernel, in_torch)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
+    """torch.nn.functional.rms_norm over the last dimension of x, (..., D); weight (D,), eps None: torch's own."""
+
+    def in_torch() -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, eps)
+
+    def in_kernel() -> Tensor:
+        from ..kernels import norm
+
+        return norm.rms_norm(x, weight, eps)
+
+    return _best("RMS norm", x, in_kernel, in_torch)
+
+
+def layer_norm(x: Tensor, eps: float) -> Tensor:
+    """torch.nn.functional.layer_norm over the last dimension of x, (..., K), without weight and bias."""
+
+    def in_torch() -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=eps)
+
+    def in_kernel() -> Tensor:
+        from ..kernels import norm
+
+        return norm.layer_norm(x, eps)
+
+    return _best("layer norm", x, in_kernel, in_torch)
+
+
+def _best(name: str, x: Tensor, in_kernel: Callable[[], Tensor], in_torch: Callable[[], Tensor]) -> Tensor:
+    if torch.compiler.is_compiling() or why_no_triton(x.device):
+        return in_torch()
+    return climb(x.device, [(f"{name} by a kernel", in_kernel), (f"{name} in plain torch", in_torch)])
