@@ -44,7 +44,7 @@ def _project_kernel(
     share = tl.program_id(1)
     offs_r = tl.program_id(2) * BLOCK_R + tl.arange(0, BLOCK_R)[None, :]
     sums = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
-    largest = tl.zeros((BLOCK_M, BLOCK_K), dtype=tl.float32)
+    largest = tl.zeros((BLOCK_M, BLOCK_K // 8), dtype=tl.float32)  # of eight values that one thread holds in a row
 
     # Of a quotient Triton does not know what it is a multiple of, and would copy 8 bytes at a time.
     length = tl.multiple_of(K // SHARES, BLOCK_K)
@@ -61,7 +61,8 @@ def _project_kernel(
         sums = tl.dot(x if GELU else pin_layout(x, PTX), proj_down.to(DTYPE), sums)
         if SHIFT != 0.0:
             wide = rounded(wide + SHIFT, DTYPE, True)
-        largest = tl.maximum(largest, tl.abs(quotient(wide, tl.load(smooth_ptr + offs_k), DTYPE, PTX)))
+        magnitudes = tl.abs(quotient(wide, tl.load(smooth_ptr + offs_k), DTYPE, PTX))
+        largest = tl.maximum(largest, tl.max(magnitudes.reshape(BLOCK_M, BLOCK_K // 8, 8), axis=2))
 
     first = share.to(tl.int64) * M
     tl.store(sums_ptr + (first + rows[:, None]) * R + offs_r, sums, mask=mask_m[:, None] & (offs_r < R))

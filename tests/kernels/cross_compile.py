@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from svdquant_pack.kernels import quantize_basis, quantize_scales
+from svdquant_pack.kernels import norm, quantize_basis, quantize_scales
 from svdquant_pack.kernels.quantize_weight import CHANNELS, MOST_COLUMNS, WARPS
 from svdquant_pack.kernels.tiles import (
     fuses_rank,
@@ -39,7 +39,7 @@ M, N, K, R = 4608, 3072, 3072, 32
 LONG_K = 12288
 STRIDES = tuple(f"stride_{which}" for which in ("xm", "cm", "ag", "dm", "om", "ld", "lu"))
 SIZES = dict.fromkeys(("M", "N", "K", "R", "L", "TOTAL", "rows", *STRIDES), "i32")
-ODD = ("M", "stride_ag")  # the only sizes that need not be multiples of 16
+ODD = ("M", "L", "H", "stride_ag")  # the only sizes that need not be multiples of 16
 HALF = "*bf16"
 # compiled as they are launched: products and sums rounded one by one
 UNFUSED = ("project_act", "quantize_act", "quantize_act_int8", "quantize_scales", "quantize_weight", "unpack_weight")
@@ -101,6 +101,17 @@ def _gelu(gpu: str) -> tuple:
     return "gelu", "_gelu_kernel", pointers, {"PTX": _flags(gpu)["PTX"], "BLOCK_K": 2048, "num_warps": 4}
 
 
+def _norms() -> dict:
+    pointers = dict.fromkeys(("x_ptr", "weight_ptr", "out_ptr"), HALF)
+    sizes = {**pointers, **dict.fromkeys(("H", "stride_xb", "stride_xh", "stride_xl"), "i32")}
+    heads = {"EPS": 1e-6, "D": 128, "BLOCK_L": norm.TOKENS, "BLOCK_H": norm.HEADS, "num_warps": 4}
+    rows = {"EPS": 1e-6, "BLOCK_K": 4096, "num_warps": 4}
+    return {
+        "norm of heads": ("norm", "_rms_norm_kernel", sizes, heads),
+        "norm of rows": ("norm", "_layer_norm_kernel", pointers, rows),
+    }
+
+
 def _projection(gpu: str) -> tuple:
     pointers = dict.fromkeys(("x_ptr", "smooth_ptr", "proj_down_ptr"), HALF) | {"sums_ptr": "*fp32"}
     return "project_act", "_project_kernel", pointers, {**_flags(gpu), "GELU": False, **shares_tile(M, LONG_K, R)}
@@ -146,6 +157,7 @@ def _cases(gpu: str) -> dict:
         "quantize_act_int8": _tokens(gpu),
         "join_factors": _joined_factors(),
         "gelu": _gelu(gpu),
+        **_norms(),
         "requantize_weight": _weight("_requantize_kernel", "requantize", "int4", requantized, HAS_CHANNEL_SCALES=False),
         "dequantize_weight": _weight(
             "_dequantize_kernel", "dequantize", "nvfp4", {"proj_up_ptr": HALF, "out_ptr": HALF}
