@@ -13,12 +13,12 @@ class Epilogue(NamedTuple):
     Args:
         out: (M, N) of the result's dtype to write to, unit stride along N; None: a new tensor.
         accumulate: add the result to what out holds.
-        gelu: apply GELU (tanh form) to the result, after the sum.
+        gelu_from: first column of the result that goes through GELU (tanh form), after the sum; None: none does.
     """
 
     out: Tensor | None = None
     accumulate: bool = False
-    gelu: bool = False
+    gelu_from: int | None = None
 
 
 NOTHING_MORE = Epilogue()
@@ -26,15 +26,16 @@ NOTHING_MORE = Epilogue()
 
 def settle(result: Tensor, epilogue: Epilogue) -> Tensor:
     """The epilogue of a finished result, (M, N), which may be written over."""
-    out, accumulate, gelu = epilogue
+    out, accumulate, gelu_from = epilogue
     if out is None:
         out = result
     elif accumulate:
         out.add_(result)
     else:
         out.copy_(result)
-    if gelu:
-        out.copy_(F.gelu(out, approximate="tanh"))
+    if gelu_from is not None:
+        activated = out[:, gelu_from:]
+        activated.copy_(F.gelu(activated, approximate="tanh"))
     return out
 
 
@@ -52,7 +53,7 @@ def finish(
     bias: Tensor | None = None,
     out: Tensor | None = None,
     accumulate: bool = False,
-    gelu: bool = False,
+    gelu_from: int | None = None,
 ) -> Tensor:
     """products + x_down @ proj_up.T + bias [+ out], through GELU where wanted.
 
@@ -60,7 +61,7 @@ def finish(
         products: (M, N) float32. x_down: (M, R), proj_up: (N, R), bias: (N,) or None.
         out: (M, N) of x_down.dtype to write to; None: a new tensor.
         accumulate: add what out holds, in float32, before the one rounding.
-        gelu: the rounded result goes through GELU (tanh form, float32) and is rounded again.
+        gelu_from: from this column on the rounded result goes through GELU (tanh form, float32) and is rounded again.
 
     Returns:
         out, (M, N) of x_down.dtype.
@@ -75,6 +76,7 @@ def finish(
     if accumulate:
         total = total + result.float()
     result.copy_(total)
-    if gelu:
-        result.copy_(F.gelu(result.float(), approximate="tanh"))
+    if gelu_from is not None:
+        activated = result[:, gelu_from:]
+        activated.copy_(F.gelu(activated.float(), approximate="tanh"))
     return result

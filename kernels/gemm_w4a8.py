@@ -72,6 +72,7 @@ def _gemm_w4a8_kernel(
     K,
     R,
     stride_om,
+    gelu_from,
     HAS_BIAS: tl.constexpr,
     HAS_RANK: tl.constexpr,
     ACCUMULATE: tl.constexpr,
@@ -109,7 +110,8 @@ def _gemm_w4a8_kernel(
     if ACCUMULATE:
         out += tl.load(out_ptrs, mask=mask, other=0.0).to(tl.float32)
     if GELU:
-        out = gelu_tanh(out.to(out_ptr.dtype.element_ty), PTX)
+        activated = gelu_tanh(out.to(out_ptr.dtype.element_ty), PTX)
+        out = tl.where((offs_n >= gelu_from)[None, :], activated, out)
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -123,7 +125,7 @@ def gemm_w4a8(
     bias: Tensor | None = None,
     out: Tensor | None = None,
     accumulate: bool = False,
-    gelu: bool = False,
+    gelu_from: int | None = None,
     tile: dict[str, int] | None = None,
 ) -> Tensor:
     """Int8 GEMM, low-rank up projection, bias, sum and GELU in one kernel.
@@ -134,7 +136,8 @@ def gemm_w4a8(
         proj_up: (N, R), R = 0 for no branch. bias: (N,) or None.
         out: (M, N) of x_down.dtype to write to, unit stride along N; None: a new tensor.
         accumulate: add what out holds, in float32.
-        gelu: the result is rounded, goes through GELU (tanh form) and is rounded again.
+        gelu_from: from this column on the result is rounded, goes through GELU (tanh form) and is rounded again; None:
+            nowhere.
         tile: a row of GEMM_W4A8_TILES in tiles.py, to measure others.
 
     Returns:
@@ -164,12 +167,13 @@ def gemm_w4a8(
             K,
             R,
             out.stride(0),
+            gelu_from or 0,
         ),
         {
             "HAS_BIAS": bias is not None,
             "HAS_RANK": R > 0,
             "ACCUMULATE": accumulate,
-            "GELU": gelu,
+            "GELU": gelu_from is not None,
             "PTX": takes_ptx(qx.device),
             **tile,
         },

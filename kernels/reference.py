@@ -220,7 +220,7 @@ def gemm_w4a8(
     bias: Tensor | None = None,
     out: Tensor | None = None,
     accumulate: bool = False,
-    gelu: bool = False,
+    gelu_from: int | None = None,
 ) -> Tensor:
     """8-bit activations times weights with one int8 scale for each output channel.
 
@@ -228,13 +228,13 @@ def gemm_w4a8(
         qx: (M, K) int8, ascales: (M,) float32, x_down: (M, R): from quantize_act_int8.
         qweight_int8: (N, K) int8, channel_scales: (N,) float32: qweight and wscales of an int8 layer, or
             requantize_int8(dequantize_...(...)).
-        proj_up: (N, R), bias: (N,) or None. out, accumulate, gelu: as finish in epilogue.py.
+        proj_up: (N, R), bias: (N,) or None. out, accumulate, gelu_from: as finish in epilogue.py.
 
     Returns:
         (M, N) of x_down.dtype.
     """
     products = _matmul_int8(qx, qweight_int8).float() * ascales[:, None] * channel_scales
-    return finish(products, x_down, proj_up, bias, out, accumulate, gelu)
+    return finish(products, x_down, proj_up, bias, out, accumulate, gelu_from)
 
 
 def gemm_nvfp4(

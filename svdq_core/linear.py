@@ -1,6 +1,8 @@
 """What a quantized layer computes, and the dense layer that it stands for."""
 
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -27,12 +29,18 @@ def _blob_linear(
     layout: str,
     compute: str,
     gelu: str | None,
+    gelu_from: int,
 ) -> Tensor:
+    return _run_blob((x,), blob, bias, lora_down, lora_up, layout, compute, gelu, gelu_from)
+
+
+def _run_blob(sides: Sequence[Tensor], blob, bias, lora_down, lora_up, layout, compute, gelu, gelu_from) -> Tensor:
     def run() -> Tensor:
         layer = _layout(layout).read(blob, bias)
-        return apply_layer(layer, x, compute, lora_down, lora_up, gelu)
+        return apply_layer(layer, sides, compute, lora_down, lora_up, gelu, gelu_from)
 
-    return replayed((layout, compute, gelu), (x, blob, bias, lora_down, lora_up), run)
+    situation = layout, compute, gelu, gelu_from, len(sides)
+    return replayed(situation, (*sides, blob, bias, lora_down, lora_up), run)
 
 
 # One operation for a whole host Linear: torch.compile sees neither views of the blob nor parts.
@@ -48,58 +56,76 @@ def apply_blob(
     blob: Tensor,
     layout: str,
     bias: Tensor | None,
-    x: Tensor,
+    x: Tensor | Sequence[Tensor],
     compute: str,
     lora_down: Tensor | None = None,
     lora_up: Tensor | None = None,
     gelu: str | None = None,
+    gelu_from: int = 0,
 ) -> Tensor:
     """apply_layer for the layer that a blob holds, without making views of it again in every step.
 
     Args:
         blob: (bytes,) uint8 on the device of x. layout: BlobLayout.to_json of it. Others as apply_layer.
     """
-    run = _blob_linear_op if torch.compiler.is_compiling() else _blob_linear
-    return run(x, blob, bias, lora_down, lora_up, layout, compute, gelu)
+    operands = blob, bias, lora_down, lora_up, layout, compute, gelu, gelu_from
+    if isinstance(x, Tensor) and torch.compiler.is_compiling():
+        return _blob_linear_op(x, *operands)
+    return _run_blob((x,) if isinstance(x, Tensor) else x, *operands)
 
 
 def apply_layer(
     layer: QuantizedLayer,
-    x: Tensor,
+    x: Tensor | Sequence[Tensor],
     compute: str,
     lora_down: Tensor | None = None,
     lora_up: Tensor | None = None,
     gelu: str | None = None,
+    gelu_from: int = 0,
 ) -> Tensor:
     """Run a layer on activations.
 
     Args:
-        x: (..., in_features) float32, bfloat16 or float16.
+        x: (..., in_features) float32, bfloat16 or float16; or its columns in several tensors side by side, cut where
+            parts of the layer begin.
         compute: "w4a4", "w4a8" or "w4a16"; see kernels/linear.py.
         lora_down, lora_up: (in_features, r) and (out_features, r), strength included, or None.
         gelu: "input" or "output": to which of them the layer applies a GELU (tanh); None: to neither.
+        gelu_from: first column of the output that goes through it.
 
     Returns:
         (..., out_features) of x.dtype.
     """
-    tokens = x.reshape(-1, layer.in_features)
-    out = None if len(layer.parts) == 1 else tokens.new_empty((tokens.shape[0], layer.out_features))
+    sides = [x] if isinstance(x, Tensor) else x
+    shape = sides[0].shape[:-1]
+    tokens = [side.reshape(-1, side.shape[-1]) for side in sides]
+    out = None if len(layer.parts) == 1 else tokens[0].new_empty((tokens[0].shape[0], layer.out_features))
     sums_up = layer.parts[0].columns != (0, layer.in_features)  # parts on columns; others write next to each other
     last = layer.parts[-1]
     for part in layer.parts:
         bias = None
         if layer.bias is not None and (not sums_up or part is last):  # the bias enters a sum once
             bias = layer.bias[part.rows[0] : part.rows[1]]
-        columns = tokens[:, part.columns[0] : part.columns[1]]  # strided rows: every path takes them
+        columns = _columns(tokens, *part.columns)  # strided rows: every path takes them
         down = None if lora_down is None else lora_down[part.columns[0] : part.columns[1]]
         up = None if lora_up is None else lora_up[part.rows[0] : part.rows[1]]
         place = None if out is None else out[:, part.rows[0] : part.rows[1]]
-        ends_in_gelu = gelu == "output" and (not sums_up or part is last)
-        epilogue = Epilogue(place, sums_up and part.columns[0] > 0, ends_in_gelu)
+        first = max(0, gelu_from - part.rows[0]) if gelu == "output" and (not sums_up or part is last) else None
+        if first is not None and first >= part.out_features:
+            first = None
+        epilogue = Epilogue(place, sums_up and part.columns[0] > 0, first)
         result = _apply_part(part, columns, compute, bias, down, up, gelu == "input", epilogue)
         out = result if out is None else out
     assert out is not None, "a layer has parts"
-    return out.view(*x.shape[:-1], layer.out_features)
+    return out.view(*shape, layer.out_features)
+
+
+def _columns(sides: Sequence[Tensor], start: int, stop: int) -> Tensor:
+    """Columns of tensors that lie side by side; none of them may be cut in two but the only one."""
+    if len(sides) == 1:
+        return sides[0][:, start:stop]
+    edges = list(pairwise(accumulate((side.shape[1] for side in sides), initial=0)))
+    return sides[edges.index((start, stop))]
 
 
 def _apply_part(

@@ -18,6 +18,7 @@ from ...svdq_core.errors import ArchitectureError
 from ...svdq_core.layer import BlobLayout, QuantizedLayer
 from ...svdq_core.linear import apply_blob
 from ...svdq_core.stack import as_in_files
+from .joined import Joined
 from .lora import LoraPlan, add_lora
 from .norms import KernelLayerNorm, KernelRMSNorm
 
@@ -46,6 +47,7 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         self.layout: BlobLayout | None = None
         self.layout_text = ""  # the same as JSON
         self.gelu: str | None = None  # "input" or "output": where the layer applies a GELU; see fold.py
+        self.gelu_from = 0  # first column of the output that it is applied to
         self.lora: LoraPlan | None = None
         self.lora_spares: dict[tuple, dict[str, Tensor]] = {}  # signature -> tensors, while hooks switch LoRAs
         self.saved_as: tuple[Tensor, BlobLayout] | None = None  # while the host saves: the blob that it shall see
@@ -138,17 +140,20 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
             offloadable=True,
         )
         try:  # an exception must not leave a paged weight pinned
-            layer = weight, self.layout_text, bias
-            if self.lora is None:
-                return apply_blob(*layer, x, self.compute, gelu=self.gelu)
+            layer, gelu = (weight, self.layout_text, bias), (self.gelu, self.gelu_from)
             # a layer that the host keeps on the CPU has its factors there as well
             down, up = self.lora_tensor("lora_down", x.device), self.lora_tensor("lora_up", x.device)
-            if not self.lora.reads_input:
-                return apply_blob(*layer, x, self.compute, down, up, self.gelu)
+            if self.lora is None or not self.lora.reads_input:
+                sides = x.cut_at([part.columns for part in self.layout.parts]) if isinstance(x, Joined) else x
+                return apply_blob(*layer, sides, self.compute, down, up, *gelu)
+            x = x.done() if isinstance(x, Joined) else x
             if self.gelu == "input":  # what is added reads it, too
                 x = torch.nn.functional.gelu(x, approximate="tanh")
             out = add_lora(apply_blob(*layer, x, self.compute, down, up), x, self.lora, self.lora_tensors())
-            return torch.nn.functional.gelu(out, approximate="tanh") if self.gelu == "output" else out
+            if self.gelu == "output":
+                activated = out[..., self.gelu_from :]
+                activated.copy_(torch.nn.functional.gelu(activated, approximate="tanh"))
+            return out
         finally:
             comfy.ops.uncast_bias_weight(self, weight, bias, stream)
 

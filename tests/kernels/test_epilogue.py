@@ -31,11 +31,15 @@ def test_gelu_sees_the_rounded_sum():
 
     gelu(-1) = -0.15881 rounds to -163/1024.
     """
-    assert_same(epilogue([1 + STEP / 2, -1.0], gelu=True), row(215 / 256, -163 / 1024))
+    assert_same(epilogue([1 + STEP / 2, -1.0], gelu_from=0), row(215 / 256, -163 / 1024))
+
+
+def test_gelu_begins_at_a_column():
+    assert_same(epilogue([-1.0, 1 + STEP / 2], gelu_from=1), row(-1.0, 215 / 256))
 
 
 def test_sum_comes_before_gelu():
-    assert_same(epilogue([0.5, -1.5], row(0.5, 0.5), accumulate=True, gelu=True), row(215 / 256, -163 / 1024))
+    assert_same(epilogue([0.5, -1.5], row(0.5, 0.5), accumulate=True, gelu_from=0), row(215 / 256, -163 / 1024))
 
 
 def test_without_accumulate_out_is_only_written():

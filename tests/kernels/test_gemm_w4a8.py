@@ -127,18 +127,18 @@ def test_adds_in_every_run(gemm, dtype, device):
 @pytest.mark.parametrize("R", [0, 48])
 def test_gelu_of_the_whole_result(gemm, R, dtype, device):
     arguments = results_around_one(R, dtype, device)
-    without, result = gemm(*arguments), gemm(*arguments, gelu=True)
+    without, result = gemm(*arguments), gemm(*arguments, gelu_from=0)
     assert_close(result, F.gelu(without.float(), approximate="tanh").to(dtype), op=gelu_op(device))
-    assert_close(result, reference.gemm_w4a8(*arguments, gelu=True), op=gelu_op(device))
+    assert_close(result, reference.gemm_w4a8(*arguments, gelu_from=0), op=gelu_op(device))
 
 
 def test_sum_then_gelu(gemm, dtype, device):
     arguments = results_around_one(48, dtype, device)
     held, out, around = held_and_out(True, dtype, device)
-    gemm(*arguments, out, accumulate=True, gelu=True)
+    gemm(*arguments, out, accumulate=True, gelu_from=0)
     summed = gemm(*arguments, held.clone(), accumulate=True)
     assert_close(out, F.gelu(summed.float(), approximate="tanh").to(dtype), op=gelu_op(device))
-    assert_close(out, reference.gemm_w4a8(*arguments, held, accumulate=True, gelu=True), op=gelu_op(device))
+    assert_close(out, reference.gemm_w4a8(*arguments, held, accumulate=True, gelu_from=0), op=gelu_op(device))
     assert bool((around[:, :64] == 7).all()) and bool((around[:, 64 + N :] == 7).all())
 
 

@@ -148,11 +148,11 @@ def test_a_sum_and_a_gelu_behind_the_layer(compute, scheme, dtype, device):
     before = torch.randn(19, 72, device=device).to(dtype)
     plain = svdquant_linear(x, tensors, scheme, compute).float()
     wanted = torch.nn.functional.gelu(plain + before.float(), approximate="tanh")
-    out = svdquant_linear(x, tensors, scheme, compute, epilogue=Epilogue(before, accumulate=True, gelu=True))
+    out = svdquant_linear(x, tensors, scheme, compute, epilogue=Epilogue(before, accumulate=True, gelu_from=0))
     assert out.data_ptr() == before.data_ptr()
     assert_close(out, wanted, op="16-bit product")
     wanted = torch.nn.functional.gelu(plain, approximate="tanh")
-    out = svdquant_linear(x, tensors, scheme, compute, epilogue=Epilogue(gelu=True))
+    out = svdquant_linear(x, tensors, scheme, compute, epilogue=Epilogue(gelu_from=0))
     assert_close(out, wanted, op="16-bit product")
 
 

@@ -9,7 +9,9 @@ from sampling import relative_error, rounding, sample_flux
 
 from svdquant_pack.nodes.host import fold
 from svdquant_pack.nodes.host.fold import FoldedGELU, KernelGELU
+from svdquant_pack.nodes.host.joined import Joined
 from svdquant_pack.nodes.host.model import load_model
+from svdquant_pack.svdq_core.linear import dense_weight
 
 # float32 on the CPU: the GELU comes before the codes either way, and LoRAs sum in the same order. On a GPU the GELU's
 # hardware tanh moves some codes.
@@ -37,14 +39,20 @@ def pair(request, host, monkeypatch):
 def test_every_gelu_of_the_blocks_is_folded(compute, where, host, monkeypatch):
     model = load(host, monkeypatch, compute, switch="1")
     names = folded(model)
+    blocks = model.model.diffusion_model
+    singles = [f"single_blocks.{i}.mlp_act" for i in range(len(blocks.single_blocks))]
     assert sorted(name.removeprefix("diffusion_model.") for name in names) == [
         "double_blocks.0.img_mlp.1",
         "double_blocks.0.txt_mlp.1",
+        *(singles if where == "output" else []),
     ]
-    blocks = model.model.diffusion_model
-    mlp = blocks.double_blocks[0].img_mlp
+    mlp, single = blocks.double_blocks[0].img_mlp, blocks.single_blocks[0]
     assert [mlp[0].gelu, mlp[2].gelu] == (["output", None] if where == "output" else [None, "input"])
-    assert isinstance(blocks.single_blocks[0].mlp_act, KernelGELU)
+    assert (single.linear1.gelu, single.linear2.gelu) == ("output" if where == "output" else None, None)
+    if where == "output":
+        assert single.linear1.gelu_from == 3 * blocks.hidden_size
+    else:
+        assert isinstance(single.mlp_act, KernelGELU)
     plain = load(host, monkeypatch, compute, switch="0")
     assert folded(plain) == []
     assert model.model.state_dict().keys() == plain.model.state_dict().keys()
@@ -95,8 +103,9 @@ def test_the_usual_setting_is_the_kernels_table(host, monkeypatch):
     from svdquant_pack.nodes.host import model as host_model
 
     usual = load(host, monkeypatch)
-    assert len(folded(usual)) == (2 if host_model.folds_gelu(usual.load_device, "w4a8") else 0)
-    for where, count in (("output", 2), ("input", 2), (None, 0)):
+    every = 2 + len(usual.model.diffusion_model.single_blocks)
+    assert len(folded(usual)) == (every if host_model.folds_gelu(usual.load_device, "w4a8") else 0)
+    for where, count in (("output", every), ("input", 2), (None, 0)):
         monkeypatch.setattr(host_model, "folds_gelu", lambda device, compute, where=where: where)
         assert len(folded(load(host, monkeypatch))) == count
     assert len(folded(load(host, monkeypatch, switch="1"))) == 2
@@ -108,5 +117,35 @@ def test_a_layer_in_16_bits_keeps_its_gelu(where, index, host, monkeypatch):
     model = load(host, monkeypatch, switch="0")
     mlp = model.model.diffusion_model.double_blocks[0].img_mlp
     mlp[index].layout = None
-    assert fold.fold_gelus(model.model, where) == 1
+    singles = model.model.diffusion_model.single_blocks
+    assert fold.fold_gelus(model.model, where) == 1 + (len(singles) if where == "output" else 0)
     assert isinstance(mlp[1], torch.nn.GELU)
+
+
+def test_a_linear1_in_16_bits_leaves_its_gelu(host, monkeypatch):
+    model = load(host, monkeypatch, switch="0")
+    block = model.model.diffusion_model.single_blocks[0]
+    block.linear1.layout = None
+    fold.fold_gelus(model.model, "output")
+    assert isinstance(block.mlp_act, KernelGELU) and block.linear1.gelu is None
+
+
+def test_what_linear2_takes_is_never_joined(pair, monkeypatch):
+    joins = []
+    monkeypatch.setattr(Joined, "done", lambda self, done=Joined.done: joins.append(self) or done(self))
+    sample_flux(pair[0])
+    assert joins == []
+
+
+def test_linear2_in_16_bits_takes_what_torch_cat_gives(host, monkeypatch):
+    pictures = []
+    for switch in ("0", "1"):
+        model = load(host, monkeypatch, switch="0")
+        if switch == "1":
+            fold.fold_gelus(model.model, "output")
+        for block in model.model.diffusion_model.single_blocks:
+            with torch.inference_mode():
+                weight = dense_weight(block.linear2.layer())
+            block.linear2.layout, block.linear2.weight = None, torch.nn.Parameter(weight, requires_grad=False)
+        pictures.append(sample_flux(model))
+    assert relative_error(*pictures) < SAME
