@@ -2,10 +2,11 @@
 
     out = gelu((qx @ qweight_int8.T) * ascales * channel_scales + x_down @ proj_up.T + bias [+ out])
 
-One block a processor walks over tiles of 128 x 256. One warp does nothing but start bulk copies into a ring of buffers;
-two groups of four warps compute the upper and the lower half of a tile. While one group finishes a tile, the other
-still multiplies, and the copies for the next tile are under way. The low-rank factors travel through the same ring, as
-one more step of k. Reference: reference.gemm_w4a8. Layouts: format.py.
+One block a processor walks over tiles of 128 x 256, each two parts of 128 columns. Where the last round of tiles would
+leave at least half of the processors idle, each takes a single part instead. One warp does nothing but start bulk
+copies into a ring of buffers; two groups of four warps compute the upper and the lower half of the rows. While one
+group finishes a tile, the other still multiplies, and the copies for the next tile are under way. The low-rank factors
+travel through the same ring, as one more step of k. Reference: reference.gemm_w4a8. Layouts: format.py.
 """
 
 from functools import cache
@@ -27,6 +28,7 @@ from .devices import processors
 from .epilogue import destination
 from .launch import launch
 from .numerics import gelu_tanh
+from .tiles import part_position, part_rounds
 
 # names that Triton 3.9 changed
 _load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
@@ -36,47 +38,51 @@ _reinterpret = getattr(gl.shared_memory_descriptor, "reinterpret", None) or gl.s
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 128
 HALF_M = gl.constexpr(BLOCK_M // 2)
 BLOCK_R = 64  # 64 16-bit values are as long as 128 bytes of int8: one ring serves both
-STORE_N = gl.constexpr(BLOCK_N // 2)
+PART_N = gl.constexpr(BLOCK_N // 2)
 STAGES = gl.constexpr(4)
 
 _gelu_tanh = gluon.jit(gelu_tanh.fn)  # pyright: ignore[reportFunctionMemberAccess]  same source, compiled by Gluon
+_part_rounds, _part_position = gluon.jit(part_rounds), gluon.jit(part_position)
 
 
 @gluon.jit
-def _tile_origin(tile, M, N, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, SWIZZLE_M: gl.constexpr):
-    tiles_m, tiles_n = gl.cdiv(M, BLOCK_M), gl.cdiv(N, BLOCK_N)
-    first_m = (tile // (SWIZZLE_M * tiles_n)) * SWIZZLE_M
-    height = gl.minimum(tiles_m - first_m, SWIZZLE_M)
-    within = tile % (SWIZZLE_M * tiles_n)
-    return (first_m + within % height) * BLOCK_M, (within // height) * BLOCK_N
+def _origin(
+    item, whole, PARTS: gl.constexpr, M, N, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, SWIZZLE_M: gl.constexpr
+):
+    tile_m, part_n = _part_position(item, whole, PARTS, gl.cdiv(M, BLOCK_M), gl.cdiv(N, BLOCK_N), SWIZZLE_M)
+    return tile_m * BLOCK_M, part_n * PART_N
 
 
 @gluon.jit
-def _copy_step(a_desc, b_desc, start_m, start_n, start, a_ring, b_ring, full, empty, step):
+def _copy_step(a_desc, b_desc, origin, start, a_ring, b_parts, full, empty, step, PARTS: gl.constexpr):
     """Wait until slot step % STAGES is free, then start the copies into it."""
+    start_m, start_n = origin
     slot, round_parity = step % STAGES, (step // STAGES) & 1
     mbarrier.wait(empty.index(slot), round_parity ^ 1)
-    mbarrier.expect(full.index(slot), a_desc.block_type.nbytes + b_desc.block_type.nbytes)
+    mbarrier.expect(full.index(slot), a_desc.block_type.nbytes + PARTS * b_desc.block_type.nbytes)
     _load(a_desc, [start_m, start], full.index(slot), a_ring.index(slot))
-    _load(b_desc, [start_n, start], full.index(slot), b_ring.index(slot))
+    for part in gl.static_range(PARTS):
+        _load(b_desc, [start_n + part * PART_N, start], full.index(slot), b_parts.index(2 * slot + part))
     return step + 1
 
 
 @gluon.jit
 def _copy_tiles(
-    qx_desc, qweight_desc, x_down_desc, proj_up_desc, a_ring, b_ring, x_down_ring, proj_up_ring, full, empty,
+    qx_desc, qweight_desc, x_down_desc, proj_up_desc, a_ring, b_parts, x_down_ring, proj_up_parts, full, empty,
     M, N, K, R, PROGRAMS, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, BLOCK_R: gl.constexpr,
     SWIZZLE_M: gl.constexpr,
 ):  # fmt: skip
+    whole, single = _part_rounds(gl.cdiv(M, BLOCK_M) * gl.cdiv(N, BLOCK_N), PROGRAMS)
     step = 0
-    for tile in range(gl.program_id(0), gl.cdiv(M, BLOCK_M) * gl.cdiv(N, BLOCK_N), PROGRAMS):
-        start_m, start_n = _tile_origin(tile, M, N, BLOCK_M, BLOCK_N, SWIZZLE_M)
-        for start in range(0, K, BLOCK_K):
-            step = _copy_step(qx_desc, qweight_desc, start_m, start_n, start, a_ring, b_ring, full, empty, step)
-        for start in range(0, R, BLOCK_R):
-            step = _copy_step(
-                x_down_desc, proj_up_desc, start_m, start_n, start, x_down_ring, proj_up_ring, full, empty, step
-            )
+    for PARTS in gl.static_range(2, 0, -1):
+        for item in range(gl.program_id(0), whole if PARTS == 2 else single, PROGRAMS):
+            origin = _origin(item, whole, PARTS, M, N, BLOCK_M, BLOCK_N, SWIZZLE_M)
+            for start in range(0, K, BLOCK_K):
+                step = _copy_step(qx_desc, qweight_desc, origin, start, a_ring, b_parts, full, empty, step, PARTS)
+            for start in range(0, R, BLOCK_R):
+                step = _copy_step(
+                    x_down_desc, proj_up_desc, origin, start, x_down_ring, proj_up_parts, full, empty, step, PARTS
+                )
 
 
 @gluon.jit
@@ -85,6 +91,22 @@ def _fetch(out_desc, start_m, start_n, staging, fetched):
     tma.store_wait(0)
     mbarrier.expect(fetched, out_desc.block_type.nbytes)
     _load(out_desc, [start_m, start_n], fetched, staging)
+
+
+@gluon.jit
+def _finish_part(
+    out, start_m, start_n, staging, fetched, PHASE: gl.constexpr, out_desc, ACCUMULATE: gl.constexpr, GELU: gl.constexpr
+):
+    """Add what was fetched in this phase of the barrier, apply the GELU and start the store of one part."""
+    if ACCUMULATE:
+        mbarrier.wait(fetched, PHASE)
+        out += staging.load(out.type.layout).to(gl.float32)
+    if GELU:
+        out = _gelu_tanh(out.to(out_desc.dtype), True)
+    tma.store_wait(0)
+    staging.store(out.to(out_desc.dtype))
+    fence_async_shared()
+    _store(out_desc, [start_m, start_n], staging)
 
 
 @gluon.jit
@@ -97,76 +119,66 @@ def _multiply_tiles(
     # 128 columns an instruction: Triton does not know the int8 one of 256.
     INT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
     FLOAT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
+    whole, single = _part_rounds(gl.cdiv(M, BLOCK_M) * gl.cdiv(N, BLOCK_N), PROGRAMS)
     step = 0
-    for tile in range(gl.program_id(0), gl.cdiv(M, BLOCK_M) * gl.cdiv(N, BLOCK_N), PROGRAMS):
-        start_m, start_n = _tile_origin(tile, M, N, BLOCK_M, BLOCK_N, SWIZZLE_M)
-        start_m += HALF * HALF_M
+    for PARTS in gl.static_range(2, 0, -1):
+        for item in range(gl.program_id(0), whole if PARTS == 2 else single, PROGRAMS):
+            start_m, start_n = _origin(item, whole, PARTS, M, N, BLOCK_M, BLOCK_N, SWIZZLE_M)
+            start_m += HALF * HALF_M
 
-        sums = gl.zeros([HALF_M, BLOCK_N], gl.int32, INT)
-        for start in range(0, K, BLOCK_K):
-            slot = step % STAGES
-            mbarrier.wait(full.index(slot), (step // STAGES) & 1)
-            a = a_ring.index(slot).slice(HALF * HALF_M, HALF_M)
-            b = b_ring.index(slot).permute((1, 0))
-            sums = warpgroup_mma(a, b, sums, use_acc=start > 0, is_async=True)
-            # One product stays in flight; the one before it is done, so its slot is free.
-            sums = warpgroup_mma_wait(1, deps=(sums,))
-            mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), pred=start > 0)
-            step += 1
-        if ACCUMULATE:
-            _fetch(out_desc, start_m, start_n, staging, fetched)
-        sums = warpgroup_mma_wait(0, deps=(sums,))
-        mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES))
+            sums = gl.zeros([HALF_M, PARTS * PART_N], gl.int32, INT)
+            for start in range(0, K, BLOCK_K):
+                slot = step % STAGES
+                mbarrier.wait(full.index(slot), (step // STAGES) & 1)
+                a = a_ring.index(slot).slice(HALF * HALF_M, HALF_M)
+                b = b_ring.index(slot).slice(0, PARTS * PART_N).permute((1, 0))
+                sums = warpgroup_mma(a, b, sums, use_acc=start > 0, is_async=True)
+                # One product stays in flight; the one before it is done, so its slot is free.
+                sums = warpgroup_mma_wait(1, deps=(sums,))
+                mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES), pred=start > 0)
+                step += 1
+            if ACCUMULATE:
+                _fetch(out_desc, start_m, start_n, staging, fetched)
+            sums = warpgroup_mma_wait(0, deps=(sums,))
+            mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES))
 
-        offs_m = start_m + gl.arange(0, HALF_M, gl.SliceLayout(1, FLOAT))
-        offs_n = start_n + gl.arange(0, BLOCK_N, gl.SliceLayout(0, FLOAT))
-        ascales = gl.load(ascales_ptr + offs_m, mask=offs_m < M, other=0.0)
-        channel_scales = gl.load(channel_scales_ptr + offs_n, mask=offs_n < N, other=0.0)
-        out = gl.convert_layout(sums, FLOAT).to(gl.float32) * ascales[:, None] * channel_scales[None, :]
-        for _ in range(0, R, BLOCK_R):
-            slot = step % STAGES
-            mbarrier.wait(full.index(slot), (step // STAGES) & 1)
-            x_down = x_down_ring.index(slot).slice(HALF * HALF_M, HALF_M).slice(0, RANK_STEP, dim=1)
-            proj_up = proj_up_ring.index(slot).slice(0, RANK_STEP, dim=1).permute((1, 0))
-            out = warpgroup_mma(x_down, proj_up, out, is_async=True)
-            out = warpgroup_mma_wait(0, deps=(out,))
-            mbarrier.arrive(empty.index(slot))
-            step += 1
-        if HAS_BIAS:
-            out += gl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(gl.float32)[None, :]
+            offs_m = start_m + gl.arange(0, HALF_M, gl.SliceLayout(1, FLOAT))
+            offs_n = start_n + gl.arange(0, PARTS * PART_N, gl.SliceLayout(0, FLOAT))
+            ascales = gl.load(ascales_ptr + offs_m, mask=offs_m < M, other=0.0)
+            channel_scales = gl.load(channel_scales_ptr + offs_n, mask=offs_n < N, other=0.0)
+            out = gl.convert_layout(sums, FLOAT).to(gl.float32) * ascales[:, None] * channel_scales[None, :]
+            for _ in range(0, R, BLOCK_R):
+                slot = step % STAGES
+                mbarrier.wait(full.index(slot), (step // STAGES) & 1)
+                x_down = x_down_ring.index(slot).slice(HALF * HALF_M, HALF_M).slice(0, RANK_STEP, dim=1)
+                proj_up = proj_up_ring.index(slot).slice(0, PARTS * PART_N).slice(0, RANK_STEP, dim=1).permute((1, 0))
+                out = warpgroup_mma(x_down, proj_up, out, is_async=True)
+                out = warpgroup_mma_wait(0, deps=(out,))
+                mbarrier.arrive(empty.index(slot))
+                step += 1
+            if HAS_BIAS:
+                out += gl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(gl.float32)[None, :]
 
-        left, right = out.reshape([HALF_M, 2, STORE_N]).permute((0, 2, 1)).split()
-        left = gl.convert_layout(left, FLOAT)
-        if ACCUMULATE:  # two fetches a tile: the phases of the barrier are even for left and odd for right
-            mbarrier.wait(fetched, 0)
-            left += staging.load(FLOAT).to(gl.float32)
-        if GELU:
-            left = _gelu_tanh(left.to(out_desc.dtype), True)
-        tma.store_wait(0)
-        staging.store(left.to(out_desc.dtype))
-        fence_async_shared()
-        _store(out_desc, [start_m, start_n], staging)
-        right = gl.convert_layout(right, FLOAT)
-        if ACCUMULATE:
-            _fetch(out_desc, start_m, start_n + STORE_N, staging, fetched)
-            mbarrier.wait(fetched, 1)
-            right += staging.load(FLOAT).to(gl.float32)
-        if GELU:
-            right = _gelu_tanh(right.to(out_desc.dtype), True)
-        tma.store_wait(0)
-        staging.store(right.to(out_desc.dtype))
-        fence_async_shared()
-        _store(out_desc, [start_m, start_n + STORE_N], staging)
+            # Two fetches for each whole tile: the phases of the barrier are odd for a right part and even for others.
+            if PARTS == 2:
+                left, right = out.reshape([HALF_M, 2, PART_N]).permute((0, 2, 1)).split()
+                left, right = gl.convert_layout(left, FLOAT), gl.convert_layout(right, FLOAT)
+                _finish_part(left, start_m, start_n, staging, fetched, 0, out_desc, ACCUMULATE, GELU)
+                if ACCUMULATE:
+                    _fetch(out_desc, start_m, start_n + PART_N, staging, fetched)
+                _finish_part(right, start_m, start_n + PART_N, staging, fetched, 1, out_desc, ACCUMULATE, GELU)
+            else:
+                _finish_part(out, start_m, start_n, staging, fetched, 0, out_desc, ACCUMULATE, GELU)
     tma.store_wait(0)
 
 
 @gluon.jit(do_not_specialize=["M", "PROGRAMS"])
 def _gemm_w4a8_hopper_kernel(
     qx_desc,  # (M, K) int8, blocks (BLOCK_M, BLOCK_K)
-    qweight_desc,  # (N, K) int8, blocks (BLOCK_N, BLOCK_K)
+    qweight_desc,  # (N, K) int8, blocks (PART_N, BLOCK_K)
     x_down_desc,  # (M, R), blocks (BLOCK_M, BLOCK_R)
-    proj_up_desc,  # (N, R), blocks (BLOCK_N, BLOCK_R)
-    out_desc,  # (M, N), blocks (HALF_M, STORE_N)
+    proj_up_desc,  # (N, R), blocks (PART_N, BLOCK_R)
+    out_desc,  # (M, N), blocks (HALF_M, PART_N)
     ascales_ptr,  # (M,) float32
     channel_scales_ptr,  # (N,) float32
     bias_ptr,  # (N,) or None
@@ -178,7 +190,10 @@ def _gemm_w4a8_hopper_kernel(
     b_ring = gl.allocate_shared_memory(gl.int8, [STAGES, BLOCK_N, BLOCK_K], qweight_desc.layout)
     x_down_ring = _reinterpret(a_ring, out_desc.dtype, [STAGES, BLOCK_M, BLOCK_R], x_down_desc.layout)
     proj_up_ring = _reinterpret(b_ring, out_desc.dtype, [STAGES, BLOCK_N, BLOCK_R], proj_up_desc.layout)
-    staging = gl.allocate_shared_memory(out_desc.dtype, [2, HALF_M, STORE_N], out_desc.layout)
+    # A slot's rows of 128 bytes lie one behind the other, so one descriptor fills it by the part.
+    b_parts = _reinterpret(b_ring, gl.int8, [2 * STAGES, PART_N, BLOCK_K], qweight_desc.layout)
+    proj_up_parts = _reinterpret(b_ring, out_desc.dtype, [2 * STAGES, PART_N, BLOCK_R], proj_up_desc.layout)
+    staging = gl.allocate_shared_memory(out_desc.dtype, [2, HALF_M, PART_N], out_desc.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(STAGES):
@@ -204,7 +219,7 @@ def _gemm_w4a8_hopper_kernel(
                 GELU, RANK_STEP, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
             )),
             (_copy_tiles, (
-                qx_desc, qweight_desc, x_down_desc, proj_up_desc, a_ring, b_ring, x_down_ring, proj_up_ring,
+                qx_desc, qweight_desc, x_down_desc, proj_up_desc, a_ring, b_parts, x_down_ring, proj_up_parts,
                 full, empty, M, N, K, R, PROGRAMS, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
             )),
         ],
@@ -246,7 +261,7 @@ def gemm_w4a8_hopper(
     out = destination(out, accumulate, M, N, x_down)
     proj_up = proj_up.to(x_down.dtype)
     tiles = -(-M // BLOCK_M) * -(-N // BLOCK_N)
-    programs = min(processors(qx.device.index), tiles)
+    programs = min(processors(qx.device.index), 2 * tiles)  # few tiles are all computed as two parts
     if not R:  # a descriptor cannot be empty; with R = 0 the kernel never reads these
         x_down, proj_up = out, out
     launch(
@@ -254,9 +269,9 @@ def gemm_w4a8_hopper(
         (programs,),
         (
             _Descriptor(qx, BLOCK_M, BLOCK_K),
-            _Descriptor(qweight_int8, BLOCK_N, BLOCK_K),
+            _Descriptor(qweight_int8, BLOCK_N // 2, BLOCK_K),
             _Descriptor(x_down, BLOCK_M, BLOCK_R),
-            _Descriptor(proj_up, BLOCK_N, BLOCK_R),
+            _Descriptor(proj_up, BLOCK_N // 2, BLOCK_R),
             _Descriptor(out, BLOCK_M // 2, BLOCK_N // 2),
             ascales,
             channel_scales,

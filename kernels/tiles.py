@@ -192,6 +192,30 @@ def fills_hopper(M: int, N: int) -> bool:
     return -(-M // 128) * -(-N // 256) >= 96
 
 
+def part_rounds(tiles: int, programs: int) -> tuple[int, int]:
+    """How many whole tiles gemm_w4a8_hopper computes first, and how many single parts, the halves of tiles, then.
+
+    Program p takes the items p, p + programs, ... of both. The tiles of a last round that needs at most half of the
+    programs are cut, so that the round takes half the time. The kernel compiles this function and the next.
+    """
+    tail = tiles % programs
+    if 2 * tail > programs:
+        tail = 0
+    return tiles - tail, 2 * tail
+
+
+def part_position(item: int, whole: int, parts: int, tiles_m: int, tiles_n: int, swizzle_m: int) -> tuple[int, int]:
+    """Where an item of one or two parts begins: its row in tiles and its column in parts.
+
+    Up to swizzle_m tiles in a row share their columns, so that they find the weight in the cache.
+    """
+    tile = item if parts == 2 else whole + item // 2
+    first_m = (tile // (swizzle_m * tiles_n)) * swizzle_m
+    height = min(tiles_m - first_m, swizzle_m)
+    within = tile % (swizzle_m * tiles_n)
+    return first_m + within % height, (within // height) * 2 + (0 if parts == 2 else item % 2)
+
+
 def gemm_tile(op: str, M: int, K: int, gpu: str) -> dict[str, int]:
     """Tile of a GEMM kernel."""
     tile = next(tile for largest, tile in _of(_GEMM_TILES[op], gpu) if largest >= M)

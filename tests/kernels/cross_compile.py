@@ -217,9 +217,9 @@ def _hopper(sum_and_gelu: bool) -> tuple:
     block_m, block_n, block_k, block_r = hopper.BLOCK_M, hopper.BLOCK_N, hopper.BLOCK_K, hopper.BLOCK_R
     arguments = {
         "qx_desc": descriptor("i8", gl.int8, block_m, block_k),
-        "qweight_desc": descriptor("i8", gl.int8, block_n, block_k),
+        "qweight_desc": descriptor("i8", gl.int8, block_n // 2, block_k),
         "x_down_desc": descriptor("bf16", gl.bfloat16, block_m, block_r),
-        "proj_up_desc": descriptor("bf16", gl.bfloat16, block_n, block_r),
+        "proj_up_desc": descriptor("bf16", gl.bfloat16, block_n // 2, block_r),
         "out_desc": descriptor("bf16", gl.bfloat16, block_m // 2, block_n // 2),
         "ascales_ptr": "*fp32",
         "channel_scales_ptr": "*fp32",

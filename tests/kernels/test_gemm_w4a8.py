@@ -73,12 +73,19 @@ def test_rows_of_the_result_may_be_apart(gemm, dtype, device):
     assert bool((wide[:, :64] == 7).all()) and bool((wide[:, 136:] == 7).all())
 
 
-# In the Hopper kernel 150 rows are a whole tile, a half and a half of nothing; 392 columns a tile and a half of a tile,
-# whose second part begins with the columns from 384 on.
+# In the Hopper kernel 150 rows are a whole tile, a half and a half of nothing; 392 columns are three parts and 8 more.
 M, N, K = 150, 392, 192
+# What 132 processors make of the Hopper kernel's tiles, of which N = 3080, 4616 and 4360 fill 8 columns of the last.
+ROUNDS = {
+    "two whole rounds and 84 parts": (2100, 4360),
+    "a whole round and 40 parts": (1000, 4616),
+    "only parts": (300, 3080),
+    "96 whole tiles": (1000, 3072),
+    "a whole round and 84 whole tiles": (1500, 4608),
+}
 
 
-def results_around_one(R, dtype, device):
+def results_around_one(R, dtype, device, M=M, N=N):
     """Arguments whose result has values where a GELU bends, and a bias."""
     qx = torch.randint(-127, 128, (M, K), device=device, dtype=torch.int16).to(torch.int8)
     qweight = torch.randint(-127, 128, (N, K), device=device, dtype=torch.int16).to(torch.int8)
@@ -89,7 +96,7 @@ def results_around_one(R, dtype, device):
     return qx, ascales, qweight, channel_scales, x_down.to(dtype), proj_up.to(dtype), bias.to(dtype)
 
 
-def held_and_out(apart, dtype, device):
+def held_and_out(apart, dtype, device, M=M, N=N):
     """What a result holds beforehand, and that in memory whose rows are apart or not, with what lies around it."""
     held = (2 * torch.randn(M, N, device=device)).to(dtype)
     around = torch.full((M, N + 128 * apart), 7.0, dtype=dtype, device=device)
@@ -140,6 +147,22 @@ def test_sum_then_gelu(gemm, dtype, device):
     assert_close(out, F.gelu(summed.float(), approximate="tanh").to(dtype), op=gelu_op(device))
     assert_close(out, reference.gemm_w4a8(*arguments, held, accumulate=True, gelu_from=0), op=gelu_op(device))
     assert bool((around[:, :64] == 7).all()) and bool((around[:, 64 + N :] == 7).all())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("M", "N"), ROUNDS.values(), ids=ROUNDS)
+@pytest.mark.parametrize("accumulate", [False, True], ids=["", "sum"])
+@pytest.mark.parametrize("gelu", [False, True], ids=["", "gelu"])
+def test_every_kind_of_round(gemm, M, N, accumulate, gelu, dtype, device):
+    """Right, the same bits in every run, and nothing written beside the result."""
+    arguments = results_around_one(48, dtype, device, M, N)
+    held, out, around = held_and_out(True, dtype, device, M, N)
+    expected = reference.gemm_w4a8(*arguments, held.clone(), accumulate, gelu)
+    gemm(*arguments, out, accumulate, gelu)
+    assert_close(out, expected, op=gelu_op(device) if gelu else "gemm_w4a8")
+    assert bool((around[:, :64] == 7).all()) and bool((around[:, 64 + N :] == 7).all())
+    for _ in range(3):
+        assert_same(gemm(*arguments, held.clone(), accumulate, gelu), out.contiguous())
 
 
 def test_a_sum_needs_what_it_adds_to(gemm, dtype, device):

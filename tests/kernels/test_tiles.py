@@ -1,4 +1,4 @@
-"""tiles: whole blocks of k for every K, and no new kernel for a new image size, batch or rank."""
+"""tiles: whole blocks of k for every K, no new kernel for a new image size, batch or rank, every tile computed once."""
 
 import pytest
 
@@ -6,6 +6,8 @@ from svdquant_pack.kernels.tiles import (
     fuses_rank,
     gemm_tile,
     native_int4_tile,
+    part_position,
+    part_rounds,
     quantizer_tile,
     shares_projection,
     shares_tile,
@@ -51,3 +53,23 @@ def test_native_tiles_are_whole(N, groups):
     tile = native_int4_tile(4608, N, groups)
     assert N % tile["BLOCK_N"] == 0
     assert groups % tile["STAGE_GROUPS"] == 0
+
+
+@pytest.mark.parametrize("processors", [1, 7, 66, 132])
+@pytest.mark.parametrize("swizzle_m", [1, 4])
+def test_hopper_computes_every_part_once(processors, swizzle_m):
+    for tiles_m in (1, 2, 4, 5, 36, 37):
+        for tiles_n in range(1, 49):
+            programs = min(processors, 2 * tiles_m * tiles_n)
+            whole, single = part_rounds(tiles_m * tiles_n, programs)
+            parts, most = [], 0
+            for program in range(programs):
+                before = len(parts)
+                for item in range(program, whole, programs):
+                    tile_m, part_n = part_position(item, whole, 2, tiles_m, tiles_n, swizzle_m)
+                    parts += [(tile_m, part_n), (tile_m, part_n + 1)]
+                for item in range(program, single, programs):
+                    parts.append(part_position(item, whole, 1, tiles_m, tiles_n, swizzle_m))
+                most = max(most, len(parts) - before)
+            assert sorted(parts) == [(row, column) for row in range(tiles_m) for column in range(2 * tiles_n)]
+            assert most == -(-2 * tiles_m * tiles_n // programs), "an even spread asks for less"
