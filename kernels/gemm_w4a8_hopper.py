@@ -28,17 +28,18 @@ from .devices import processors
 from .epilogue import destination
 from .launch import launch
 from .numerics import gelu_tanh
-from .tiles import part_position, part_rounds
+from .tiles import HOPPER_PART_N, part_position, part_rounds
 
 # names that Triton 3.9 changed
 _load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 _store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 _reinterpret = getattr(gl.shared_memory_descriptor, "reinterpret", None) or gl.shared_memory_descriptor._reinterpret
 
-BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 128
+BLOCK_M, BLOCK_N, BLOCK_K = 128, 2 * HOPPER_PART_N, 128
 HALF_M = gl.constexpr(BLOCK_M // 2)
 BLOCK_R = 64  # 64 16-bit values are as long as 128 bytes of int8: one ring serves both
-PART_N = gl.constexpr(BLOCK_N // 2)
+BLOCKS = {"BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K, "BLOCK_R": BLOCK_R}
+PART_N = gl.constexpr(HOPPER_PART_N)
 STAGES = gl.constexpr(4)
 
 _gelu_tanh = gluon.jit(gelu_tanh.fn)  # pyright: ignore[reportFunctionMemberAccess]  same source, compiled by Gluon
@@ -95,14 +96,16 @@ def _fetch(out_desc, start_m, start_n, staging, fetched):
 
 @gluon.jit
 def _finish_part(
-    out, start_m, start_n, staging, fetched, PHASE: gl.constexpr, out_desc, ACCUMULATE: gl.constexpr, GELU: gl.constexpr
-):
+    out, start_m, start_n, staging, fetched, PHASE: gl.constexpr, gelu_from, out_desc, ACCUMULATE: gl.constexpr,
+    GELU: gl.constexpr,
+):  # fmt: skip
     """Add what was fetched in this phase of the barrier, apply the GELU and start the store of one part."""
     if ACCUMULATE:
         mbarrier.wait(fetched, PHASE)
         out += staging.load(out.type.layout).to(gl.float32)
-    if GELU:
-        out = _gelu_tanh(out.to(out_desc.dtype), True)
+    if GELU:  # noqa: SIM102  (the compiler decides the first, each part the second)
+        if start_n >= gelu_from:
+            out = _gelu_tanh(out.to(out_desc.dtype), True)
     tma.store_wait(0)
     staging.store(out.to(out_desc.dtype))
     fence_async_shared()
@@ -112,7 +115,7 @@ def _finish_part(
 @gluon.jit
 def _multiply_tiles(
     a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging, fetched, out_desc, ascales_ptr, channel_scales_ptr,
-    bias_ptr, M, N, K, R, PROGRAMS, HALF: gl.constexpr, HAS_BIAS: gl.constexpr, ACCUMULATE: gl.constexpr,
+    bias_ptr, M, N, K, R, PROGRAMS, gelu_from, HALF: gl.constexpr, HAS_BIAS: gl.constexpr, ACCUMULATE: gl.constexpr,
     GELU: gl.constexpr, RANK_STEP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr,
     BLOCK_R: gl.constexpr, SWIZZLE_M: gl.constexpr,
 ):  # fmt: skip
@@ -163,12 +166,14 @@ def _multiply_tiles(
             if PARTS == 2:
                 left, right = out.reshape([HALF_M, 2, PART_N]).permute((0, 2, 1)).split()
                 left, right = gl.convert_layout(left, FLOAT), gl.convert_layout(right, FLOAT)
-                _finish_part(left, start_m, start_n, staging, fetched, 0, out_desc, ACCUMULATE, GELU)
+                _finish_part(left, start_m, start_n, staging, fetched, 0, gelu_from, out_desc, ACCUMULATE, GELU)
                 if ACCUMULATE:
                     _fetch(out_desc, start_m, start_n + PART_N, staging, fetched)
-                _finish_part(right, start_m, start_n + PART_N, staging, fetched, 1, out_desc, ACCUMULATE, GELU)
+                _finish_part(
+                    right, start_m, start_n + PART_N, staging, fetched, 1, gelu_from, out_desc, ACCUMULATE, GELU
+                )
             else:
-                _finish_part(out, start_m, start_n, staging, fetched, 0, out_desc, ACCUMULATE, GELU)
+                _finish_part(out, start_m, start_n, staging, fetched, 0, gelu_from, out_desc, ACCUMULATE, GELU)
     tma.store_wait(0)
 
 
@@ -183,6 +188,7 @@ def _gemm_w4a8_hopper_kernel(
     channel_scales_ptr,  # (N,) float32
     bias_ptr,  # (N,) or None
     M, N, K, R, PROGRAMS,
+    gelu_from,
     HAS_BIAS: gl.constexpr, ACCUMULATE: gl.constexpr, GELU: gl.constexpr, RANK_STEP: gl.constexpr,
     BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, BLOCK_R: gl.constexpr, SWIZZLE_M: gl.constexpr,
 ):  # fmt: skip
@@ -210,12 +216,12 @@ def _gemm_w4a8_hopper_kernel(
         [
             (_multiply_tiles, (
                 a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging.index(0), fetched.index(0), out_desc,
-                ascales_ptr, channel_scales_ptr, bias_ptr, M, N, K, R, PROGRAMS, 0, HAS_BIAS, ACCUMULATE,
+                ascales_ptr, channel_scales_ptr, bias_ptr, M, N, K, R, PROGRAMS, gelu_from, 0, HAS_BIAS, ACCUMULATE,
                 GELU, RANK_STEP, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
             )),
             (_multiply_tiles, (
                 a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging.index(1), fetched.index(1), out_desc,
-                ascales_ptr, channel_scales_ptr, bias_ptr, M, N, K, R, PROGRAMS, 1, HAS_BIAS, ACCUMULATE,
+                ascales_ptr, channel_scales_ptr, bias_ptr, M, N, K, R, PROGRAMS, gelu_from, 1, HAS_BIAS, ACCUMULATE,
                 GELU, RANK_STEP, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
             )),
             (_copy_tiles, (
@@ -252,11 +258,11 @@ def gemm_w4a8_hopper(
     bias: Tensor | None = None,
     out: Tensor | None = None,
     accumulate: bool = False,
-    gelu: bool = False,
+    gelu_from: int | None = None,
     swizzle_m: int = 4,
 ) -> Tensor:
     """Arguments and result as gemm_w4a8.gemm_w4a8; K a multiple of 16, N and R of 8,
-    because the copy engine wants rows of whole 16 bytes; so do those of out."""
+    because the copy engine wants rows of whole 16 bytes; so do those of out. gelu_from one of HOPPER_PART_N."""
     (M, K), N, R = qx.shape, qweight_int8.shape[0], x_down.shape[1]
     out = destination(out, accumulate, M, N, x_down)
     proj_up = proj_up.to(x_down.dtype)
@@ -264,33 +270,27 @@ def gemm_w4a8_hopper(
     programs = min(processors(qx.device.index), 2 * tiles)  # few tiles are all computed as two parts
     if not R:  # a descriptor cannot be empty; with R = 0 the kernel never reads these
         x_down, proj_up = out, out
+    sizes = M, N, K, R, programs, gelu_from or 0
     launch(
         _gemm_w4a8_hopper_kernel,
         (programs,),
         (
             _Descriptor(qx, BLOCK_M, BLOCK_K),
-            _Descriptor(qweight_int8, BLOCK_N // 2, BLOCK_K),
+            _Descriptor(qweight_int8, HOPPER_PART_N, BLOCK_K),
             _Descriptor(x_down, BLOCK_M, BLOCK_R),
-            _Descriptor(proj_up, BLOCK_N // 2, BLOCK_R),
-            _Descriptor(out, BLOCK_M // 2, BLOCK_N // 2),
+            _Descriptor(proj_up, HOPPER_PART_N, BLOCK_R),
+            _Descriptor(out, BLOCK_M // 2, HOPPER_PART_N),
             ascales,
             channel_scales,
             bias,
-            M,
-            N,
-            K,
-            R,
-            programs,
+            *sizes,
         ),
         {
             "HAS_BIAS": bias is not None,
             "ACCUMULATE": accumulate,
-            "GELU": gelu,
+            "GELU": gelu_from is not None,
             "RANK_STEP": 32 if R <= 32 else 64,
-            "BLOCK_M": BLOCK_M,
-            "BLOCK_N": BLOCK_N,
-            "BLOCK_K": BLOCK_K,
-            "BLOCK_R": BLOCK_R,
+            **BLOCKS,
             "SWIZZLE_M": swizzle_m,
             "num_warps": 4,
         },

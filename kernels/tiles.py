@@ -192,6 +192,9 @@ def fills_hopper(M: int, N: int) -> bool:
     return -(-M // 128) * -(-N // 256) >= 96
 
 
+HOPPER_PART_N = 128  # columns of half a tile of gemm_w4a8_hopper
+
+
 def part_rounds(tiles: int, programs: int) -> tuple[int, int]:
     """How many whole tiles gemm_w4a8_hopper computes first, and how many single parts, the halves of tiles, then.
 

@@ -18,7 +18,7 @@ from .gemv_w4a16 import MAX_ROWS, gemv_w4a16
 from .quantize_act import quantize_act
 from .quantize_act_int8 import quantize_act_int8, quantize_with_weight
 from .requantize_weight import requantize_weight
-from .tiles import INT8_W4A4_GENERATIONS, NATIVE_INT4_ROWS, fills_hopper
+from .tiles import HOPPER_PART_N, INT8_W4A4_GENERATIONS, NATIVE_INT4_ROWS, fills_hopper
 from .unpack_weight import dequantize_weight, expand_codes
 
 Steps = list[tuple[str, Callable[[], Tensor]]]
@@ -144,8 +144,9 @@ def steps_w4a8(
     steps: Steps = [(f"{mode} on int8 tensor cores", lambda: with_gemm(gemm_w4a8))]
     N, R = proj_up.shape
     out = epilogue.out
+    starts_whole = (epilogue.gelu_from or 0) % HOPPER_PART_N == 0
     whole_rows = N % 8 == 0 and R % 8 == 0 and (out is None or (out.data_ptr() | 2 * out.stride(0)) % 16 == 0)
-    if generation(x.device) == "sm_90" and fills_hopper(x.shape[0], N) and whole_rows:
+    if generation(x.device) == "sm_90" and fills_hopper(x.shape[0], N) and whole_rows and starts_whole:
         steps.insert(0, (f"{mode} on Hopper's asynchronous tensor cores", hopper))
     return steps
 

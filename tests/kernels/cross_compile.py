@@ -38,7 +38,7 @@ KERNELS = "svdquant_pack.kernels."
 M, N, K, R = 4608, 3072, 3072, 32
 LONG_K = 12288
 STRIDES = tuple(f"stride_{which}" for which in ("xm", "cm", "ag", "dm", "om", "ld", "lu"))
-SIZES = dict.fromkeys(("M", "N", "K", "R", "L", "TOTAL", "rows", *STRIDES), "i32")
+SIZES = dict.fromkeys(("M", "N", "K", "R", "L", "TOTAL", "rows", "gelu_from", *STRIDES), "i32")
 ODD = ("M", "L", "H", "stride_ag")  # the only sizes that need not be multiples of 16
 HALF = "*bf16"
 # compiled as they are launched: products and sums rounded one by one
@@ -226,7 +226,7 @@ def _hopper(sum_and_gelu: bool) -> tuple:
         "bias_ptr": HALF,
         "PROGRAMS": "i32",
     }
-    blocks = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "BLOCK_R": block_r, "SWIZZLE_M": 4}
+    blocks = {**hopper.BLOCKS, "SWIZZLE_M": 4}
     constants = {"HAS_BIAS": True, "RANK_STEP": 32, "num_warps": 4, **blocks}
     constants |= dict.fromkeys(("ACCUMULATE", "GELU"), sum_and_gelu)
     return "gemm_w4a8_hopper", "_gemm_w4a8_hopper_kernel", arguments, constants

@@ -139,6 +139,17 @@ def test_gelu_of_the_whole_result(gemm, R, dtype, device):
     assert_close(result, reference.gemm_w4a8(*arguments, gelu_from=0), op=gelu_op(device))
 
 
+def test_gelu_begins_at_a_column(gemm, dtype, device):
+    """At columns where parts of a tile begin, and in the last part of a row of tiles."""
+    arguments = results_around_one(16, dtype, device)
+    without = gemm(*arguments)
+    for first in (128, N // 128 * 128):
+        result = gemm(*arguments, gelu_from=first)
+        assert torch.equal(result[:, :first], without[:, :first])
+        assert_close(result, reference.gemm_w4a8(*arguments, gelu_from=first), op=gelu_op(device))
+        assert not torch.equal(result[:, first:], without[:, first:])
+
+
 def test_sum_then_gelu(gemm, dtype, device):
     arguments = results_around_one(48, dtype, device)
     held, out, around = held_and_out(True, dtype, device)
@@ -152,17 +163,17 @@ def test_sum_then_gelu(gemm, dtype, device):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("M", "N"), ROUNDS.values(), ids=ROUNDS)
 @pytest.mark.parametrize("accumulate", [False, True], ids=["", "sum"])
-@pytest.mark.parametrize("gelu", [False, True], ids=["", "gelu"])
-def test_every_kind_of_round(gemm, M, N, accumulate, gelu, dtype, device):
+@pytest.mark.parametrize("gelu_from", [None, 0, 256], ids=["", "gelu", "gelu behind 256"])
+def test_every_kind_of_round(gemm, M, N, accumulate, gelu_from, dtype, device):
     """Right, the same bits in every run, and nothing written beside the result."""
     arguments = results_around_one(48, dtype, device, M, N)
     held, out, around = held_and_out(True, dtype, device, M, N)
-    expected = reference.gemm_w4a8(*arguments, held.clone(), accumulate, gelu)
-    gemm(*arguments, out, accumulate, gelu)
-    assert_close(out, expected, op=gelu_op(device) if gelu else "gemm_w4a8")
+    expected = reference.gemm_w4a8(*arguments, held.clone(), accumulate, gelu_from)
+    gemm(*arguments, out, accumulate, gelu_from)
+    assert_close(out, expected, op="gemm_w4a8" if gelu_from is None else gelu_op(device))
     assert bool((around[:, :64] == 7).all()) and bool((around[:, 64 + N :] == 7).all())
     for _ in range(3):
-        assert_same(gemm(*arguments, held.clone(), accumulate, gelu), out.contiguous())
+        assert_same(gemm(*arguments, held.clone(), accumulate, gelu_from), out.contiguous())
 
 
 def test_a_sum_needs_what_it_adds_to(gemm, dtype, device):
