@@ -9,8 +9,6 @@ group finishes a tile, the other still multiplies, and the copies for the next t
 travel through the same ring, as one more step of k. Reference: reference.gemm_w4a8. Layouts: format.py.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor
 from triton.experimental import gluon
@@ -22,8 +20,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from .descriptor import Descriptor
 from .devices import processors
 from .epilogue import destination
 from .launch import launch
@@ -55,34 +53,36 @@ def _origin(
 
 
 @gluon.jit
-def _copy_step(a_desc, b_desc, origin, start, a_ring, b_parts, full, empty, step, PARTS: gl.constexpr):
+def _copy_step(a_desc, b_desc, origin, start, a_ring, b_boxes, full, empty, step, PARTS: gl.constexpr):
     """Wait until slot step % STAGES is free, then start the copies into it."""
     start_m, start_n = origin
     slot, round_parity = step % STAGES, (step // STAGES) & 1
     mbarrier.wait(empty.index(slot), round_parity ^ 1)
-    mbarrier.expect(full.index(slot), a_desc.block_type.nbytes + PARTS * b_desc.block_type.nbytes)
+    SLOT_BOXES: gl.constexpr = b_boxes.shape[0] // STAGES
+    BOXES: gl.constexpr = PARTS * SLOT_BOXES // 2
+    mbarrier.expect(full.index(slot), a_desc.block_type.nbytes + BOXES * b_desc.block_type.nbytes)
     _load(a_desc, [start_m, start], full.index(slot), a_ring.index(slot))
-    for part in gl.static_range(PARTS):
-        _load(b_desc, [start_n + part * PART_N, start], full.index(slot), b_parts.index(2 * slot + part))
+    for box in gl.static_range(BOXES):
+        _load(b_desc, [start_n + box * PART_N, start], full.index(slot), b_boxes.index(slot * SLOT_BOXES + box))
     return step + 1
 
 
 @gluon.jit
 def _copy_tiles(
-    qx_desc, qweight_desc, x_down_desc, proj_up_desc, a_ring, b_parts, x_down_ring, proj_up_parts, full, empty,
-    M, N, K, R, PROGRAMS, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, BLOCK_R: gl.constexpr,
-    SWIZZLE_M: gl.constexpr,
+    qx_desc, qweight_desc, x_down_desc, proj_up_desc, a_ring, b_boxes, x_down_ring, proj_up_boxes, full, empty,
+    M, N, K, R, PROGRAMS, CUT: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr,
+    BLOCK_R: gl.constexpr, SWIZZLE_M: gl.constexpr,
 ):  # fmt: skip
     whole, single = _part_rounds(gl.cdiv(M, BLOCK_M) * gl.cdiv(N, BLOCK_N), PROGRAMS)
     step = 0
-    for PARTS in gl.static_range(2, 0, -1):
+    for PARTS in gl.static_range(2, 0 if CUT else 1, -1):
         for item in range(gl.program_id(0), whole if PARTS == 2 else single, PROGRAMS):
             origin = _origin(item, whole, PARTS, M, N, BLOCK_M, BLOCK_N, SWIZZLE_M)
             for start in range(0, K, BLOCK_K):
-                step = _copy_step(qx_desc, qweight_desc, origin, start, a_ring, b_parts, full, empty, step, PARTS)
+                step = _copy_step(qx_desc, qweight_desc, origin, start, a_ring, b_boxes, full, empty, step, PARTS)
             for start in range(0, R, BLOCK_R):
                 step = _copy_step(
-                    x_down_desc, proj_up_desc, origin, start, x_down_ring, proj_up_parts, full, empty, step, PARTS
+                    x_down_desc, proj_up_desc, origin, start, x_down_ring, proj_up_boxes, full, empty, step, PARTS
                 )
 
 
@@ -116,18 +116,26 @@ def _finish_part(
 def _multiply_tiles(
     a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging, fetched, out_desc, ascales_ptr, channel_scales_ptr,
     bias_ptr, M, N, K, R, PROGRAMS, gelu_from, HALF: gl.constexpr, HAS_BIAS: gl.constexpr, ACCUMULATE: gl.constexpr,
-    GELU: gl.constexpr, RANK_STEP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr,
-    BLOCK_R: gl.constexpr, SWIZZLE_M: gl.constexpr,
+    GELU: gl.constexpr, RANK_STEP: gl.constexpr, CUT: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
+    BLOCK_K: gl.constexpr, BLOCK_R: gl.constexpr, SWIZZLE_M: gl.constexpr,
 ):  # fmt: skip
     # 128 columns an instruction: Triton does not know the int8 one of 256.
     INT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
     FLOAT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
     whole, single = _part_rounds(gl.cdiv(M, BLOCK_M) * gl.cdiv(N, BLOCK_N), PROGRAMS)
     step = 0
-    for PARTS in gl.static_range(2, 0, -1):
+    for PARTS in gl.static_range(2, 0 if CUT else 1, -1):
         for item in range(gl.program_id(0), whole if PARTS == 2 else single, PROGRAMS):
             start_m, start_n = _origin(item, whole, PARTS, M, N, BLOCK_M, BLOCK_N, SWIZZLE_M)
             start_m += HALF * HALF_M
+            # Under way while the products are computed; what belongs to columns a few values to a thread, because there
+            # are no more registers.
+            offs_m = start_m + gl.arange(0, HALF_M, gl.SliceLayout(1, FLOAT))
+            ascales = gl.load(ascales_ptr + offs_m, mask=offs_m < M, other=0.0)
+            offs_n = start_n + gl.arange(0, PARTS * PART_N, gl.BlockedLayout([PARTS], [32], [4], [0]))
+            channel_scales = gl.load(channel_scales_ptr + offs_n, mask=offs_n < N, other=0.0)
+            if HAS_BIAS:
+                bias = gl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0)
 
             sums = gl.zeros([HALF_M, PARTS * PART_N], gl.int32, INT)
             for start in range(0, K, BLOCK_K):
@@ -145,10 +153,7 @@ def _multiply_tiles(
             sums = warpgroup_mma_wait(0, deps=(sums,))
             mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES))
 
-            offs_m = start_m + gl.arange(0, HALF_M, gl.SliceLayout(1, FLOAT))
-            offs_n = start_n + gl.arange(0, PARTS * PART_N, gl.SliceLayout(0, FLOAT))
-            ascales = gl.load(ascales_ptr + offs_m, mask=offs_m < M, other=0.0)
-            channel_scales = gl.load(channel_scales_ptr + offs_n, mask=offs_n < N, other=0.0)
+            channel_scales = gl.convert_layout(channel_scales, gl.SliceLayout(0, FLOAT))
             out = gl.convert_layout(sums, FLOAT).to(gl.float32) * ascales[:, None] * channel_scales[None, :]
             for _ in range(0, R, BLOCK_R):
                 slot = step % STAGES
@@ -160,7 +165,7 @@ def _multiply_tiles(
                 mbarrier.arrive(empty.index(slot))
                 step += 1
             if HAS_BIAS:
-                out += gl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(gl.float32)[None, :]
+                out += gl.convert_layout(bias, gl.SliceLayout(0, FLOAT)).to(gl.float32)[None, :]
 
             # Two fetches for each whole tile: the phases of the barrier are odd for a right part and even for others.
             if PARTS == 2:
@@ -180,25 +185,27 @@ def _multiply_tiles(
 @gluon.jit(do_not_specialize=["M", "PROGRAMS"])
 def _gemm_w4a8_hopper_kernel(
     qx_desc,  # (M, K) int8, blocks (BLOCK_M, BLOCK_K)
-    qweight_desc,  # (N, K) int8, blocks (PART_N, BLOCK_K)
+    qweight_desc,  # (N, K) int8, blocks (PART_N if CUT else BLOCK_N, BLOCK_K)
     x_down_desc,  # (M, R), blocks (BLOCK_M, BLOCK_R)
-    proj_up_desc,  # (N, R), blocks (PART_N, BLOCK_R)
+    proj_up_desc,  # (N, R), blocks (PART_N if CUT else BLOCK_N, BLOCK_R)
     out_desc,  # (M, N), blocks (HALF_M, PART_N)
     ascales_ptr,  # (M,) float32
     channel_scales_ptr,  # (N,) float32
     bias_ptr,  # (N,) or None
     M, N, K, R, PROGRAMS,
     gelu_from,
-    HAS_BIAS: gl.constexpr, ACCUMULATE: gl.constexpr, GELU: gl.constexpr, RANK_STEP: gl.constexpr,
+    HAS_BIAS: gl.constexpr, ACCUMULATE: gl.constexpr, GELU: gl.constexpr, RANK_STEP: gl.constexpr, CUT: gl.constexpr,
     BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, BLOCK_R: gl.constexpr, SWIZZLE_M: gl.constexpr,
 ):  # fmt: skip
     a_ring = gl.allocate_shared_memory(gl.int8, [STAGES, BLOCK_M, BLOCK_K], qx_desc.layout)
     b_ring = gl.allocate_shared_memory(gl.int8, [STAGES, BLOCK_N, BLOCK_K], qweight_desc.layout)
     x_down_ring = _reinterpret(a_ring, out_desc.dtype, [STAGES, BLOCK_M, BLOCK_R], x_down_desc.layout)
     proj_up_ring = _reinterpret(b_ring, out_desc.dtype, [STAGES, BLOCK_N, BLOCK_R], proj_up_desc.layout)
-    # A slot's rows of 128 bytes lie one behind the other, so one descriptor fills it by the part.
-    b_parts = _reinterpret(b_ring, gl.int8, [2 * STAGES, PART_N, BLOCK_K], qweight_desc.layout)
-    proj_up_parts = _reinterpret(b_ring, out_desc.dtype, [2 * STAGES, PART_N, BLOCK_R], proj_up_desc.layout)
+    # A slot's rows of 128 bytes lie one behind the other, so where tiles are cut, it is filled by the part.
+    SLOT_BOXES: gl.constexpr = 2 if CUT else 1
+    BOX_N: gl.constexpr = BLOCK_N // SLOT_BOXES
+    b_boxes = _reinterpret(b_ring, gl.int8, [SLOT_BOXES * STAGES, BOX_N, BLOCK_K], qweight_desc.layout)
+    proj_up_boxes = _reinterpret(b_ring, out_desc.dtype, [SLOT_BOXES * STAGES, BOX_N, BLOCK_R], proj_up_desc.layout)
     staging = gl.allocate_shared_memory(out_desc.dtype, [2, HALF_M, PART_N], out_desc.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -217,35 +224,21 @@ def _gemm_w4a8_hopper_kernel(
             (_multiply_tiles, (
                 a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging.index(0), fetched.index(0), out_desc,
                 ascales_ptr, channel_scales_ptr, bias_ptr, M, N, K, R, PROGRAMS, gelu_from, 0, HAS_BIAS, ACCUMULATE,
-                GELU, RANK_STEP, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
+                GELU, RANK_STEP, CUT, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
             )),
             (_multiply_tiles, (
                 a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging.index(1), fetched.index(1), out_desc,
                 ascales_ptr, channel_scales_ptr, bias_ptr, M, N, K, R, PROGRAMS, gelu_from, 1, HAS_BIAS, ACCUMULATE,
-                GELU, RANK_STEP, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
+                GELU, RANK_STEP, CUT, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
             )),
             (_copy_tiles, (
-                qx_desc, qweight_desc, x_down_desc, proj_up_desc, a_ring, b_parts, x_down_ring, proj_up_parts,
-                full, empty, M, N, K, R, PROGRAMS, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
+                qx_desc, qweight_desc, x_down_desc, proj_up_desc, a_ring, b_boxes, x_down_ring, proj_up_boxes,
+                full, empty, M, N, K, R, PROGRAMS, CUT, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
             )),
         ],
         [4, 1],
         [232, 40],
     )  # fmt: skip
-
-
-@cache
-def _shared_layout(block: tuple[int, int], dtype: torch.dtype) -> gl.NVMMASharedLayout:
-    name = {torch.int8: gl.int8, torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[dtype]
-    return gl.NVMMASharedLayout.get_default_for(list(block), name)
-
-
-class _Descriptor(TensorDescriptor):
-    """A TensorDescriptor without the checks of its dataclass, which take longer than the rest of a launch."""
-
-    def __init__(self, tensor: Tensor, *block: int):
-        self.base, self.shape, self.strides = tensor, list(tensor.shape), list(tensor.stride())
-        self.block_shape, self.layout, self.padding = list(block), _shared_layout(block, tensor.dtype), "zero"
 
 
 def gemm_w4a8_hopper(
@@ -268,6 +261,8 @@ def gemm_w4a8_hopper(
     proj_up = proj_up.to(x_down.dtype)
     tiles = -(-M // BLOCK_M) * -(-N // BLOCK_N)
     programs = min(processors(qx.device.index), 2 * tiles)  # few tiles are all computed as two parts
+    cut = part_rounds(tiles, programs)[1] > 0  # a kernel of its own: it copies 128 rows of the weight at a time
+    box_n = HOPPER_PART_N if cut else BLOCK_N
     if not R:  # a descriptor cannot be empty; with R = 0 the kernel never reads these
         x_down, proj_up = out, out
     sizes = M, N, K, R, programs, gelu_from or 0
@@ -275,11 +270,11 @@ def gemm_w4a8_hopper(
         _gemm_w4a8_hopper_kernel,
         (programs,),
         (
-            _Descriptor(qx, BLOCK_M, BLOCK_K),
-            _Descriptor(qweight_int8, HOPPER_PART_N, BLOCK_K),
-            _Descriptor(x_down, BLOCK_M, BLOCK_R),
-            _Descriptor(proj_up, HOPPER_PART_N, BLOCK_R),
-            _Descriptor(out, BLOCK_M // 2, HOPPER_PART_N),
+            Descriptor(qx, BLOCK_M, BLOCK_K),
+            Descriptor(qweight_int8, box_n, BLOCK_K),
+            Descriptor(x_down, BLOCK_M, BLOCK_R),
+            Descriptor(proj_up, box_n, BLOCK_R),
+            Descriptor(out, BLOCK_M // 2, HOPPER_PART_N),
             ascales,
             channel_scales,
             bias,
@@ -290,6 +285,7 @@ def gemm_w4a8_hopper(
             "ACCUMULATE": accumulate,
             "GELU": gelu_from is not None,
             "RANK_STEP": 32 if R <= 32 else 64,
+            "CUT": cut,
             **BLOCKS,
             "SWIZZLE_M": swizzle_m,
             "num_warps": 4,

@@ -8,6 +8,7 @@ for.
 A program and not a fixture, because the interpreter that the other tests use must not be on when Triton is imported.
 """
 
+import itertools
 import json
 import re
 import subprocess
@@ -201,12 +202,13 @@ def _cases(gpu: str) -> dict:
     if shares_projection(LONG_K, R, gpu):
         cases["project_act"] = _projection(gpu)
     if gpu == "sm_90":
-        cases["gemm_w4a8_hopper"] = partial(_hopper, False)
-        cases["gemm_w4a8_hopper sum gelu"] = partial(_hopper, True)
+        for sum_and_gelu, cut in itertools.product((False, True), (False, True)):
+            name = "gemm_w4a8_hopper" + " sum gelu" * sum_and_gelu + " cut" * cut
+            cases[name] = partial(_hopper, sum_and_gelu, cut)
     return cases
 
 
-def _hopper(sum_and_gelu: bool) -> tuple:
+def _hopper(sum_and_gelu: bool, cut: bool) -> tuple:
     from triton.experimental.gluon import language as gl
 
     from svdquant_pack.kernels import gemm_w4a8_hopper as hopper
@@ -214,12 +216,13 @@ def _hopper(sum_and_gelu: bool) -> tuple:
     def descriptor(name: str, dtype: gl.dtype, *block: int) -> str:
         return f"tensordesc<{name}{list(block)},{gl.NVMMASharedLayout.get_default_for(list(block), dtype)!r}>"
 
+    box_n = hopper.BLOCK_N // 2 if cut else hopper.BLOCK_N
     block_m, block_n, block_k, block_r = hopper.BLOCK_M, hopper.BLOCK_N, hopper.BLOCK_K, hopper.BLOCK_R
     arguments = {
         "qx_desc": descriptor("i8", gl.int8, block_m, block_k),
-        "qweight_desc": descriptor("i8", gl.int8, block_n // 2, block_k),
+        "qweight_desc": descriptor("i8", gl.int8, box_n, block_k),
         "x_down_desc": descriptor("bf16", gl.bfloat16, block_m, block_r),
-        "proj_up_desc": descriptor("bf16", gl.bfloat16, block_n // 2, block_r),
+        "proj_up_desc": descriptor("bf16", gl.bfloat16, box_n, block_r),
         "out_desc": descriptor("bf16", gl.bfloat16, block_m // 2, block_n // 2),
         "ascales_ptr": "*fp32",
         "channel_scales_ptr": "*fp32",
@@ -227,7 +230,7 @@ def _hopper(sum_and_gelu: bool) -> tuple:
         "PROGRAMS": "i32",
     }
     blocks = {**hopper.BLOCKS, "SWIZZLE_M": 4}
-    constants = {"HAS_BIAS": True, "RANK_STEP": 32, "num_warps": 4, **blocks}
+    constants = {"HAS_BIAS": True, "RANK_STEP": 32, "CUT": cut, "num_warps": 4, **blocks}
     constants |= dict.fromkeys(("ACCUMULATE", "GELU"), sum_and_gelu)
     return "gemm_w4a8_hopper", "_gemm_w4a8_hopper_kernel", arguments, constants
 

@@ -68,9 +68,9 @@ def test_other_directions_are_joined_at_once(wide, dim):
     assert type(result) is torch.Tensor and torch.equal(result, torch.cat((wide, wide), dim))
 
 
-def test_where_gradients_are_wanted_nothing_is_put_off(wide):
-    with torch.enable_grad():
-        wide.requires_grad_()
+def test_where_gradients_are_wanted_nothing_is_put_off():
+    with torch.inference_mode(False), torch.enable_grad():
+        wide = torch.randn(1, 4, 24, requires_grad=True)
         result = torch.cat((wide, wide.detach().as_subclass(Columns)), 2)
         result.sum().backward()
     assert type(result) is torch.Tensor
