@@ -9,7 +9,6 @@ group finishes a tile, the other still multiplies, and the copies for the next t
 travel through the same ring, as one more step of k. Reference: reference.gemm_w4a8. Layouts: format.py.
 """
 
-import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl

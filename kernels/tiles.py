@@ -51,11 +51,12 @@ def shares_tile(M: int, K: int, R: int) -> dict[str, int]:
     """Tile of project_act.py: SHARES programs for BLOCK_M tokens, each with steps of BLOCK_K."""
     # H200, rank 32, both passes with the weight, 4, 6, 8 and 12 shares: M = 4608, 3072 -> 12288 0.0415, 0.0402, 0.0431
     # and 0.0439 ms, 12288 -> 3072 0.112, 0.105, 0.113 and 0.107; M = 4096, 4608 -> 1152 0.0353, 0.0327, 0.0320 and
-    # 0.0353. M = 512, 4, 8 and 16: 3072 -> 12288 0.032, 0.028, 0.028; 12288 -> 3072 0.064, 0.046, 0.043.
+    # 0.0353. M = 512, 8, 12, 16 and 24: 3072 -> 9216 0.0226, 0.0222, 0.0214 and 0.0233; 12288 -> 3072 0.0530, 0.0466,
+    # 0.0441 and 0.0407.
     # H200, M = 4608, R = 32, K = 12288, this kernel alone, 4 shares: 64 x 64 0.0442 ms, 64 x 128 with 3 stages 0.0573,
     # 128 x 64 with 8 warps 0.0582, 64 x 32 0.0866; 5 or 6 stages change nothing.
     block_k = _divisor(K, 64)
-    wanted = 6 if M >= 2048 else 16 if K >= 8192 else 8
+    wanted = 6 if M >= 2048 else 24 if K >= 8192 else 16
     shares = next(n for n in (wanted, 8, 4, 3, 2, 1) if n <= wanted and K // block_k % n == 0)
     return {
         "SHARES": shares,
@@ -183,13 +184,15 @@ _GEMM_TILES = {"gemm_w4a8": GEMM_W4A8_TILES, "gemm_w4a4": GEMM_W4A4_TILES, "gemm
 
 
 def fills_hopper(M: int, N: int) -> bool:
-    """Whether gemm_w4a8_hopper has enough tiles of 128 x 256 to keep the GPU busy.
+    """Whether gemm_w4a8_hopper has enough tiles of 128 x 256 to keep the GPU busy, whole or in halves (part_rounds).
 
-    H200, against the tile above: M = 512, 3072 -> 12288 (192 tiles) 0.0394 ms against 0.0429; M = 1024, 3072 -> 3072
-    and 12288 -> 3072 (96 tiles) 0.0226 and 0.0666 against 0.0193 and 0.0696; M = 512 (48 tiles) 0.0202 against 0.0127.
-    M = 4608: 0.076, 0.187, 0.264, 0.257 for the four shapes above.
+    H200, against the tile above: M = 512, 3072 -> 3072 and 12288 -> 3072 (48 tiles, all cut) 0.0118 and 0.0387 ms
+    against 0.0128 and 0.0448, 3072 -> 9216 and 12288 (144 and 192 tiles) 0.0294 and 0.0342 against 0.0428 and 0.0578;
+    M = 1024, 3072 -> 3072 and 12288 -> 3072 (96 tiles) 0.0226 and 0.0666 against 0.0193 and 0.0696. Fewer tiles than 48
+    were not timed.
     """
-    return -(-M // 128) * -(-N // 256) >= 96
+    tiles = -(-M // 128) * -(-N // 256)
+    return tiles >= 96 or 48 <= tiles <= 66
 
 
 HOPPER_PART_N = 128  # columns of half a tile of gemm_w4a8_hopper
