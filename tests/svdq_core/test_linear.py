@@ -103,6 +103,31 @@ def test_a_gelu_behind_a_layer_is_one_gelu_of_the_whole_result(kind):
     assert relative_rms_error(apply_layer(layer, x, "w4a8", gelu="output").float(), wanted) < 2**-8  # one rounding
 
 
+@pytest.mark.parametrize("kind", ["one part", "two on rows", "two on columns"])
+@pytest.mark.parametrize("first", [256, 1536])
+def test_a_gelu_behind_a_layer_may_begin_at_a_column(kind, first):
+    """Inside the first part on rows or the second, which begins at 1024."""
+    layer = draw_layer(kind, torch.device("cpu"))
+    x = torch.randn(5, layer.in_features).bfloat16() / 8
+    plain, everywhere = (apply_layer(layer, x, "w4a8", gelu=gelu) for gelu in (None, "output"))
+    result = apply_layer(layer, x, "w4a8", gelu="output", gelu_from=first)
+    assert torch.equal(result[:, :first], plain[:, :first])
+    assert torch.equal(result[:, first:], everywhere[:, first:])
+
+
+@pytest.mark.parametrize("compute", ["w4a4", "w4a8", "w4a16"])
+def test_columns_may_lie_in_two_tensors(compute):
+    layer = draw_layer("two on columns", torch.device("cpu"))
+    blob, layout = layer.to_blob()
+    x = torch.randn(1, 5, layer.in_features).bfloat16() / 8
+    sides = x[..., :1024].clone(), torch.cat((x, x), dim=-1)[..., 1024:3072]
+    down, up = torch.randn(layer.in_features, 16).bfloat16() / 30, torch.randn(layer.out_features, 16).bfloat16()
+    for factors in ((), (down, up)):
+        wanted = apply_layer(layer, x, compute, *factors)
+        assert torch.equal(apply_layer(layer, sides, compute, *factors), wanted)
+        assert torch.equal(apply_blob(blob, layout.to_json(), layer.bias, sides, compute, *factors), wanted)
+
+
 def test_a_blob_computes_what_its_layer_does(model):
     for name, layer in model.layers.items():
         blob, layout = layer.to_blob()
@@ -154,3 +179,24 @@ def test_launches_issued_again_give_the_same_bits(kind, compute, rows, lora_rank
     if kind != "int8" or compute != "w4a16":  # in plain torch
         assert [type(found).__name__ for found in replay._thread.known.values()] == ["Replay"]
     assert not replay._refused
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [4608, 300])
+def test_a_single_block_issued_again_gives_the_same_bits(rows, monkeypatch):
+    """Columns of a wider matrix beside another tensor, and a GELU that begins at a column."""
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(replay._thread, "known", {})
+    blobs = [(layer, *layer.to_blob()) for layer in (draw_layer(k, device) for k in ("one part", "two on columns"))]
+    for _ in range(4):
+        x, attention = (torch.randn(1, rows, 1024, device=device).bfloat16() for _ in range(2))
+        results = []
+        for switch in ("0", "1"):
+            monkeypatch.setenv(replay.SWITCH, switch)
+            for layer, blob, layout in blobs:
+                wide = torch.cat((x, x, x), dim=-1)
+                taken = x if len(layer.parts) == 1 else (attention, wide[..., 1024:])
+                gelu = ("output", 1024) if len(layer.parts) == 1 else (None, 0)
+                results.append(apply_blob(blob, layout.to_json(), layer.bias, taken, "w4a8", None, None, *gelu))
+        assert torch.equal(results[0], results[2]) and torch.equal(results[1], results[3])
+    assert [type(found).__name__ for found in replay._thread.known.values()] == ["Replay", "Replay"]
