@@ -2,7 +2,12 @@
 
     out = x_hat @ dequant(qweight).T + x_down @ proj_up.T + bias        x_hat = (x + shift) / smooth_factor where given
 
-Bound by reading the weights once, so every product is an ordinary float32 one: the weights are never rounded.
+The weights are never rounded and every sum is float32. Reading the weights takes hardly longer than the instructions on
+them, so those are few: a code is masked out of its word, multiplied and added (numerics.nibbles_in_place), and scales
+and zero points meet the sums of PART codes instead of each weight:
+
+    sum of (code * scale + zero) * x  =  scale * (sum of code * x) + zero * (sum of x)
+
 Reference: reference.gemm_awq, reference.gemm_w4a16. Layouts: format.py.
 """
 
@@ -14,11 +19,28 @@ from torch import Tensor
 from .devices import takes_ptx
 from .format import GELU_SHIFT
 from .launch import launch
-from .numerics import rounded, rounded_quotient
-from .tiles import unpack_tile
-from .unpack_weight import GROUP_SIZE, channel_factors, load_weight, scale_bits
+from .numerics import (
+    IN_PLACE_UNIT,
+    decode_e4m3,
+    in_place_factors,
+    nibbles_in_place,
+    nibbles_to_float,
+    rounded,
+    rounded_quotient,
+)
+from .tiles import gemv_tile
+from .unpack_weight import GROUP_SIZE, channel_factors, scale_bits
 
 MAX_ROWS = 4  # beyond, dequantizing the weight once and a matrix product is faster
+
+
+@triton.jit
+def _of_parts(values, PARTS: tl.constexpr):
+    """What belongs to groups, (N, groups) -> float32 (1, N, PARTS)."""
+    N: tl.constexpr = values.shape[0]
+    GROUPS: tl.constexpr = values.shape[1]
+    values = tl.broadcast_to(values.to(tl.float32)[:, :, None], (N, GROUPS, PARTS // GROUPS))
+    return values.reshape(1, N, PARTS)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -52,40 +74,55 @@ def _gemv_w4a16_kernel(
     BLOCK_R: tl.constexpr,
 ):
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    GROUPS: tl.constexpr = BLOCK_K // GROUP_SIZE
+    PART: tl.constexpr = 32 if GROUP_SIZE > 32 else GROUP_SIZE  # 32 codes are the 16 bytes that a thread loads at once
+    PARTS: tl.constexpr = BLOCK_K // PART
     offs_m = tl.arange(0, BLOCK_M)
     mask_m = (offs_m < M)[:, None]
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = (offs_n < N)[:, None]
     rows = offs_n.to(tl.int64)[:, None]
-    factors = offs_n
-    if SCHEME == "nvfp4":
-        factors = channel_factors(wtscale_ptr, wcscales_ptr, offs_n, N)
+    # the last row again instead of a mask, which costs instructions; and loads of 16 bytes need to know the alignment
+    words_in_row = tl.multiple_of(K // 8, BLOCK_K // 8)
+    word_ptrs = qweight_ptr + tl.minimum(rows, N - 1) * words_in_row + tl.arange(0, BLOCK_K // 8)[None, :]
 
-    products = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.float32)
+    sums = tl.zeros((BLOCK_M, BLOCK_N, PARTS), dtype=tl.float32)
     for start in range(0, K, BLOCK_K):
-        weight = load_weight(
-            qweight_ptr,
-            wscales_ptr,
-            wzeros_ptr,
-            factors,
-            rows,
-            start,
-            mask_n,
-            N,
-            K,
-            SCHEME,
-            GROUP_SIZE,
-            BLOCK_N,
-            BLOCK_K,
-        )
+        words = tl.load(word_ptrs + start // 8)
+        offs_g = (start // GROUP_SIZE + tl.arange(0, GROUPS)).to(tl.int64)[None, :]
+        scales = tl.load(wscales_ptr + offs_g * N + rows, mask=mask_n, other=0)
+        zeros = scales
+        if SCHEME == "awq":
+            zeros = tl.load(wzeros_ptr + offs_g * N + rows, mask=mask_n, other=0)
+        # behind the other loads, because threads wait for each other to exchange x
         offs_k = start + tl.arange(0, BLOCK_K)
         x_hat = tl.load(x_ptr + offs_m[:, None] * stride_xm + offs_k[None, :], mask=mask_m, other=0.0).to(tl.float32)
         if SHIFT != 0.0:
             x_hat = rounded(x_hat + SHIFT, DTYPE, True)
         if HAS_SMOOTH:
             x_hat = rounded_quotient(x_hat, tl.load(smooth_ptr + offs_k), DTYPE, PTX)
-        products += x_hat[:, None, :] * weight[None, :, :]
-    out = tl.sum(products, axis=2)
+
+        # The codes are reshaped and x is expanded: Triton can follow the layout of what was loaded through a reshape
+        # only, and so it is x that moves between threads, not the codes.
+        x_hat = x_hat.reshape(BLOCK_M, PARTS, PART)
+        if SCHEME == "nvfp4":
+            codes = nibbles_to_float(words, SCHEME).reshape(1, BLOCK_N, PARTS, PART)
+            sums += _of_parts(decode_e4m3(scales), PARTS) * tl.sum(x_hat[:, None, :, :] * codes, axis=3)
+        else:
+            codes = nibbles_in_place(words, SCHEME).reshape(1, BLOCK_N, PARTS, PART)
+            x_in_place = x_hat * in_place_factors(tl.arange(0, BLOCK_K)).reshape(1, PARTS, PART)
+            dots = tl.sum(x_in_place[:, None, :, :] * codes, axis=3)
+            x_sums = (tl.sum(x_hat, axis=2) * IN_PLACE_UNIT)[:, None, :]
+            if SCHEME == "awq":
+                sums += _of_parts(zeros, PARTS) * x_sums
+            else:
+                dots += -8.0 * x_sums
+            sums += _of_parts(scales, PARTS) * dots
+    out = tl.sum(sums, axis=2)
+    if SCHEME == "nvfp4":
+        out *= channel_factors(wtscale_ptr, wcscales_ptr, offs_n, N)[None, :]
+    else:
+        out *= 1.0 / IN_PLACE_UNIT
 
     if HAS_RANK:
         for start in range(0, R, BLOCK_R):
@@ -112,6 +149,7 @@ def gemv_w4a16(
     proj_up: Tensor | None = None,
     wtscale: Tensor | None = None,
     wcscales: Tensor | None = None,
+    tile: dict[str, int] | None = None,
 ) -> Tensor:
     """4-bit weights times up to MAX_ROWS rows.
 
@@ -122,6 +160,7 @@ def gemv_w4a16(
         bias: (N,) or None.
         smooth_factor: (K,) or None; act_unsigned adds the GELU shift before it.
         x_down: (M, R), proj_up: (N, R), or None.
+        tile: of tiles.gemv_tile, to measure others.
 
     Returns:
         (M, N) of x.dtype.
@@ -131,7 +170,7 @@ def gemv_w4a16(
         raise ValueError(f"gemv_w4a16: {M} rows, at most {MAX_ROWS}. Dequantize the weight for more.")
     R = 0 if x_down is None else x_down.shape[1]
     out = torch.empty((M, N), dtype=x.dtype, device=x.device)
-    tile = unpack_tile("gemv", N, K)
+    tile = tile or gemv_tile(M, K)
     launch(
         _gemv_w4a16_kernel,
         (-(-N // tile["BLOCK_N"]),),

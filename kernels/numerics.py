@@ -139,15 +139,70 @@ def _nibble_to_float(words, INDEX: tl.constexpr, SCHEME: tl.constexpr):
 @triton.jit
 def nibbles_to_float(words, SCHEME: tl.constexpr):
     """int32 words (A, B) -> float32 code values (A, 8 * B), the low nibble first."""
-    even = tl.join(
-        tl.join(_nibble_to_float(words, 0, SCHEME), _nibble_to_float(words, 4, SCHEME)),
-        tl.join(_nibble_to_float(words, 2, SCHEME), _nibble_to_float(words, 6, SCHEME)),
+    return _interleave(
+        _nibble_to_float(words, 0, SCHEME),
+        _nibble_to_float(words, 1, SCHEME),
+        _nibble_to_float(words, 2, SCHEME),
+        _nibble_to_float(words, 3, SCHEME),
+        _nibble_to_float(words, 4, SCHEME),
+        _nibble_to_float(words, 5, SCHEME),
+        _nibble_to_float(words, 6, SCHEME),
+        _nibble_to_float(words, 7, SCHEME),
     )
-    odd = tl.join(
-        tl.join(_nibble_to_float(words, 1, SCHEME), _nibble_to_float(words, 5, SCHEME)),
-        tl.join(_nibble_to_float(words, 3, SCHEME), _nibble_to_float(words, 7, SCHEME)),
+
+
+@triton.jit
+def _interleave(v0, v1, v2, v3, v4, v5, v6, v7):
+    """Eight (A, B) -> (A, 8 * B), an element of each in turn."""
+    even = tl.join(tl.join(v0, v4), tl.join(v2, v6))
+    odd = tl.join(tl.join(v1, v5), tl.join(v3, v7))
+    return tl.join(even, odd).reshape(v0.shape[0], 8 * v0.shape[1])
+
+
+# What a sum of nibbles_in_place times in_place_factors is counted in.
+IN_PLACE_UNIT = tl.constexpr(2.0**-85)
+
+
+@triton.jit
+def _nibble_in_place(words, INDEX: tl.constexpr, SCHEME: tl.constexpr):
+    PLACE: tl.constexpr = INDEX if INDEX < 6 else INDEX - 2
+    UNIT: tl.constexpr = 16**PLACE
+    shifted_words = words if INDEX < 6 else words >> 8
+    bits = shifted_words & (15 * UNIT)
+    if SCHEME == "int4":
+        bits = bits ^ (8 * UNIT)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def nibbles_in_place(words, SCHEME: tl.constexpr):
+    """int32 words (A, B) -> float32 (A, 8 * B), one instruction each: codes 0...15, for int4 code + 8, each in a unit
+    of its own that in_place_factors knows.
+
+    Nothing but a nibble in its place, read as a float: below 2^24 the bits of a float32 count in steps of 2^-149, the
+    denormal numbers and the first normal ones alike.
+    """
+    return _interleave(
+        _nibble_in_place(words, 0, SCHEME),
+        _nibble_in_place(words, 1, SCHEME),
+        _nibble_in_place(words, 2, SCHEME),
+        _nibble_in_place(words, 3, SCHEME),
+        _nibble_in_place(words, 4, SCHEME),
+        _nibble_in_place(words, 5, SCHEME),
+        _nibble_in_place(words, 6, SCHEME),
+        _nibble_in_place(words, 7, SCHEME),
     )
-    return tl.join(even, odd).reshape(words.shape[0], 8 * words.shape[1])
+
+
+@triton.jit
+def in_place_factors(offs_k):
+    """What to multiply x of k with, so that its products with nibbles_in_place are in IN_PLACE_UNIT.
+
+    Powers of two, 2^64 at most: exact for x below 2^63, and for products down to 2^-64 of 1.
+    """
+    nibble = offs_k % 8
+    place = nibble - 2 * (nibble // 6)
+    return ((127 + 64 - 4 * place) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -127,11 +127,19 @@ def unpack_tile(op: str, N: int, K: int) -> dict[str, int]:
     # channel scales known 0.0184 and 0.0210), 16 x 256 0.0328 and 0.0646; dequantize 0.028 to 0.029 with every tile
     # tried.
     # 1152 x 1152 and 4608 x 1152, channel scales known: 16 x 128 0.0039 and 0.0048, 4 x 128 0.0057 and 0.0080.
-    elements, columns = {"requantize": (2048, 1024), "dequantize": (4096, 256), "gemv": (1024, 256)}[op]
-    # gemv of one token, 3072 -> 18432 and 9216: 4 x 256 with one warp 0.0297 and 0.0175, 16 x 256 with four 0.0344 and
-    # 0.0193, 64 x 64 0.0467 and 0.0409.
+    elements, columns = {"requantize": (2048, 1024), "dequantize": (4096, 256)}[op]
     block_k = _divisor(K, columns)
-    return {"BLOCK_N": max(4, elements // block_k), "BLOCK_K": block_k, "num_warps": 1 if op == "gemv" else 4}
+    return {"BLOCK_N": max(4, elements // block_k), "BLOCK_K": block_k, "num_warps": 4}
+
+
+@cache
+def gemv_tile(M: int, K: int) -> dict[str, int]:
+    """Tile of gemv_w4a16 for M rows of x: BLOCK_N channels in steps of BLOCK_K."""
+    # A thread multiplies 32 x with as many weights of 8 channels, for several rows, whose x need registers, of 4.
+    # sm_90, Triton 3.6: 3.1 instructions for a weight, 119 registers; 4 channels 3.6 and 70; a code as a float of its
+    # own, scaled before the product, 8.2 and 89.
+    block_k = _divisor(K, 1024 if M == 1 else 512)
+    return {"BLOCK_N": 16, "BLOCK_K": block_k, "num_warps": 2 if block_k >= 512 else 1}
 
 
 def _tile(m: int, n: int, k: int, warps: int, stages: int, **more: int) -> dict[str, int]:

@@ -28,6 +28,7 @@ from svdquant_pack.kernels.quantize_weight import CHANNELS, MOST_COLUMNS, WARPS
 from svdquant_pack.kernels.tiles import (
     fuses_rank,
     gemm_tile,
+    gemv_tile,
     native_int4_tile,
     quantizer_tile,
     shares_projection,
@@ -123,11 +124,12 @@ def _weight(kernel: str, op: str, scheme: str, pointers: dict, **constants) -> t
     scales = {"wscales_ptr": "*u8" if scheme == "nvfp4" else HALF, "wzeros_ptr": HALF}
     scales |= {"wtscale_ptr": "*fp32", "wcscales_ptr": HALF}
     module = {"gemv": "gemv_w4a16", "requantize": "requantize_weight"}.get(op, "unpack_weight")
+    tile = gemv_tile(constants["BLOCK_M"], K) if op == "gemv" else unpack_tile(op, N, K)
     return (
         module,
         kernel,
         {"qweight_ptr": "*i32", **scales, **pointers},
-        {**group_size, **unpack_tile(op, N, K), **constants},
+        {**group_size, **tile, **constants},
     )
 
 
@@ -142,14 +144,7 @@ def _cases(gpu: str) -> dict:
     int8 = {"qx_ptr": "*i8", "qweight_ptr": "*i8"}
     requantized = {"codes_ptr": "*i8", "channel_scales_ptr": "*fp32"}
     gemv = dict.fromkeys(("x_ptr", "smooth_ptr", "x_down_ptr", "proj_up_ptr", "bias_ptr", "out_ptr"), HALF)
-    flags = {
-        "PTX": gpu.startswith("sm_"),
-        "SHIFT": 0.0,
-        "HAS_RANK": True,
-        "HAS_BIAS": True,
-        "BLOCK_M": 4,
-        "BLOCK_R": 16,
-    }
+    flags = {"PTX": gpu.startswith("sm_"), "SHIFT": 0.0, "HAS_RANK": True, "HAS_BIAS": True, "BLOCK_R": 16}
     cases = {
         "quantize_act packed": _groups(gpu, "packed"),
         "quantize_act int8": _groups(gpu, "int8"),
@@ -163,9 +158,11 @@ def _cases(gpu: str) -> dict:
         "dequantize_weight": _weight(
             "_dequantize_kernel", "dequantize", "nvfp4", {"proj_up_ptr": HALF, "out_ptr": HALF}
         ),
-        "gemv_w4a16": _weight("_gemv_w4a16_kernel", "gemv", "awq", gemv, HAS_SMOOTH=False, **flags),
         "gemm_w4a4": _gemm("gemm_w4a4", gpu, {**int8, "ascales_ptr": HALF, "wscales_ptr": HALF}),
     }
+    for scheme, rows in (("awq", 1), ("awq", 4), ("int4", 1), ("int4", 4), ("nvfp4", 1), ("nvfp4", 4)):
+        constants = {"BLOCK_M": rows, "HAS_SMOOTH": scheme != "awq", **flags}
+        cases[f"gemv_w4a16 {scheme} {rows}"] = _weight("_gemv_w4a16_kernel", "gemv", scheme, gemv, **constants)
     for name, on in (("gemm_w4a8", False), ("gemm_w4a8 sum gelu", True)):
         pointers = {**int8, "ascales_ptr": "*fp32", "channel_scales_ptr": "*fp32"}
         cases[name] = _gemm("gemm_w4a8", gpu, pointers, PTX=flags["PTX"], ACCUMULATE=on, GELU=on)

@@ -8,7 +8,7 @@ from problems import branch, e4m3_scales, packed_codes, scales
 from svdquant_pack.kernels import reference
 from svdquant_pack.kernels.gemv_w4a16 import MAX_ROWS, gemv_w4a16
 
-SHAPES = [(64, 64), (72, 192), pytest.param(18432, 3072, marks=pytest.mark.gpu)]
+SHAPES = [(64, 64), (72, 192), (40, 2048), pytest.param(18432, 3072, marks=pytest.mark.gpu)]
 
 
 @pytest.mark.parametrize(("N", "K"), SHAPES)
