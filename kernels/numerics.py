@@ -82,6 +82,18 @@ def pin_layout(x, PTX: tl.constexpr):
 
 
 @triton.jit
+def let_next_begin():
+    """The next kernel may begin, if it is launched with launch_pdl, once every program of this one has come here."""
+    tl.inline_asm_elementwise("griddepcontrol.launch_dependents; // $0", "=r", [], tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def wait_for_previous():
+    """Wait until the kernel before this one is done and what it wrote can be read."""
+    tl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
 def add_projection(x, proj_down, sums):
     """sums + x @ proj_down, each warp summing its own share of k.
 

@@ -4,7 +4,8 @@
     largest[s]  = max |(gelu(x) + shift) / smooth_factor| over the k of s
 
 For Hopper, whose tensor cores take 64 tokens at a time: too few programs would cover all k of so many, and too few
-loads would be under way. Whoever reads the sums adds them in order, so results do not depend on what ran first.
+loads would be under way. Whoever reads the sums adds them in order, so results do not depend on what ran first. Where
+kernels can overlap, the next one begins at once and waits for these results itself.
 Reference: reference.quantize_act_int8. Layouts: format.py.
 """
 
@@ -13,10 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .devices import takes_ptx
+from .devices import overlaps_launches, takes_ptx
 from .format import GELU_SHIFT
 from .launch import launch
-from .numerics import gelu_tanh, pin_layout, quotient, rounded
+from .numerics import gelu_tanh, let_next_begin, pin_layout, quotient, rounded
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -30,6 +31,7 @@ def _project_kernel(
     R,
     stride_xm,
     PTX: tl.constexpr,
+    OVERLAP: tl.constexpr,
     GELU: tl.constexpr,
     SHIFT: tl.constexpr,
     SHARES: tl.constexpr,
@@ -37,6 +39,8 @@ def _project_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
+    if OVERLAP:
+        let_next_begin()
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = offs_m < M
@@ -110,6 +114,7 @@ def project_act(
         (x, smooth_factor, proj_down, sums, M, K, R, x.stride(0)),
         {
             "PTX": takes_ptx(x.device),
+            "OVERLAP": overlaps_launches(x.device),
             "GELU": gelu,
             "SHIFT": GELU_SHIFT if act_unsigned else 0.0,
             "SHARES": tile["SHARES"],

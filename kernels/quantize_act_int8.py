@@ -5,7 +5,7 @@
 
 A program reads its rows twice: first for the maximum and the projection, then, backwards, for the codes. Backwards
 because the end of a row is what the cache still holds. On Hopper project_act.py has read them the first time. Further
-programs of the same launch may bring the layer's weight to int8.
+programs of the same launch may bring the layer's weight to int8; they run while project_act does.
 Reference: reference.quantize_act_int8. Layouts: format.py.
 """
 
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .devices import generation, takes_ptx
+from .devices import generation, overlaps_launches, takes_ptx
 from .format import GELU_SHIFT, INT8_MAX
 from .launch import launch
 from .numerics import (
@@ -29,6 +29,7 @@ from .numerics import (
     round_to_bits,
     rounded,
     rounded_quotient,
+    wait_for_previous,
 )
 from .project_act import add_shares, largest_of_shares, project_act
 from .requantize_weight import Requantization, plan_requantization, requantize_rows
@@ -144,6 +145,7 @@ def _quantize_tokens_kernel(
     stride_xm,
     N,
     PTX: tl.constexpr,
+    OVERLAP: tl.constexpr,
     GELU: tl.constexpr,
     SHIFT: tl.constexpr,
     HAS_RANK: tl.constexpr,
@@ -158,16 +160,22 @@ def _quantize_tokens_kernel(
     WEIGHT_BLOCK_N: tl.constexpr,
     WEIGHT_BLOCK_K: tl.constexpr,
 ):
-    program, token_programs = tl.program_id(0), tl.cdiv(M, BLOCK_M)
-    if program < token_programs:
+    # Beside project_act the weight's rows come first, and need not wait for it.
+    rows_first: tl.constexpr = OVERLAP and SCHEME is not None
+    first = tl.cdiv(N, WEIGHT_BLOCK_N) if rows_first else 0
+    program, token_programs = tl.program_id(0) - first, tl.cdiv(M, BLOCK_M)
+    if (program >= 0) & (program < token_programs):
+        if OVERLAP:
+            wait_for_previous()
         _quantize_tokens(
             program, x_ptr, smooth_ptr, proj_down_ptr, codes_ptr, ascales_ptr, x_down_ptr, sums_ptr, M, K, R, stride_xm,
             PTX, GELU, SHIFT, HAS_RANK, SHARES, BLOCK_M, BLOCK_K, BLOCK_R, SPLIT_K,
         )  # fmt: skip
     elif SCHEME is not None:
+        row_program = tl.program_id(0) if rows_first else program - token_programs
         requantize_rows(
-            program - token_programs, qweight_ptr, wscales_ptr, wtscale_ptr, wcscales_ptr, weight_codes_ptr,
-            channel_scales_ptr, N, K, HAS_CHANNEL_SCALES, SCHEME, GROUP_SIZE, WEIGHT_BLOCK_N, WEIGHT_BLOCK_K,
+            row_program, qweight_ptr, wscales_ptr, wtscale_ptr, wcscales_ptr, weight_codes_ptr, channel_scales_ptr, N,
+            K, HAS_CHANNEL_SCALES, SCHEME, GROUP_SIZE, WEIGHT_BLOCK_N, WEIGHT_BLOCK_K,
         )  # fmt: skip
 
 
@@ -208,6 +216,7 @@ def _quantize(
         *weight_pointers, N, _ = plan.arguments
         programs = plan.programs
         constants = {WEIGHT_CONSTANTS[name]: value for name, value in plan.constants.items()}
+    overlap = shares > 0 and overlaps_launches(x.device)
     launch(
         _quantize_tokens_kernel,
         (-(-M // tile["BLOCK_M"]) + programs,),
@@ -228,11 +237,13 @@ def _quantize(
         ),
         {
             "PTX": takes_ptx(x.device),
+            "OVERLAP": overlap,
             "GELU": gelu,
             "SHIFT": GELU_SHIFT if act_unsigned else 0.0,
             "HAS_RANK": fused,
             "SHARES": shares,
             "enable_fp_fusion": False,
+            **({"launch_pdl": True} if overlap else {}),
             **tile,
             **constants,
         },

@@ -86,7 +86,15 @@ def _tokens(gpu: str) -> tuple:
         "qweight_ptr": "*i32",
     }
     weight = unpack_tile("requantize", N, K)
-    constants = {**_quantizer(gpu), "SHARES": 0, "HAS_CHANNEL_SCALES": True, "SCHEME": "int4", "GROUP_SIZE": 64}
+    overlap = {"OVERLAP": gpu == "sm_90"}
+    constants = {
+        **_quantizer(gpu),
+        **overlap,
+        "SHARES": 0,
+        "HAS_CHANNEL_SCALES": True,
+        "SCHEME": "int4",
+        "GROUP_SIZE": 64,
+    }
     constants |= {"WEIGHT_BLOCK_N": weight["BLOCK_N"], "WEIGHT_BLOCK_K": weight["BLOCK_K"]}
     if shares_projection(LONG_K, R, gpu):
         constants |= {"SHARES": shares_tile(M, LONG_K, R)["SHARES"], "BLOCK_R": R}
@@ -116,7 +124,8 @@ def _norms() -> dict:
 
 def _projection(gpu: str) -> tuple:
     pointers = dict.fromkeys(("x_ptr", "smooth_ptr", "proj_down_ptr"), HALF) | {"sums_ptr": "*fp32"}
-    return "project_act", "_project_kernel", pointers, {**_flags(gpu), "GELU": False, **shares_tile(M, LONG_K, R)}
+    flags = {**_flags(gpu), "OVERLAP": True, "GELU": False}
+    return "project_act", "_project_kernel", pointers, {**flags, **shares_tile(M, LONG_K, R)}
 
 
 def _weight(kernel: str, op: str, scheme: str, pointers: dict, **constants) -> tuple:
