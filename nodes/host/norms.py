@@ -1,4 +1,4 @@
-"""The host's norms, computed by a kernel on GPUs: torch's take a tenth of a FLUX.1 step in ComfyUI.
+"""The host's norms, computed by kernels on GPUs: torch's take a tenth of a FLUX.1 step (DECISIONS 56).
 
 Weights are cast and paged in as the host does it. With weights of its own a layer norm is left to the host: neither
 FLUX nor PixArt has any.
