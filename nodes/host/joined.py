@@ -61,10 +61,9 @@ class Joined(Tensor):
         return self.sides if self._done is None and list(edges) == list(spans) else self.done()
 
 
-def _put_off(tensors: Sequence[Tensor], dim: int = 0, *, out: Tensor | None = None) -> Joined | None:
+def _put_off(tensors: Sequence[Tensor], dim: int = 0, **more: object) -> Joined | None:
     """A Joined where torch.cat would give the same, else None."""
-    first = tensors[0]
-    if out is not None or dim not in (-1, first.ndim - 1):
+    if more or dim not in (-1, tensors[0].ndim - 1):
         return None
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return None

@@ -77,6 +77,13 @@ def test_where_gradients_are_wanted_nothing_is_put_off():
     assert torch.equal(wide.grad, torch.ones_like(wide))
 
 
+def test_other_ways_to_call_it_are_left_to_torch(wide):
+    columns, out = wide.as_subclass(Columns), torch.empty(1, 4, 48)
+    with torch.inference_mode():
+        for result in (torch.cat((wide, columns), axis=2), torch.cat((wide, columns), dim=2, out=out)):
+            assert type(result) is torch.Tensor and torch.equal(result, torch.cat((wide, wide), 2))
+
+
 def test_mixed_types_are_left_to_torch(wide):
     with torch.inference_mode():
         result = torch.cat((wide.double(), wide.as_subclass(Columns)), 2)
