@@ -170,7 +170,7 @@ def gemv_w4a16(
         raise ValueError(f"gemv_w4a16: {M} rows, at most {MAX_ROWS}. Dequantize the weight for more.")
     R = 0 if x_down is None else x_down.shape[1]
     out = torch.empty((M, N), dtype=x.dtype, device=x.device)
-    tile = tile or gemv_tile(K)
+    tile = tile or gemv_tile(M, K)
     launch(
         _gemv_w4a16_kernel,
         (-(-N // tile["BLOCK_N"]),),

@@ -133,7 +133,7 @@ def _weight(kernel: str, op: str, scheme: str, pointers: dict, **constants) -> t
     scales = {"wscales_ptr": "*u8" if scheme == "nvfp4" else HALF, "wzeros_ptr": HALF}
     scales |= {"wtscale_ptr": "*fp32", "wcscales_ptr": HALF}
     module = {"gemv": "gemv_w4a16", "requantize": "requantize_weight"}.get(op, "unpack_weight")
-    tile = gemv_tile(K) if op == "gemv" else unpack_tile(op, N, K)
+    tile = gemv_tile(constants["BLOCK_M"], K) if op == "gemv" else unpack_tile(op, N, K)
     return (
         module,
         kernel,
