@@ -236,7 +236,7 @@ def _hopper(sum_and_gelu: bool, cut: bool) -> tuple:
         "PROGRAMS": "i32",
     }
     blocks = {**hopper.BLOCKS, "SWIZZLE_M": 4}
-    constants = {"HAS_BIAS": True, "RANK_STEP": 32, "CUT": cut, "num_warps": 4, **blocks}
+    constants = {"HAS_BIAS": True, "HAS_RANK": True, "RANK_STEP": 32, "CUT": cut, "num_warps": 4, **blocks}
     constants |= dict.fromkeys(("ACCUMULATE", "GELU"), sum_and_gelu)
     return "gemm_w4a8_hopper", "_gemm_w4a8_hopper_kernel", arguments, constants
 

@@ -176,6 +176,21 @@ def test_every_kind_of_round(gemm, M, N, accumulate, gelu_from, dtype, device):
         assert_same(gemm(*arguments, held.clone(), accumulate, gelu_from), out.contiguous())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("accumulate", [False, True], ids=["", "sum"])
+@pytest.mark.parametrize("R", [0, 32, 64, 80, 144])
+def test_ranks_of_one_step_and_of_several(gemm, R, accumulate, dtype, device):
+    """In whole tiles and in single parts."""
+    M, N = ROUNDS["a whole round and 40 parts"]
+    arguments = results_around_one(R, dtype, device, M, N)
+    held, out, around = held_and_out(True, dtype, device, M, N)
+    gemm(*arguments, out, accumulate)
+    assert_close(out, reference.gemm_w4a8(*arguments, held.clone(), accumulate), op="gemm_w4a8")
+    assert bool((around[:, :64] == 7).all()) and bool((around[:, 64 + N :] == 7).all())
+    for _ in range(3):
+        assert_same(gemm(*arguments, held.clone(), accumulate), out.contiguous())
+
+
 def test_a_sum_needs_what_it_adds_to(gemm, dtype, device):
     with pytest.raises(ValueError, match="out is None"):
         gemm(*results_around_one(0, dtype, device), accumulate=True)
