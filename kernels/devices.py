@@ -50,20 +50,6 @@ def takes_ptx(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None
 
 
-@cache
-def _triton_overlaps() -> bool:
-    if torch.version.hip or not has_triton():
-        return False
-    from triton.backends.nvidia.compiler import CUDAOptions
-
-    return hasattr(CUDAOptions, "launch_pdl")  # since Triton 3.4
-
-
-def overlaps_launches(device: torch.device) -> bool:
-    """Whether a kernel can begin while the one before it still runs (programmatic dependent launch)."""
-    return generation(device) == "sm_90" and _triton_overlaps()
-
-
 def why_no_triton(device: torch.device) -> str | None:
     """Why no Triton kernel can run on the device, in words for the user; None if they can be tried."""
     if device.type == "cpu":

@@ -21,10 +21,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .descriptor import Descriptor
 from .devices import processors
 from .epilogue import destination
-from .hopper_parts import PART_N, fetch, finish_part, load, scale, split_columns
+from .hopper_parts import PART_N, Descriptor, fetch, finish_part, load, scale, split_columns
 from .launch import launch
 from .tiles import HOPPER_PART_N, part_position, part_rounds
 

@@ -1,8 +1,16 @@
-"""What gemm_w4a8_hopper does with the sums of a part of a tile: scales, bias, what the result held, GELU and store."""
+"""Pieces of gemm_w4a8_hopper: what it does with the sums of a part of a tile, and the descriptors of what it copies.
 
+Sums are scaled; bias, what the result held and a GELU come to them, and the store begins.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .numerics import gelu_tanh
 from .tiles import HOPPER_PART_N
@@ -65,3 +73,22 @@ def finish_part(
     staging.store(out)
     fence_async_shared()
     _store(out_desc, [start_m, start_n], staging)
+
+
+@cache
+def _shared_layout(block: tuple[int, int], dtype: torch.dtype) -> gl.NVMMASharedLayout:
+    name = {torch.int8: gl.int8, torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[dtype]
+    return gl.NVMMASharedLayout.get_default_for(list(block), name)
+
+
+class Descriptor(TensorDescriptor):
+    """A TensorDescriptor without the checks of its dataclass, which take longer than the rest of a launch.
+
+    Args:
+        tensor: (rows, columns) int8, bfloat16 or float16, rows of whole 16 bytes.
+        block: rows and columns of what is copied at a time.
+    """
+
+    def __init__(self, tensor: Tensor, *block: int):
+        self.base, self.shape, self.strides = tensor, list(tensor.shape), list(tensor.stride())
+        self.block_shape, self.layout, self.padding = list(block), _shared_layout(block, tensor.dtype), "zero"

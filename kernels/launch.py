@@ -5,11 +5,14 @@ twenty arguments costs as much time on the CPU. Here a launch is found by what d
 tensor dtypes, sizes that are specialized on, constants. Anything unusual goes the ordinary way.
 """
 
+from functools import cache
 from typing import Any
 
+import torch
 import triton
 from torch import Tensor
 
+from .devices import generation
 from .recording import note_launch
 from .replay import ALIGNMENT
 
@@ -45,6 +48,16 @@ def _launch_key(kernel: Any, arguments: tuple, constants: dict[str, Any]) -> tup
     key.append(device)
     key.extend(constants.values())
     return tuple(key)
+
+
+@cache
+def overlaps_launches(device: torch.device) -> bool:
+    """Whether a kernel launched with launch_pdl begins while the one before it runs, and can wait for it."""
+    if generation(device) != "sm_90":
+        return False
+    from triton.backends.nvidia.compiler import CUDAOptions
+
+    return hasattr(CUDAOptions, "launch_pdl")  # since Triton 3.4
 
 
 def launch(kernel: Any, grid: tuple[int, ...], arguments: tuple, constants: dict[str, Any]) -> None:

@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .devices import overlaps_launches, takes_ptx
+from .devices import takes_ptx
 from .format import GELU_SHIFT
-from .launch import launch
+from .launch import launch, overlaps_launches
 from .numerics import gelu_tanh, let_next_begin, pin_layout, quotient, rounded
 
 

@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .devices import generation, overlaps_launches, takes_ptx
+from .devices import generation, takes_ptx
 from .format import GELU_SHIFT, INT8_MAX
-from .launch import launch
+from .launch import launch, overlaps_launches
 from .numerics import (
     add_projection,
     gelu_tanh,

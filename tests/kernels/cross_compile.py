@@ -10,16 +10,13 @@ A program and not a fixture, because the interpreter that the other tests use mu
 
 import itertools
 import json
-import re
-import subprocess
 import sys
-import tempfile
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 
 import pack  # noqa: F401  makes svdquant_pack importable
 import triton
+from compile_reports import amd_report, nvidia_report
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -266,37 +263,6 @@ def compile_case(gpu: str, module: str, kernel: str, arguments: dict, constants:
     return triton.compile(source, target=_target(gpu), options=options)
 
 
-def nvidia_report(compiled) -> dict:
-    """Matrix instructions in PTX and machine code, and loads and stores of spilled registers."""
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(compiled.asm["cubin"])
-        machine_code = subprocess.run(
-            [tools / "nvdisasm", "-c", cubin], capture_output=True, text=True, check=True
-        ).stdout
-    return {
-        "instructions": sorted(
-            set(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\S+|setmaxnreg", compiled.asm["ptx"]))
-            | set(re.findall(r"\b[A-Z]{0,2}MMA\.[A-Z0-9.]+", machine_code))
-        ),
-        "spills": len(re.findall(r"\b(?:STL|LDL)\b", machine_code)),
-        "shared_tiles": _shared_tiles(compiled.asm["ttgir"]),
-    }
-
-
-def _shared_tiles(ttgir: str) -> list[str]:
-    """Tiles of one buffer that both an asynchronous product and other instructions read."""
-    products = re.findall(r"warp_group_dot (%\w+), (%\w+),", ttgir)
-    return sorted({name for pair in products for name in pair} & set(re.findall(r"local_load (%\w+)", ttgir)))
-
-
-def _amd_report(compiled) -> dict:
-    assembly = compiled.asm["amdgcn"]
-    spills = sum(int(count) for count in re.findall(r"\.vgpr_spill_count:\s*(\d+)", assembly))
-    return {"instructions": sorted(set(re.findall(r"\bv_(?:mfma|wmma)\w+", assembly))), "spills": spills}
-
-
 def main(gpu: str) -> None:
     reports, missing, failed = {}, {}, {}
     for name, case in _cases(gpu).items():
@@ -308,7 +274,7 @@ def main(gpu: str) -> None:
         except Exception as error:  # noqa: BLE001  compilers fail in their own ways; the reader decides what to expect
             failed[name] = str(error.__cause__ or error).strip().splitlines()[-1:]
             continue
-        read = nvidia_report if gpu.startswith("sm_") else _amd_report
+        read = nvidia_report if gpu.startswith("sm_") else amd_report
         reports[name] = {"shared": compiled.metadata.shared, **read(compiled)}
     sys.stdout.write(
         json.dumps({"triton": triton.__version__, "kernels": reports, "missing": missing, "failed": failed})

@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pack  # noqa: F401  makes svdquant_pack importable
 import torch
-from cross_compile import compile_case, nvidia_report
+from compile_reports import nvidia_report
+from cross_compile import compile_case
 from problems import packed_codes, scales
 from ptx_machine import PtxMachine
 
