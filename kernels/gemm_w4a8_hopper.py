@@ -6,8 +6,7 @@ One block a processor walks over tiles of 128 x 256, each two parts of 128 colum
 leave at least half of the processors idle, each takes a single part instead. One warp does nothing but start bulk
 copies into a ring of buffers; two groups of four warps compute the upper and the lower half of the rows. While one
 group finishes a tile, the other still multiplies, and the copies for the next tile are under way. The low-rank factors
-travel through the same ring, as one more step of k; their product for one part runs while the group scales or stores
-the other part. Reference: reference.gemm_w4a8. Layouts: format.py.
+travel through the same ring, as one more step of k. Reference: reference.gemm_w4a8. Layouts: format.py.
 """
 
 from torch import Tensor
@@ -23,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from .devices import processors
 from .epilogue import destination
-from .hopper_parts import PART_N, Descriptor, fetch, finish_part, load, scale, split_columns
+from .hopper_parts import Descriptor, fetch, finish_part, load
 from .launch import launch
 from .tiles import HOPPER_PART_N, part_position, part_rounds
 
@@ -34,6 +33,7 @@ BLOCK_M, BLOCK_N, BLOCK_K = 128, 2 * HOPPER_PART_N, 128
 HALF_M = gl.constexpr(BLOCK_M // 2)
 BLOCK_R = 64  # 64 16-bit values are as long as 128 bytes of int8: one ring serves both
 BLOCKS = {"BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K, "BLOCK_R": BLOCK_R}
+PART_N = gl.constexpr(HOPPER_PART_N)
 STAGES = gl.constexpr(4)
 
 _part_rounds, _part_position = gluon.jit(part_rounds), gluon.jit(part_position)
@@ -82,24 +82,11 @@ def _copy_tiles(
 
 
 @gluon.jit
-def _add_low_rank(
-    out, x_down_ring, proj_up_ring, full, step, HALF: gl.constexpr, PART: gl.constexpr, RANK_STEP: gl.constexpr
-):
-    """Start adding the product of the factors in slot step % STAGES to one part; the left part comes first."""
-    slot = step % STAGES
-    if PART == 0:
-        mbarrier.wait(full.index(slot), (step // STAGES) & 1)
-    x_down = x_down_ring.index(slot).slice(HALF * HALF_M, HALF_M).slice(0, RANK_STEP, dim=1)
-    proj_up = proj_up_ring.index(slot).slice(PART * PART_N, PART_N).slice(0, RANK_STEP, dim=1)
-    return warpgroup_mma(x_down, proj_up.permute((1, 0)), out, is_async=True)
-
-
-@gluon.jit
 def _multiply_tiles(
     a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging, fetched, out_desc, ascales_ptr, channel_scales_ptr,
     bias_ptr, M, N, K, R, PROGRAMS, gelu_from, HALF: gl.constexpr, HAS_BIAS: gl.constexpr, ACCUMULATE: gl.constexpr,
-    GELU: gl.constexpr, HAS_RANK: gl.constexpr, RANK_STEP: gl.constexpr, CUT: gl.constexpr, BLOCK_M: gl.constexpr,
-    BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, BLOCK_R: gl.constexpr, SWIZZLE_M: gl.constexpr,
+    GELU: gl.constexpr, RANK_STEP: gl.constexpr, CUT: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
+    BLOCK_K: gl.constexpr, BLOCK_R: gl.constexpr, SWIZZLE_M: gl.constexpr,
 ):  # fmt: skip
     # 128 columns an instruction: Triton does not know the int8 one of 256.
     INT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
@@ -116,7 +103,8 @@ def _multiply_tiles(
             ascales = gl.load(ascales_ptr + offs_m, mask=offs_m < M, other=0.0)
             offs_n = start_n + gl.arange(0, PARTS * PART_N, gl.BlockedLayout([PARTS], [32], [4], [0]))
             channel_scales = gl.load(channel_scales_ptr + offs_n, mask=offs_n < N, other=0.0)
-            bias = gl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0) if HAS_BIAS else None
+            if HAS_BIAS:
+                bias = gl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0)
 
             sums = gl.zeros([HALF_M, PARTS * PART_N], gl.int32, INT)
             for start in range(0, K, BLOCK_K):
@@ -131,50 +119,35 @@ def _multiply_tiles(
                 step += 1
             if ACCUMULATE:
                 fetch(out_desc, start_m, start_n, staging, fetched)
-                left_scales, right_scales = channel_scales, channel_scales  # still to be split: no registers for that
-            else:
-                left_scales, right_scales = split_columns(channel_scales, PARTS, FLOAT)
             sums = warpgroup_mma_wait(0, deps=(sums,))
             mbarrier.arrive(empty.index((step + STAGES - 1) % STAGES))
-            if ACCUMULATE:
-                left_scales, right_scales = split_columns(channel_scales, PARTS, FLOAT)
 
-            left, right = sums.reshape([HALF_M, 2, PART_N]).permute((0, 2, 1)).split() if PARTS == 2 else (sums, sums)
-            # The low-rank product of the left part runs while the right one is scaled, that while the left is stored.
-            left = scale(left, ascales, left_scales, FLOAT)
-            if HAS_RANK:
-                left = _add_low_rank(left, x_down_ring, proj_up_ring, full, step, HALF, 0, RANK_STEP)
-            if PARTS == 2:
-                right = scale(right, ascales, right_scales, FLOAT)
-                if HAS_RANK:
-                    right = _add_low_rank(right, x_down_ring, proj_up_ring, full, step, HALF, 1, RANK_STEP)
-            if HAS_RANK:
-                for _ in range(BLOCK_R, R, BLOCK_R):
-                    left = warpgroup_mma_wait(PARTS - 1, deps=(left,))
-                    left = _add_low_rank(left, x_down_ring, proj_up_ring, full, step + 1, HALF, 0, RANK_STEP)
-                    if PARTS == 2:
-                        right = warpgroup_mma_wait(1, deps=(right,))
-                        right = _add_low_rank(right, x_down_ring, proj_up_ring, full, step + 1, HALF, 1, RANK_STEP)
-                    mbarrier.arrive(empty.index(step % STAGES))
-                    step += 1
-            left_bias, right_bias = split_columns(bias, PARTS, FLOAT) if HAS_BIAS else (None, None)
-            if HAS_RANK:
-                left = warpgroup_mma_wait(PARTS - 1, deps=(left,))
+            channel_scales = gl.convert_layout(channel_scales, gl.SliceLayout(0, FLOAT))
+            out = gl.convert_layout(sums, FLOAT).to(gl.float32) * ascales[:, None] * channel_scales[None, :]
+            for _ in range(0, R, BLOCK_R):
+                slot = step % STAGES
+                mbarrier.wait(full.index(slot), (step // STAGES) & 1)
+                x_down = x_down_ring.index(slot).slice(HALF * HALF_M, HALF_M).slice(0, RANK_STEP, dim=1)
+                proj_up = proj_up_ring.index(slot).slice(0, PARTS * PART_N).slice(0, RANK_STEP, dim=1).permute((1, 0))
+                out = warpgroup_mma(x_down, proj_up, out, is_async=True)
+                out = warpgroup_mma_wait(0, deps=(out,))
+                mbarrier.arrive(empty.index(slot))
+                step += 1
+            if HAS_BIAS:
+                out += gl.convert_layout(bias, gl.SliceLayout(0, FLOAT)).to(gl.float32)[None, :]
 
             # Two fetches for each whole tile: the phases of the barrier are odd for a right part and even for others.
-            finish_part(left, left_bias, start_m, start_n, staging, fetched, 0, gelu_from, out_desc, ACCUMULATE, GELU)
-            if HAS_RANK:
-                if PARTS == 2:
-                    right = warpgroup_mma_wait(0, deps=(right,))
-                mbarrier.arrive(empty.index(step % STAGES))
-                step += 1
             if PARTS == 2:
-                start_n += PART_N
+                left, right = out.reshape([HALF_M, 2, PART_N]).permute((0, 2, 1)).split()
+                left, right = gl.convert_layout(left, FLOAT), gl.convert_layout(right, FLOAT)
+                finish_part(left, start_m, start_n, staging, fetched, 0, gelu_from, out_desc, ACCUMULATE, GELU)
                 if ACCUMULATE:
-                    fetch(out_desc, start_m, start_n, staging, fetched)
+                    fetch(out_desc, start_m, start_n + PART_N, staging, fetched)
                 finish_part(
-                    right, right_bias, start_m, start_n, staging, fetched, 1, gelu_from, out_desc, ACCUMULATE, GELU
+                    right, start_m, start_n + PART_N, staging, fetched, 1, gelu_from, out_desc, ACCUMULATE, GELU
                 )
+            else:
+                finish_part(out, start_m, start_n, staging, fetched, 0, gelu_from, out_desc, ACCUMULATE, GELU)
     tma.store_wait(0)
 
 
@@ -190,9 +163,8 @@ def _gemm_w4a8_hopper_kernel(
     bias_ptr,  # (N,) or None
     M, N, K, R, PROGRAMS,
     gelu_from,
-    HAS_BIAS: gl.constexpr, ACCUMULATE: gl.constexpr, GELU: gl.constexpr, HAS_RANK: gl.constexpr,
-    RANK_STEP: gl.constexpr, CUT: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr,
-    BLOCK_R: gl.constexpr, SWIZZLE_M: gl.constexpr,
+    HAS_BIAS: gl.constexpr, ACCUMULATE: gl.constexpr, GELU: gl.constexpr, RANK_STEP: gl.constexpr, CUT: gl.constexpr,
+    BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, BLOCK_R: gl.constexpr, SWIZZLE_M: gl.constexpr,
 ):  # fmt: skip
     a_ring = gl.allocate_shared_memory(gl.int8, [STAGES, BLOCK_M, BLOCK_K], qx_desc.layout)
     b_ring = gl.allocate_shared_memory(gl.int8, [STAGES, BLOCK_N, BLOCK_K], qweight_desc.layout)
@@ -221,12 +193,12 @@ def _gemm_w4a8_hopper_kernel(
             (_multiply_tiles, (
                 a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging.index(0), fetched.index(0), out_desc,
                 ascales_ptr, channel_scales_ptr, bias_ptr, M, N, K, R, PROGRAMS, gelu_from, 0, HAS_BIAS, ACCUMULATE,
-                GELU, HAS_RANK, RANK_STEP, CUT, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
+                GELU, RANK_STEP, CUT, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
             )),
             (_multiply_tiles, (
                 a_ring, b_ring, x_down_ring, proj_up_ring, full, empty, staging.index(1), fetched.index(1), out_desc,
                 ascales_ptr, channel_scales_ptr, bias_ptr, M, N, K, R, PROGRAMS, gelu_from, 1, HAS_BIAS, ACCUMULATE,
-                GELU, HAS_RANK, RANK_STEP, CUT, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
+                GELU, RANK_STEP, CUT, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_R, SWIZZLE_M,
             )),
             (_copy_tiles, (
                 qx_desc, qweight_desc, x_down_desc, proj_up_desc, a_ring, b_boxes, x_down_ring, proj_up_boxes,
@@ -281,7 +253,6 @@ def gemm_w4a8_hopper(
             "HAS_BIAS": bias is not None,
             "ACCUMULATE": accumulate,
             "GELU": gelu_from is not None,
-            "HAS_RANK": R > 0,
             "RANK_STEP": 32 if R <= 32 else 64,
             "CUT": cut,
             **BLOCKS,

@@ -1,7 +1,4 @@
-"""Pieces of gemm_w4a8_hopper: what it does with the sums of a part of a tile, and the descriptors of what it copies.
-
-Sums are scaled; bias, what the result held and a GELU come to them, and the store begins.
-"""
+"""Pieces of gemm_w4a8_hopper: how the result of a part of a tile leaves, and the descriptors of what is copied."""
 
 from functools import cache
 
@@ -13,36 +10,12 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .numerics import gelu_tanh
-from .tiles import HOPPER_PART_N
 
 # names that Triton 3.9 changed
 load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 _store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 
-PART_N = gl.constexpr(HOPPER_PART_N)
 _gelu_tanh = gluon.jit(gelu_tanh.fn)  # pyright: ignore[reportFunctionMemberAccess]  same source, compiled by Gluon
-
-
-@gluon.jit
-def split_columns(values, PARTS: gl.constexpr, FLOAT: gl.constexpr):
-    """What belongs to the columns of each part, in the layout of its products; of a single part twice the same."""
-    COLUMNS: gl.constexpr = gl.SliceLayout(0, FLOAT)
-    values = gl.convert_layout(values, COLUMNS)
-    if PARTS == 2:
-        left, right = values.reshape([2, PART_N]).permute((1, 0)).split()
-        left, right = gl.convert_layout(left, COLUMNS), gl.convert_layout(right, COLUMNS)
-    else:
-        left, right = values, values
-    return left, right
-
-
-@gluon.jit
-def scale(sums, ascales, channel_scales, FLOAT: gl.constexpr):
-    """The second product in an instruction that never becomes one with the sum that follows where the rank is 0."""
-    out = gl.convert_layout(sums, FLOAT).to(gl.float32) * ascales[:, None]
-    return gl.inline_asm_elementwise(
-        "mul.rn.f32 $0, $1, $2;", "=f,f,f", [out, channel_scales[None, :]], gl.float32, True, 1
-    )
 
 
 @gluon.jit
@@ -55,22 +28,18 @@ def fetch(out_desc, start_m, start_n, staging, fetched):
 
 @gluon.jit
 def finish_part(
-    out, bias, start_m, start_n, staging, fetched, PHASE: gl.constexpr, gelu_from, out_desc,
-    ACCUMULATE: gl.constexpr, GELU: gl.constexpr,
+    out, start_m, start_n, staging, fetched, PHASE: gl.constexpr, gelu_from, out_desc, ACCUMULATE: gl.constexpr,
+    GELU: gl.constexpr,
 ):  # fmt: skip
-    """Add the bias and what was fetched in this phase of the barrier, apply the GELU and start the store of a part."""
-    if bias is not None:
-        out += bias.to(gl.float32)[None, :]
+    """Add what was fetched in this phase of the barrier, apply the GELU and start the store of one part."""
     if ACCUMULATE:
         mbarrier.wait(fetched, PHASE)
         out += staging.load(out.type.layout).to(gl.float32)
     if GELU:  # noqa: SIM102  (the compiler decides the first, each part the second)
         if start_n >= gelu_from:
             out = _gelu_tanh(out.to(out_desc.dtype), True)
-    # An instruction that stays in front of the wait, with most of what it needs, which would otherwise move behind it.
-    out = gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [out.to(out_desc.dtype)], out_desc.dtype, False, 2)
     tma.store_wait(0)
-    staging.store(out)
+    staging.store(out.to(out_desc.dtype))
     fence_async_shared()
     _store(out_desc, [start_m, start_n], staging)
 

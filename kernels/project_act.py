@@ -114,7 +114,7 @@ def project_act(
         (x, smooth_factor, proj_down, sums, M, K, R, x.stride(0)),
         {
             "PTX": takes_ptx(x.device),
-            "OVERLAP": overlaps_launches(x.device),
+            "OVERLAP": tile["OVERLAP"] and overlaps_launches(x.device),
             "GELU": gelu,
             "SHIFT": GELU_SHIFT if act_unsigned else 0.0,
             "SHARES": tile["SHARES"],

@@ -198,9 +198,10 @@ def _quantize(
         tile = shares_tile(M, K, R)
     if tile is not None and "SHARES" in tile:
         sums, shares = project_act(x, smooth_factor, proj_down, act_unsigned, gelu, tile), tile["SHARES"]
+        overlap = tile["OVERLAP"] and overlaps_launches(x.device)
         tile = {**quantizer_tile(K, 0), "BLOCK_R": power_of_2(R)}
     else:
-        shares = 0
+        shares, overlap = 0, False
     fused = not shares and (fuses_rank(R, gpu) if tile is None else R > 0)
     apart = R > 0 and not fused and not shares
     if gelu and apart:
@@ -216,7 +217,6 @@ def _quantize(
         *weight_pointers, N, _ = plan.arguments
         programs = plan.programs
         constants = {WEIGHT_CONSTANTS[name]: value for name, value in plan.constants.items()}
-    overlap = shares > 0 and overlaps_launches(x.device)
     launch(
         _quantize_tokens_kernel,
         (-(-M // tile["BLOCK_M"]) + programs,),

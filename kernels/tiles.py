@@ -48,7 +48,10 @@ def shares_projection(K: int, R: int, gpu: str) -> bool:
 
 @cache
 def shares_tile(M: int, K: int, R: int) -> dict[str, int]:
-    """Tile of project_act.py: SHARES programs for BLOCK_M tokens, each with steps of BLOCK_K."""
+    """Tile of project_act.py: SHARES programs for BLOCK_M tokens, each with steps of BLOCK_K.
+
+    OVERLAP: whether the quantizer may begin meanwhile, where launches can overlap.
+    """
     # H200, rank 32, both passes with the weight, 4, 6, 8 and 12 shares: M = 4608, 3072 -> 12288 0.0415, 0.0402, 0.0431
     # and 0.0439 ms, 12288 -> 3072 0.112, 0.105, 0.113 and 0.107; M = 4096, 4608 -> 1152 0.0353, 0.0327, 0.0320 and
     # 0.0353. M = 512, 8, 12, 16 and 24: 3072 -> 9216 0.0226, 0.0222, 0.0214 and 0.0233; 12288 -> 3072 0.0530, 0.0466,
@@ -56,10 +59,16 @@ def shares_tile(M: int, K: int, R: int) -> dict[str, int]:
     # H200, M = 4608, R = 32, K = 12288, this kernel alone, 4 shares: 64 x 64 0.0442 ms, 64 x 128 with 3 stages 0.0573,
     # 128 x 64 with 8 warps 0.0582, 64 x 32 0.0866; 5 or 6 stages change nothing.
     block_k = _divisor(K, 64)
-    wanted = 6 if M >= 2048 else 24 if K >= 8192 else 16
+    # Few tokens are not worth another launch's wait: with the next kernel beginning early (OVERLAP) and without, 4608:
+    # 3072 -> 9216 and 12288 4 shares 0.0332 and 0.0370, 0.0369 and 0.0409, 6 0.0337 and 0.0377, 0.0354 and 0.0394;
+    # 12288 -> 3072 6 0.0982, 0.0995; M = 4096, 1152 -> 4608 3 0.0114, 0.0123; M = 512, 3072 -> 9216 16 0.0218, 0.0203;
+    # 12288 -> 3072 24 0.0424, 0.0383.
+    many = M >= 2048
+    wanted = (6 if K >= 8192 else 4) if many else (24 if K >= 8192 else 16)
     shares = next(n for n in (wanted, 8, 4, 3, 2, 1) if n <= wanted and K // block_k % n == 0)
     return {
         "SHARES": shares,
+        "OVERLAP": many,
         "BLOCK_M": 64,
         "BLOCK_K": block_k,
         "BLOCK_R": min(max(16, power_of_2(R)), 128),
@@ -137,11 +146,10 @@ def gemv_tile(M: int, K: int) -> dict[str, int]:
     """Tile of gemv_w4a16 for M rows of x: BLOCK_N channels in steps of BLOCK_K."""
     # H200, 3072 -> 18432 and 9216, one row, six weights in turn: 16 x 1024 with 4 warps 0.0133 and 0.0083 ms, with 2
     # 0.0136 and 0.0086; 8 x 1024 with 1 0.0138 and 0.0091; 16 x 512 with 2 0.0136 and 0.0103; 32 x 1024 with 2 0.0160
-    # and 0.0103. Four rows: 8 x 512 with 2 0.0374 and 0.0234; 16 x 1024 with 4 0.0285 and 0.0170, but it spills in
+    # and 0.0103. Four rows: 16 x 512 with 4 0.0335 and 0.0210; 16 x 1024 with 4 0.0285 and 0.0170, but it spills in
     # Triton 3.8 and 3.9, as 16 x 512 with 2 does.
-    block_n, columns = (16, 1024) if M <= 2 else (8, 512)
-    block_k = _divisor(K, columns)
-    return {"BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": max(1, block_k // 256)}
+    block_k = _divisor(K, 1024 if M <= 2 else 512)
+    return {"BLOCK_N": 16, "BLOCK_K": block_k, "num_warps": 4 if block_k >= 512 else 1}
 
 
 def _tile(m: int, n: int, k: int, warps: int, stages: int, **more: int) -> dict[str, int]:

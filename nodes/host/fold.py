@@ -68,9 +68,10 @@ def fold_gelus(model: nn.Module, where: str) -> int:
     for block in model.modules():
         if where != "output" or not _is_gelu(getattr(block, "mlp_act", None)):
             continue
-        linear = block.linear1
+        linear, columns = block.linear1, block.mlp_hidden_dim
+        assert isinstance(columns, int), "what a single block splits linear1's result by"
         if isinstance(linear, SVDQuantLinear) and linear.can_apply_gelu(where):
-            linear.gelu, linear.gelu_from = where, linear.out_features - block.mlp_hidden_dim
+            linear.gelu, linear.gelu_from = where, linear.out_features - columns
             block.mlp_act = FoldedGELUOfColumns()
             count += 1
     return count

@@ -121,8 +121,7 @@ def _norms() -> dict:
 
 def _projection(gpu: str) -> tuple:
     pointers = dict.fromkeys(("x_ptr", "smooth_ptr", "proj_down_ptr"), HALF) | {"sums_ptr": "*fp32"}
-    flags = {**_flags(gpu), "OVERLAP": True, "GELU": False}
-    return "project_act", "_project_kernel", pointers, {**flags, **shares_tile(M, LONG_K, R)}
+    return "project_act", "_project_kernel", pointers, {**_flags(gpu), "GELU": False, **shares_tile(M, LONG_K, R)}
 
 
 def _weight(kernel: str, op: str, scheme: str, pointers: dict, **constants) -> tuple:
@@ -233,7 +232,7 @@ def _hopper(sum_and_gelu: bool, cut: bool) -> tuple:
         "PROGRAMS": "i32",
     }
     blocks = {**hopper.BLOCKS, "SWIZZLE_M": 4}
-    constants = {"HAS_BIAS": True, "HAS_RANK": True, "RANK_STEP": 32, "CUT": cut, "num_warps": 4, **blocks}
+    constants = {"HAS_BIAS": True, "RANK_STEP": 32, "CUT": cut, "num_warps": 4, **blocks}
     constants |= dict.fromkeys(("ACCUMULATE", "GELU"), sum_and_gelu)
     return "gemm_w4a8_hopper", "_gemm_w4a8_hopper_kernel", arguments, constants
 
