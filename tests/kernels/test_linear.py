@@ -66,7 +66,8 @@ def test_a_lora_adds_its_product(compute, scheme, r, dtype, device):
         "proj_up": torch.cat((tensors["proj_up"], up), dim=1),
     }
     out = svdquant_linear(x, tensors, scheme, compute, None, down, up)
-    assert_close(out, on_reference(x, merged, scheme, compute), op=OPS[scheme, compute])
+    op = OPS[scheme, compute]
+    assert_close(out, on_reference(x, merged, scheme, compute), op="gemm_w4a8 and LoRA" if op == "gemm_w4a8" else op)
 
 
 @pytest.mark.parametrize("compute", COMPUTE_MODES)
