@@ -154,7 +154,7 @@ def gemv_w4a16(
     """4-bit weights times up to MAX_ROWS rows.
 
     Args:
-        x: (M, K), M <= MAX_ROWS, unit stride along K.
+        x: (M, K), M <= MAX_ROWS, unit stride along K, values below 2^63 (for int4 and awq).
         qweight: (N, K//2) int8; wscales, wzeros, wtscale, wcscales: as in format.py.
         scheme: "awq", "int4" or "nvfp4".
         bias: (N,) or None.

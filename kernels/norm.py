@@ -23,6 +23,7 @@ from .tiles import power_of_2
 
 # H200, 4608 tokens of 24 heads: 1 x 32, 4 x 8, 8 x 2, 16 x 1 and 32 x 1 take the same time, 64 x 1 8 % more
 TOKENS, HEADS = 8, 2
+HALF = (torch.bfloat16, torch.float16)
 LARGEST_HEAD = 512
 LARGEST_ROW = 16384
 
@@ -96,8 +97,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
         x's shape and dtype.
     """
     D = x.shape[-1]
-    whole = power_of_2(D) == D and 16 <= D <= LARGEST_HEAD
-    if x.ndim != 4 or x.stride(-1) != 1 or not whole or x.dtype == torch.float32:
+    whole = power_of_2(D) == D and 16 <= D <= LARGEST_HEAD and weight.shape == (D,)
+    if x.ndim != 4 or x.stride(-1) != 1 or not whole or x.dtype not in HALF:
         return F.rms_norm(x, (D,), weight.to(x.dtype), eps)
     B, H, L, _ = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -120,7 +121,7 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
         x's shape and dtype.
     """
     K = x.shape[-1]
-    if not x.is_contiguous() or K > LARGEST_ROW or x.dtype == torch.float32:
+    if not x.is_contiguous() or K > LARGEST_ROW or x.dtype not in HALF:
         return F.layer_norm(x, (K,), eps=eps)
     out = torch.empty_like(x)
     if x.numel():

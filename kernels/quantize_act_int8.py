@@ -5,7 +5,7 @@
 
 A program reads its rows twice: first for the maximum and the projection, then, backwards, for the codes. Backwards
 because the end of a row is what the cache still holds. On Hopper project_act.py has read them the first time. Further
-programs of the same launch may bring the layer's weight to int8; they run while project_act does.
+programs of the same launch may bring the layer's weight to int8; where launches overlap, they run beside project_act.
 Reference: reference.quantize_act_int8. Layouts: format.py.
 """
 

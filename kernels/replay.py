@@ -63,9 +63,10 @@ class _Places:
             LookupError: the tensor comes from elsewhere.
         """
         address = tensor.data_ptr()
-        for i, (start, extent) in enumerate(self._spans):
-            if start <= address < start + extent:
-                return i, address - start
+        around = [(start, i) for i, (start, extent) in enumerate(self._spans) if start <= address < start + extent]
+        if around:  # rows that are apart may have another tensor between them: it is the one that begins last
+            start, i = max(around)
+            return i, address - start
         storage = tensor.untyped_storage()
         base = storage.data_ptr()
         if base not in self._allocated:

@@ -22,17 +22,27 @@ SWITCH = "SVDQUANT_FOLD_GELU"  # environment: 0 folds nowhere, 1 also where it i
 
 
 class FoldedGELU(nn.Module):
-    """Stands where a GELU stood; a neighbour applies it."""
+    """Stands where a GELU stood; a neighbour applies it, unless others compute something around that layer's forward.
+
+    Args:
+        layer: the neighbour.
+    """
+
+    def __init__(self, layer: SVDQuantLinear):
+        super().__init__()
+        self.neighbour = (layer,)  # in a tuple, or it would be a submodule of this one as well
 
     def forward(self, x: Tensor) -> Tensor:
-        return x
+        return gelu_of_rows(x) if self.neighbour[0].wrapped else x
 
 
 class FoldedGELUOfColumns(FoldedGELU):
     """Stands where the GELU of a FLUX single block stood; linear1 applies it, and linear2 takes columns as they are."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if torch.compiler.is_compiling() else x.as_subclass(Columns)
+        if torch.compiler.is_compiling() or self.neighbour[0].wrapped:
+            return super().forward(x)
+        return x.as_subclass(Columns)
 
 
 class KernelGELU(nn.Module):
@@ -63,7 +73,7 @@ def fold_gelus(model: nn.Module, where: str) -> int:
         if not isinstance(linear, SVDQuantLinear) or not linear.can_apply_gelu(where):
             continue
         linear.gelu = where
-        setattr(owner, name, FoldedGELU())
+        setattr(owner, name, FoldedGELU(linear))
         count += 1
     for block in model.modules():
         if where != "output" or not _is_gelu(getattr(block, "mlp_act", None)):
@@ -72,7 +82,7 @@ def fold_gelus(model: nn.Module, where: str) -> int:
         assert isinstance(columns, int), "what a single block splits linear1's result by"
         if isinstance(linear, SVDQuantLinear) and linear.can_apply_gelu(where):
             linear.gelu, linear.gelu_from = where, linear.out_features - columns
-            block.mlp_act = FoldedGELUOfColumns()
+            block.mlp_act = FoldedGELUOfColumns(linear)
             count += 1
     return count
 

@@ -98,6 +98,13 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
             blob, layout = self.saved_as
             destination[prefix + "weight"], destination[prefix + LAYOUT_KEY] = blob, layout_to_tensor(layout)
 
+    @property
+    def wrapped(self) -> bool:
+        """Whether others compute something around forward, as the host's bypass LoRAs do: a GELU belongs behind it."""
+        forward = self.__dict__.get("forward")
+        replaced = forward is not None and getattr(forward, "__func__", None) is not type(self).forward
+        return replaced or bool(self._forward_hooks) or bool(self._forward_pre_hooks)
+
     def can_apply_gelu(self, where: str) -> bool:
         """Whether the layer could apply a GELU to its "input", which a quantizer must read, or to its "output"."""
         if self.layout is None:
@@ -140,17 +147,17 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
             offloadable=True,
         )
         try:  # an exception must not leave a paged weight pinned
-            layer, gelu = (weight, self.layout_text, bias), (self.gelu, self.gelu_from)
+            layer, gelu = (weight, self.layout_text, bias), None if self.wrapped else self.gelu
             # a layer that the host keeps on the CPU has its factors there as well
             down, up = self.lora_tensor("lora_down", x.device), self.lora_tensor("lora_up", x.device)
             if self.lora is None or not self.lora.reads_input:
                 sides = x.cut_at([part.columns for part in self.layout.parts]) if isinstance(x, Joined) else x
-                return apply_blob(*layer, sides, self.compute, down, up, *gelu)
+                return apply_blob(*layer, sides, self.compute, down, up, gelu, self.gelu_from)
             x = x.done() if isinstance(x, Joined) else x
-            if self.gelu == "input":  # what is added reads it, too
+            if gelu == "input":  # what is added reads it, too
                 x = torch.nn.functional.gelu(x, approximate="tanh")
             out = add_lora(apply_blob(*layer, x, self.compute, down, up), x, self.lora, self.lora_tensors())
-            if self.gelu == "output":
+            if gelu == "output":
                 activated = out[..., self.gelu_from :]
                 activated.copy_(torch.nn.functional.gelu(activated, approximate="tanh"))
             return out

@@ -27,6 +27,6 @@ class KernelLayerNorm(comfy.ops.manual_cast.LayerNorm):
     """LayerNorm in front of a modulation."""
 
     def forward_comfy_cast_weights(self, input: Tensor) -> Tensor:
-        if self.weight is not None or len(self.normalized_shape) != 1:
+        if self.weight is not None or self.normalized_shape != tuple(input.shape[-1:]):
             return super().forward_comfy_cast_weights(input)
         return layer_norm(input, self.eps)

@@ -42,6 +42,11 @@ def test_other_heads_are_left_to_torch(shape, dtype, device):
     assert torch.equal(rms_norm(x, weight, 1e-6), F.rms_norm(x, shape[-1:], weight, 1e-6))
 
 
+def test_a_weight_of_another_width_is_torchs_error(dtype, device):
+    with pytest.raises(RuntimeError, match="shape"):
+        rms_norm(torch.randn(1, 2, 3, 64, device=device).to(dtype), torch.ones(32, device=device, dtype=dtype), 1e-6)
+
+
 @pytest.mark.parametrize("shape", [(1, 16), (2, 5, 72), (3, 1152), (0, 64)])
 def test_layer_norm_is_torchs(shape, dtype, device):
     x = (torch.randn(shape, device=device) * 3 + 10).to(dtype)

@@ -1,10 +1,11 @@
 """GELUs folded into a layer beside them: the same pictures and keys, every kind of LoRA, and a switch."""
 
+import comfy.sd
 import pytest
 import torch
 from comfy_files import ComfyFile
 from host_models import put_tiny
-from lora_files import adapter_file, diffusers_lora
+from lora_files import adapter_file, diffusers_lora, host_lora
 from sampling import relative_error, rounding, sample_flux
 
 from svdquant_pack.nodes.host import fold
@@ -131,11 +132,37 @@ def test_a_linear1_in_16_bits_leaves_its_gelu(host, monkeypatch):
     assert isinstance(block.mlp_act, torch.nn.GELU) and block.linear1.gelu is None
 
 
-def test_what_linear2_takes_is_never_joined(pair, monkeypatch):
-    joins = []
+def test_what_linear2_takes_is_never_joined(host, monkeypatch):
+    model, joins, cuts = load(host, monkeypatch, "w4a8", "1"), [], []
     monkeypatch.setattr(Joined, "done", lambda self, done=Joined.done: joins.append(self) or done(self))
-    sample_flux(pair[0])
-    assert joins == []
+    cut_at = Joined.cut_at
+    monkeypatch.setattr(Joined, "cut_at", lambda self, spans: cuts.append(cut_at(self, spans)) or cuts[-1])
+    sample_flux(model)
+    assert joins == [] and {type(sides) for sides in cuts} == {tuple}
+    assert len(cuts) >= len(model.model.diffusion_model.single_blocks)
+
+
+@pytest.mark.parametrize("seed", [5, 6])
+def test_bypass_loras_act_in_front_of_the_gelu(pair, seed):
+    """The host's other way to apply a LoRA wraps the layer's forward."""
+    pictures = []
+    for model in pair:
+        bypassed, _ = comfy.sd.load_bypass_lora_for_models(model, None, host_lora(seed), 1.0, 0.0)
+        pictures.append(sample_flux(bypassed))
+        assert relative_error(pictures[-1], sample_flux(model)) > 0.01
+    assert relative_error(*pictures) < SAME_WITH_LORA
+    assert relative_error(*(sample_flux(model) for model in pair)) < SAME  # and afterwards all is as before
+
+
+def test_a_hook_on_linear1_sees_it_without_the_gelu(pair):
+    seen = []
+    for model in pair:
+        linear1 = model.model.diffusion_model.single_blocks[0].linear1
+        hook = linear1.register_forward_hook(lambda module, inputs, out: seen.append(out.float().clone()))
+        sample_flux(model)
+        hook.remove()
+    half = len(seen) // 2
+    assert half and all(relative_error(a, b) < SAME_WITH_LORA for a, b in zip(seen[:half], seen[half:], strict=True))
 
 
 def test_linear2_in_16_bits_takes_what_torch_cat_gives(host, monkeypatch):
