@@ -146,10 +146,11 @@ def gemv_tile(M: int, K: int) -> dict[str, int]:
     """Tile of gemv_w4a16 for M rows of x: BLOCK_N channels in steps of BLOCK_K."""
     # H200, 3072 -> 18432 and 9216, one row, six weights in turn: 16 x 1024 with 4 warps 0.0133 and 0.0083 ms, with 2
     # 0.0136 and 0.0086; 8 x 1024 with 1 0.0138 and 0.0091; 16 x 512 with 2 0.0136 and 0.0103; 32 x 1024 with 2 0.0160
-    # and 0.0103. Four rows: 16 x 512 with 4 0.0335 and 0.0210; 16 x 1024 with 4 0.0285 and 0.0170, but it spills in
-    # Triton 3.8 and 3.9, as 16 x 512 with 2 does.
-    block_k = _divisor(K, 1024 if M <= 2 else 512)
-    return {"BLOCK_N": 16, "BLOCK_K": block_k, "num_warps": 4 if block_k >= 512 else 1}
+    # and 0.0103. Four rows: 8 x 512 with 2 0.0373 and 0.0233; 16 x 512 with 4 0.0335 and 0.0210, but it spills on gfx11
+    # and gfx12; 16 x 1024 with 4 0.0285 and 0.0170, but it spills in Triton 3.8 and 3.9.
+    block_n, columns = (16, 1024) if M <= 2 else (8, 512)
+    block_k = _divisor(K, columns)
+    return {"BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": max(1, block_k // 256)}
 
 
 def _tile(m: int, n: int, k: int, warps: int, stages: int, **more: int) -> dict[str, int]:
