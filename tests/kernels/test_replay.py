@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from svdquant_pack.kernels import ladder, replay
-from svdquant_pack.kernels.recording import note_launch
+from svdquant_pack.kernels.recording import Recorder, note_launch
 from svdquant_pack.kernels.replay import replayed
 
 
@@ -215,3 +215,15 @@ def test_it_can_be_switched_off(monkeypatch):
     monkeypatch.setenv(replay.SWITCH, "0")
     assert not replay.records_on(torch.device("cuda", 0))
     assert not replay.records_on(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("first", ["wide", "narrow"])
+def test_rows_of_one_source_may_lie_between_those_of_another(first):
+    """As a single block's attention and MLP may, if a patch gives a part of linear1's result as attention."""
+    whole = torch.zeros(4, 24, dtype=torch.int16)
+    narrow, wide = whole[:, :8], whole[:, 8:]
+    given = (wide, narrow) if first == "wide" else (narrow, wide)
+    places = replay._Places(Recorder(), given)
+    for i, source in enumerate(given):
+        assert places.of(source) == (i, 0)
+        assert places.of(source[:, 4:]) == (i, 8)
