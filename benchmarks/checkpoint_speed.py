@@ -28,14 +28,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from types import ModuleType
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-_pack = ModuleType("svdquant_pack")
-_pack.__path__ = [str(ROOT)]
-sys.modules.setdefault("svdquant_pack", _pack)
+sys.path.insert(0, str(ROOT / "tools"))
 
 from safetensors import safe_open  # noqa: E402  (the pack has to be importable first)
 from safetensors.torch import load  # noqa: E402

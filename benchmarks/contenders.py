@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from svdquant_pack.kernels import linear, reference
+from svdquant_pack.kernels import reference
+from svdquant_pack.kernels import svdquant_linear as linear
 from svdquant_pack.kernels.packing import pack_nibbles
+from svdquant_pack.svdq_core.apply_layer import apply_blob
 from svdquant_pack.svdq_core.layer import Part, QuantizedLayer
-from svdquant_pack.svdq_core.linear import apply_blob
 
 Run = Callable[[], Tensor]
 DEVICE = "cuda"

@@ -18,9 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(Path(__file__).parent)]
+sys.path[:0] = [str(ROOT / room) for room in ("tests", "tools", "benchmarks")]
 
-import pack  # noqa: F401, E402  makes svdquant_pack importable
 import torch  # noqa: E402
 from machine import header  # noqa: E402
 from quantize_layers import TABLES, Run, tables, verdicts  # noqa: E402

@@ -15,7 +15,7 @@ import torch
 from synthetic_layers import SHAPES, SyntheticLayer, draw_layer
 
 from svdquant_pack.kernels.format import GELU_SHIFT
-from svdquant_pack.svdq_core.quantize.baselines import METHODS, held_out_error, with_bits
+from svdquant_pack.research.baselines import METHODS, held_out_error, with_bits
 from svdquant_pack.svdq_core.quantize.grid import runtime_arithmetic
 from svdquant_pack.svdq_core.quantize.problem import Problem
 from svdquant_pack.svdq_core.quantize.statistics import InputStatistics

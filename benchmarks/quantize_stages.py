@@ -12,7 +12,10 @@ from contextlib import contextmanager
 import torch
 
 from svdquant_pack.svdq_core.checkpoint import save
-from svdquant_pack.svdq_core.quantize import fit, known_inputs, layer, model, problem, run
+from svdquant_pack.svdq_core.quantize import fit, known_inputs, problem
+from svdquant_pack.svdq_core.quantize import one_layer as layer
+from svdquant_pack.svdq_core.quantize import to_file as run
+from svdquant_pack.svdq_core.quantize import whole_model as model
 
 SEARCH = "smoothing search"
 # stage -> what belongs to it

@@ -13,8 +13,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests"), str(Path(__file__).parent)]
-import pack  # noqa: F401, E402  makes svdquant_pack importable
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / room) for room in ("tools", "benchmarks")]
 import torch  # noqa: E402
 from quantize_stages import STAGES, Stages  # noqa: E402
 from synthetic_model import SIZES, Recording, Size, write_model  # noqa: E402
@@ -23,8 +22,8 @@ from svdquant_pack.svdq_core.checkpoint.container import Checkpoint  # noqa: E40
 from svdquant_pack.svdq_core.checkpoint.dense_read import DenseModel  # noqa: E402
 from svdquant_pack.svdq_core.quantize.command import Request, quantize_file  # noqa: E402
 from svdquant_pack.svdq_core.quantize.overrides import Overrides  # noqa: E402
-from svdquant_pack.svdq_core.quantize.run import Job, quantize_to_file  # noqa: E402
 from svdquant_pack.svdq_core.quantize.spec import QuantSpec  # noqa: E402
+from svdquant_pack.svdq_core.quantize.to_file import Job, quantize_to_file  # noqa: E402
 
 GPU_BYTES = 12e9  # what a run may take
 DISK_TRIAL_BYTES = 1 << 30

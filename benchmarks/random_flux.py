@@ -32,7 +32,7 @@ def start_host(mode: str, arguments: tuple[str, ...] = ()) -> None:
         mode: "dynamic", as ComfyUI starts on NVIDIA, or "legacy" (--disable-dynamic-vram).
         arguments: of the host's command line, beside that.
     """
-    sys.path[:0] = [str(ROOT / "tests"), os.environ["COMFYUI_PATH"]]
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools"), os.environ["COMFYUI_PATH"]]
     sys.argv[1:] = [*arguments, *([] if mode == "dynamic" else ["--disable-dynamic-vram"])]
     import comfy.options
 
@@ -44,7 +44,6 @@ def start_host(mode: str, arguments: tuple[str, ...] = ()) -> None:
 
         dynamic_vram.before_torch()
         dynamic_vram.after_torch()
-    import pack  # noqa: F401
 
     nodes = ModuleType("svdquant_pack.nodes")  # the seam without the node classes, which need the whole host
     nodes.__path__ = [str(ROOT / "nodes")]

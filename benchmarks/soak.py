@@ -19,7 +19,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
 
-import pack  # noqa: F401, E402  makes svdquant_pack importable
 from comfyui_server import ComfyUIError, ComfyUIServer  # noqa: E402
 from comfyui_source import find_host  # noqa: E402
 from host_models import put_tiny  # noqa: E402

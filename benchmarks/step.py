@@ -137,8 +137,8 @@ def _dense_model(options: argparse.Namespace):
 def _quantized_model(mode: str, options: argparse.Namespace):
     import torch
 
-    from svdquant_pack.nodes.host.fold import fold_gelus, speed_up_gelus, wants_folding
-    from svdquant_pack.nodes.host.linear import LAYOUT_KEY, layout_to_tensor, operations
+    from svdquant_pack.nodes.host.model.fold import fold_gelus, speed_up_gelus, wants_folding
+    from svdquant_pack.nodes.host.model.quantized_linear import LAYOUT_KEY, layout_to_tensor, operations
     from svdquant_pack.svdq_core.runtime import folds_gelu, with_derived
 
     device, draw, state = torch.device(options.device), Draw(options.device, options.rank), {}

@@ -25,7 +25,7 @@ def write_model(path: Path, depth: int, singles: int) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from svdquant_pack.nodes.host.linear import LAYOUT_KEY, layout_to_tensor
+    from svdquant_pack.nodes.host.model.quantized_linear import LAYOUT_KEY, layout_to_tensor
 
     draw, tensors = Draw("cuda"), {}
     for name, size in linears(depth, singles).items():
@@ -144,7 +144,7 @@ def main() -> int:
     import comfy.utils
     import torch
 
-    from svdquant_pack.nodes.host.model import load_model_with_status
+    from svdquant_pack.nodes.host.model.build import load_model_with_status
 
     args.folder.mkdir(parents=True, exist_ok=True)
     path = args.folder / f"flux-{args.depth}-{args.singles}.safetensors"

@@ -7,12 +7,15 @@ HERE = Path(__file__).resolve().parent
 MODELS = HERE / "models"
 
 FLUX = "demo_flux_bf16.safetensors"
+ENCODER = "taef1_encoder.safetensors"
+DECODER = "taef1_decoder.safetensors"
+READER = "scene_reader.safetensors"  # judges pictures; ComfyUI never sees it
 LORA = "striped_lora_r16.safetensors"
 MODEL_FOLDERS = {
     FLUX: "diffusion_models",
     LORA: "loras",
-    "taef1_encoder.safetensors": "vae_approx",
-    "taef1_decoder.safetensors": "vae_approx",
+    ENCODER: "vae_approx",
+    DECODER: "vae_approx",
 }
 NODE_PACK = "svdquant_demo"
 NODE_IDS = ("DemoSceneConditioning", "DemoSeededConditioning", "DemoNaiveLoader")

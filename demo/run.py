@@ -7,7 +7,6 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,9 +17,6 @@ def main() -> int:
     # slower: 60 layers of 280 x 256 by 1024 took 3450 and 2171 ms against 255 and 160 ms.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.path.insert(0, str(ROOT / "tools"))
-    pack = ModuleType("svdquant_pack")  # the folder's own name has a dash and names no package
-    pack.__path__ = [str(ROOT)]
-    sys.modules["svdquant_pack"] = pack
     return importlib.import_module("svdquant_pack.demo.stages").main()
 
 

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .install import MODELS
+from .captions import SLOTS, Captions
+from .install import MODELS, READER
+from .model_files import read_model
+from .reader import Reader, read
 from .scenes import COLOURS, SHAPES, SIZES, TEXTURES, read_caption
-from .training.captions import SLOTS, Captions
-from .training.files import read_model
-from .training.options import READER
-from .training.reader import Reader, read
 
 
 @dataclass(frozen=True)

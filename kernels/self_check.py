@@ -37,7 +37,7 @@ def _codes(rows: int, device: torch.device, generator: torch.Generator) -> Tenso
 @cache
 def require_int4(device: torch.device) -> None:
     """Raise RuntimeError unless the native INT4 kernel computes a known problem right on this device."""
-    from .gemm_w4a4_native import gemm_w4a4_native
+    from .step.gemm_w4a4_native import gemm_w4a4_native
 
     M, N, K, _ = SIZES
     generator = torch.Generator().manual_seed(0)
@@ -53,7 +53,7 @@ def require_int4(device: torch.device) -> None:
 @cache
 def require_fp4(device: torch.device) -> None:
     """Raise RuntimeError unless the native FP4 kernel computes a known problem right on this device."""
-    from .gemm_nvfp4 import gemm_nvfp4
+    from .step.gemm_nvfp4 import gemm_nvfp4
 
     M, N, K, _ = SIZES
     generator = torch.Generator().manual_seed(0)

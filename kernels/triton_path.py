@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .devices import FP4_GENERATIONS, INT4_GENERATIONS, generation
 from .epilogue import Epilogue
-from .gemm_nvfp4 import gemm_nvfp4
-from .gemm_w4a4 import gemm_w4a4
-from .gemm_w4a8 import gemm_w4a8
-from .gemv_w4a16 import MAX_ROWS, gemv_w4a16
-from .quantize_act import quantize_act
-from .quantize_act_int8 import quantize_act_int8, quantize_with_weight
-from .requantize_weight import requantize_weight
+from .gpus import FP4_GENERATIONS, INT4_GENERATIONS, generation
+from .step.gemm_nvfp4 import gemm_nvfp4
+from .step.gemm_w4a4 import gemm_w4a4
+from .step.gemm_w4a8 import gemm_w4a8
+from .step.gemv_w4a16 import MAX_ROWS, gemv_w4a16
+from .step.quantize_act import quantize_act
+from .step.quantize_act_int8 import quantize_act_int8, quantize_with_weight
+from .step.requantize_weight import requantize_weight
+from .step.unpack_weight import dequantize_weight, expand_codes
 from .tiles import HOPPER_PART_N, INT8_W4A4_GENERATIONS, NATIVE_INT4_ROWS, fills_hopper
-from .unpack_weight import dequantize_weight, expand_codes
 
 Steps = list[tuple[str, Callable[[], Tensor]]]
 
@@ -74,8 +74,8 @@ def steps_w4a4(
     gpu = generation(x.device)
 
     def native_int4() -> Tensor:
-        from .gemm_w4a4_native import gemm_w4a4_native
         from .self_check import require_int4
+        from .step.gemm_w4a4_native import gemm_w4a4_native
 
         require_int4(x.device)
         qx, ascales, x_down = quantize_act(
@@ -137,7 +137,7 @@ def steps_w4a8(
         return gemm(qx, ascales, *weight, x_down, proj_up, bias, *epilogue)
 
     def hopper() -> Tensor:
-        from .gemm_w4a8_hopper import gemm_w4a8_hopper
+        from .step.gemm_w4a8_hopper import gemm_w4a8_hopper
 
         return with_gemm(gemm_w4a8_hopper)
 

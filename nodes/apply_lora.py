@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from .host import files
-from .host.lora_file import apply_lora_file
+from .host.lora.lora_file import apply_lora_file
 
 
 class SVDQuantLoraLoader(io.ComfyNode):

@@ -4,7 +4,7 @@ import logging
 
 from comfy_api.latest import io, ui
 
-from .host.calibration import Recording, recording_of, start_recording
+from .host.quantize.record_calibration import Recording, recording_of, start_recording
 
 logger = logging.getLogger("svdquant")
 

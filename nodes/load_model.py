@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..svdq_core.runtime import COMPUTE_CHOICES
 from .host import files
-from .host.model import load_model_with_status
+from .host.model.build import load_model_with_status
 
 logger = logging.getLogger("svdquant")
 

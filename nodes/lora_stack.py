@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..svdq_core.errors import LoraError
 from .host import files
-from .host.lora_file import apply_lora_file
+from .host.lora.lora_file import apply_lora_file
 
 MOST_ROWS = 10
 

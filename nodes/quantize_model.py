@@ -10,15 +10,15 @@ from ..svdq_core.checkpoint import require_space
 from ..svdq_core.quantize import QuantSpec
 from ..svdq_core.quantize.journal import journal_folder
 from ..svdq_core.quantize.overrides import Overrides
-from ..svdq_core.quantize.run import quantize_to_file
 from ..svdq_core.quantize.spec import METHODS
+from ..svdq_core.quantize.to_file import quantize_to_file
 from .calibration import CalibrationFile
 from .error_plot import draw_errors
 from .host import files
-from .host.calibration import find_calibration, list_calibrations
-from .host.layer_progress import LayerProgress
-from .host.model import DenseWeights, load_model
-from .host.quantize_job import fit_calibration, layer_costs, make_job, reserve_room
+from .host.model.build import DenseWeights, load_model
+from .host.quantize.layer_progress import LayerProgress
+from .host.quantize.quantize_job import fit_calibration, layer_costs, make_job, reserve_room
+from .host.quantize.record_calibration import find_calibration, list_calibrations
 from .quantize_report import describe
 
 logger = logging.getLogger("svdquant")

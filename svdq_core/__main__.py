@@ -11,17 +11,15 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-PACK = "svdquant_pack"
 BAR_WIDTH = 30
 
 
 def _import(name: str) -> ModuleType:
     """A module of this pack, whose folder has a dash in its name and is no package by itself."""
-    if PACK not in sys.modules:
-        pack = ModuleType(PACK)
-        pack.__path__ = [str(Path(__file__).resolve().parents[1])]
-        sys.modules[PACK] = pack
-    return importlib.import_module(f"{PACK}.svdq_core.{name}")
+    tools = str(Path(__file__).resolve().parents[1] / "tools")
+    if tools not in sys.path:
+        sys.path.insert(0, tools)
+    return importlib.import_module(f"svdquant_pack.svdq_core.{name}")
 
 
 def _show_progress(done: int, total: int, name: str) -> None:

@@ -15,11 +15,11 @@ from .checkpoint import Checkpoint
 from .checkpoint.dialects import find_dialect
 from .checkpoint.formats import FORMATS
 from .checkpoint.output import Output
-from .checkpoint.plan import Entry, Plan
+from .checkpoint.read_plan import Entry, Plan
 from .checkpoint.stream import write_stream
 from .errors import SVDQuantError
 from .layer import Part, QuantizedLayer
-from .model import QuantizedModel
+from .quantized_model import QuantizedModel
 
 RELEASE_BYTES = 256 << 20  # of a source, after which its pages are let go
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, name of the piece

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..kernels.devices import FP4_GENERATIONS, INT4_GENERATIONS, generation, why_no_triton
+from ..kernels.gpus import FP4_GENERATIONS, INT4_GENERATIONS, generation, why_no_triton
 from . import kernel_probe, published_files
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from ..kernels.devices import why_no_triton
+from ..kernels.gpus import why_no_triton
 from ..kernels.packing import unpack_int4
+from .apply_layer import apply_layer
 from .layer import QuantizedLayer
-from .linear import apply_layer
 from .quantize import QuantSpec
-from .quantize.layer import quantize_part
+from .quantize.one_layer import quantize_part
 from .runtime import resolve_compute
 
 SIZE, TOKENS, RANK = 256, 64, 16  # of the layer that is tried; compiling takes the time, not computing

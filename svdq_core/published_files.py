@@ -2,7 +2,7 @@
 
 import torch
 
-from ..kernels.devices import FP4_GENERATIONS, generation
+from ..kernels.gpus import FP4_GENERATIONS, generation
 from .layer import GROUP_SIZE
 from .models import FLUX, PIXART, Architecture
 

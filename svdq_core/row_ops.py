@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.devices import why_no_triton
+from ..kernels.gpus import why_no_triton
 from ..kernels.ladder import climb
 
 
@@ -20,7 +20,7 @@ def gelu_of_rows(x: Tensor) -> Tensor:
         return F.gelu(x, approximate="tanh")
 
     def in_kernel() -> Tensor:
-        from ..kernels.gelu import gelu
+        from ..kernels.step.gelu import gelu
 
         return gelu(x)
 
@@ -34,7 +34,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, eps)
 
     def in_kernel() -> Tensor:
-        from ..kernels import norm
+        from ..kernels.step import norm
 
         return norm.rms_norm(x, weight, eps)
 
@@ -48,7 +48,7 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=eps)
 
     def in_kernel() -> Tensor:
-        from ..kernels import norm
+        from ..kernels.step import norm
 
         return norm.layer_norm(x, eps)
 

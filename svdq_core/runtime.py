@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import torch
 
-from ..kernels.devices import generation, why_no_triton
+from ..kernels.gpus import generation, why_no_triton
 from ..kernels.ladder import say_once
-from ..kernels.linear import COMPUTE_MODES, choose_compute, find_channel_scales
+from ..kernels.svdquant_linear import COMPUTE_MODES, choose_compute, find_channel_scales
 from ..kernels.tiles import folds_gelu as generation_folds_gelu
 from .layer import Part, QuantizedLayer, with_tensors
-from .model import QuantizedModel
+from .quantized_model import QuantizedModel
 from .stack import as_in_files, join_inputs
 
 COMPUTE_CHOICES = ("auto", *COMPUTE_MODES)

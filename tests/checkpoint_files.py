@@ -4,7 +4,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import pack  # noqa: F401
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file

@@ -10,12 +10,13 @@ if any(argument.endswith("dynamic") for argument in sys.argv):  # pytest reads -
 
     dynamic_vram.before_torch()
 
-import pack
 import pytest
 import torch
 from comfyui_server import ComfyUIServer
 from comfyui_source import find_host
 from in_process_host import InProcessHost, make_importable
+
+import svdquant_pack
 
 NO_HOST = "needs ComfyUI: set COMFYUI_PATH to its folder, or run `python dev.py test`"
 NODE_TESTS = Path(__file__).parent / "nodes"
@@ -34,7 +35,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     # `python -m pytest` puts the checkout on the path, where `import nodes` would find the pack instead of the host
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != pack.ROOT]
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != svdquant_pack.ROOT]
     config.pluginmanager.register(_CheckoutIsNoPackage())
     host = find_host()
     if host:
@@ -57,7 +58,7 @@ class _CheckoutIsNoPackage:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collect_directory(self, path, parent):
-        return pytest.Dir.from_parent(parent, path=path) if path == pack.ROOT else None
+        return pytest.Dir.from_parent(parent, path=path) if path == svdquant_pack.ROOT else None
 
 
 class _NeedsHost(pytest.Module):

@@ -2,8 +2,8 @@
 
 from checkpoint_files import fingerprint, read_tensors
 
+from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
-from svdquant_pack.svdq_core.linear import dense_bias, dense_weight
 
 
 def prints(path):

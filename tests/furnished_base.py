@@ -3,9 +3,10 @@
 import importlib.util
 from pathlib import Path
 
-from pack import ROOT
 from PIL import Image
 from workflow_files import write
+
+from svdquant_pack import ROOT
 
 
 def furnish(base: Path) -> None:

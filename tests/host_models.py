@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from tiny_files import DATA
 
+from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
-from svdquant_pack.svdq_core.linear import dense_bias, dense_weight
 
 
 def put_tiny(folder: Path, precision: str = "int4") -> str:

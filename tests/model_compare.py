@@ -3,7 +3,7 @@
 from checkpoint_files import fingerprint
 
 from svdquant_pack.svdq_core.layer import QuantizedLayer
-from svdquant_pack.svdq_core.model import QuantizedModel
+from svdquant_pack.svdq_core.quantized_model import QuantizedModel
 
 
 def differences(left: QuantizedModel, right: QuantizedModel) -> list[str]:

@@ -1,11 +1,10 @@
 """Layers with planted difficulties, and the plain 4-bit layer to beat."""
 
-import pack  # noqa: F401
 import torch
 
-from svdquant_pack.kernels.linear import svdquant_linear
 from svdquant_pack.kernels.packing import pack_nibbles
 from svdquant_pack.kernels.reference import encode_e2m1
+from svdquant_pack.kernels.svdquant_linear import svdquant_linear
 from svdquant_pack.svdq_core.quantize.grid import INT4, NVFP4
 from svdquant_pack.svdq_core.quantize.round import fit_scales, round_to_units
 

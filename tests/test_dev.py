@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from comfyui_source import HostSourceError
 from dev_environment import SetupError
-from pack import ROOT
+
+from svdquant_pack import ROOT
 
 
 @pytest.fixture(scope="module")

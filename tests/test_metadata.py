@@ -3,8 +3,9 @@
 import re
 
 import pytest
-from pack import ROOT
 from PIL import Image
+
+from svdquant_pack import ROOT
 
 
 @pytest.fixture(scope="module")

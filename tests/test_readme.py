@@ -4,7 +4,8 @@ import ast
 import re
 
 import pytest
-from pack import ROOT
+
+from svdquant_pack import ROOT
 
 READMES = ("README.md", "README.zh-CN.md")
 PLACES = ("tests", "workflows", "docs", "web")

@@ -9,7 +9,8 @@ import comfyui_server
 import pytest
 from comfyui_server import ComfyUIError, ComfyUIServer
 from comfyui_source import find_host
-from pack import ROOT
+
+from svdquant_pack import ROOT
 
 ANY_NAMES = ("svdq_pack.v1-main", "ComfyUI-SVDQuant (1) é")
 NEEDED = (
@@ -19,7 +20,7 @@ NEEDED = (
     "README.md",
     "dev.py",
     "nodes/__init__.py",
-    "nodes/host/model.py",
+    "nodes/host/model/build.py",
     "svdq_core/__init__.py",
     "kernels/__init__.py",
     "tools/check_environment.py",

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 from comfyui_source import find_host
-from pack import ROOT
+
+from svdquant_pack import ROOT
 
 pytestmark = pytest.mark.skipif(find_host() is None, reason="needs ComfyUI: set COMFYUI_PATH to its folder")
 SMALL = "--device cpu --depth 2 --singles 2 --hidden 256 --pixels 128 --text 16 --repeats 1 --backend aot_eager"

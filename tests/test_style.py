@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from pack import ROOT
+
+from svdquant_pack import ROOT
 
 
 def check(*command):

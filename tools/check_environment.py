@@ -26,9 +26,6 @@ def without_packages(missing: list[str]) -> str:
 
 def import_environment() -> ModuleType:
     """svdq_core.environment, whatever the pack's folder is called."""
-    pack = ModuleType("svdquant_pack")
-    pack.__path__ = [str(ROOT)]
-    sys.modules.setdefault("svdquant_pack", pack)
     return importlib.import_module("svdquant_pack.svdq_core.environment")
 
 

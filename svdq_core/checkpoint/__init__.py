@@ -1,6 +1,6 @@
 """Files: opening, recognising, reading and writing SVDQuant checkpoints."""
 
-from ..model import QuantizedModel
+from ..quantized_model import QuantizedModel
 from .container import Checkpoint
 from .dialects import plan_checkpoint
 from .nunchaku_write import to_nunchaku

@@ -7,7 +7,7 @@ from .assemble import combine
 from .comfy_layers import unpack_awq, unpack_svdquant
 from .comfy_names import AWQ, CONFIG, CONFIGS, PART, SVDQUANT, find_tensors, layer_configs
 from .container import Checkpoint
-from .plan import Plan
+from .read_plan import Plan
 from .recognize import recognize_host
 
 _ONE_PIECE = LinearMap("", ("",))

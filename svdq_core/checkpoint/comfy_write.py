@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..errors import ArchitectureError
 from ..layer import Part, QuantizedLayer
-from ..model import QuantizedModel
+from ..quantized_model import QuantizedModel
 from ..schemes import KEPT
 from ..stack import join_rows
 from .comfy_layers import joined_config, pack_awq, pack_svdquant

@@ -19,7 +19,7 @@ from .assemble import combine
 from .container import Checkpoint
 from .deepcompressor_names import FOLDED_FLAG, NATIVE_LAYERS, WRAPPED, NativeLayer
 from .nunchaku_read import plan_outside_blocks
-from .plan import Plan, join
+from .read_plan import Plan, join
 from .recognize import recognize_source
 
 AWQ_ZERO_POINT = 7

@@ -12,7 +12,7 @@ from ..errors import CheckpointError
 from ..models import SUPPORTED, BlockMap
 from .container import Checkpoint
 from .dialects import DIALECTS
-from .plan import NAMED_AT_MOST, join
+from .read_plan import NAMED_AT_MOST, join
 from .recognize import recognize_host, recognize_source
 
 RELEASE_BYTES = 256 << 20  # read from the file, after which its pages are let go

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from ..apply_layer import dense_bias, dense_weight
 from ..layer import QuantizedLayer
-from ..linear import dense_bias, dense_weight
-from ..model import QuantizedModel
+from ..quantized_model import QuantizedModel
 from ..stack import slice_layer_rows
 from .comfy_names import CONFIGS
 from .output import Output, cast

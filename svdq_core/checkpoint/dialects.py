@@ -11,7 +11,7 @@ from .deepcompressor import plan_deepcompressor
 from .lite import is_lite, plan_lite, refuse_logical
 from .nunchaku_read import plan_nunchaku
 from .packed import LAYOUT_SUFFIX, plan_packed
-from .plan import Plan
+from .read_plan import Plan
 from .recognize import describe_unquantized, refuse_text_encoder
 
 

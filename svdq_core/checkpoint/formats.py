@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..model import QuantizedModel
+from ..quantized_model import QuantizedModel
 from .comfy_write import ComfyFormat
 from .dense_write import DenseFormat
 from .nunchaku_write import NunchakuFormat

@@ -18,7 +18,7 @@ from .container import Checkpoint, lite_targets, read_json
 from .nunchaku_layers import MODULATION_TENSORS, SVDQUANT_TENSORS, room_for, unpack_layer, unpack_modulation
 from .nunchaku_names import NEWER_SUFFIXES
 from .nunchaku_read import check_counts, plan_outside_blocks, want_layer
-from .plan import Plan
+from .read_plan import Plan
 from .recognize import recognize_source
 
 MANIFEST_SCHEMA = "nunchaku_lite.runtime_manifest"

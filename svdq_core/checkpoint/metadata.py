@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ...kernels.format import GROUP_SIZE_INT4, GROUP_SIZE_NVFP4
-from ..model import QuantizedModel
+from ..quantized_model import QuantizedModel
 
 _INT4 = {"dtype": "int4", "scale_dtype": None, "group_size": GROUP_SIZE_INT4}
 _NVFP4_WEIGHT = {"dtype": "fp4_e2m1_all", "scale_dtype": [None, "fp8_e4m3_nan"], "group_size": GROUP_SIZE_NVFP4}

@@ -10,7 +10,7 @@ from .assemble import combine
 from .container import Checkpoint, read_json
 from .nunchaku_layers import MODULATION_TENSORS, SVDQUANT_TENSORS, room_for, unpack_layer, unpack_modulation
 from .nunchaku_names import EXACT, SIGNED_BIAS, Spelling, spelling_of
-from .plan import Plan, join
+from .read_plan import Plan, join
 from .recognize import recognize_source
 
 

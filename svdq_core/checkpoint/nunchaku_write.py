@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from ...kernels.format import GELU_SHIFT
-from ...kernels.linear import dequantize
+from ...kernels.svdquant_linear import dequantize
 from .. import layouts
 from ..errors import ArchitectureError
 from ..layer import Part, QuantizedLayer
-from ..model import QuantizedModel
 from ..models import LinearMap
+from ..quantized_model import QuantizedModel
 from ..stack import cut, same_bits
 from .metadata import nunchaku_metadata, provenance
 from .nunchaku_layers import TILE, modulation_outputs, svdquant_outputs

@@ -11,7 +11,7 @@ from ...kernels.format import BLOB_ALIGNMENT
 from ..errors import CheckpointError
 from ..layer import BlobLayout, QuantizedLayer
 from .container import Checkpoint
-from .plan import Plan
+from .read_plan import Plan
 from .recognize import recognize_host
 
 LAYOUT_SUFFIX = ".svdq_layout"

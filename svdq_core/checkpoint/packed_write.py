@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..layer import BlobLayout, QuantizedLayer, with_tensors
-from ..model import QuantizedModel
+from ..quantized_model import QuantizedModel
 from ..stack import as_in_files
 from .comfy_names import CONFIGS
 from .output import Output, whole

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from ..layer import QuantizedLayer
-from ..model import QuantizedModel
 from ..models import Architecture
+from ..quantized_model import QuantizedModel
 from .metadata import provenance
 from .output import Output
-from .plan import Entry
+from .read_plan import Entry
 
 
 class Format:

@@ -1,7 +1,7 @@
 """From 16-bit weights to SVDQuant: one step of the paper per file."""
 
-from .layer import PartReport, quantize_layer, quantize_part
-from .plan import LayerPlan, PartPlan
+from .one_layer import PartReport, quantize_layer, quantize_part
+from .part_plan import LayerPlan, PartPlan
 from .spec import QuantSpec
 from .statistics import InputStatistics
 

@@ -13,12 +13,12 @@ from ..checkpoint.metadata import pack_version
 from ..errors import SVDQuantError
 from .calibration_file import Calibration
 from .calibration_fit import FittedCalibration
-from .layer import quantize_part
+from .one_layer import quantize_part
 from .overrides import Overrides, layer_errors
-from .run import Job, Outcome, quantize_to_file
 from .share import Share
 from .source import hash_files
 from .spec import QuantSpec
+from .to_file import Job, Outcome, quantize_to_file
 
 WORST_SHOWN = 5
 TRIAL_SIZE = 1024  # of the layer that tells how fast a machine without GPU is

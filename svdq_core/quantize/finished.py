@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..layer import QuantizedLayer
-from .layer import PartReport
+from .one_layer import PartReport
 
 
 @dataclass(frozen=True)

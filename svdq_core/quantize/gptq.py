@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels.devices import why_no_triton
+from ...kernels.gpus import why_no_triton
 from ...kernels.ladder import climb
 from .grid import Grid
 from .round import GroupScales
@@ -85,10 +85,10 @@ def round_gptq(residual: Tensor, scales: GroupScales, grid: Grid, curvature: Cur
 
 
 def _round_block(left: Tensor, inverse: Tensor, scales: Tensor, grid: Grid, units: Tensor) -> Tensor:
-    """Errors (C, N) of some columns, whose units are written into `units` (C, N); see kernels/quantize_weight.py."""
+    """Errors (C, N) of some columns, written into `units` (C, N); see kernels/quantizer/quantize_weight.py."""
 
     def kernel() -> Tensor:
-        from ...kernels.quantize_weight import round_columns
+        from ...kernels.quantizer.quantize_weight import round_columns
 
         return round_columns(left, inverse, scales, grid.low, grid.high, grid.kind == "e2m1", units)
 

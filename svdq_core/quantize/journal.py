@@ -20,7 +20,7 @@ from torch import Tensor
 from ..checkpoint.output import Output, whole
 from ..checkpoint.safetensors_write import save_file
 from ..errors import SVDQuantError
-from .layer import PartReport
+from .one_layer import PartReport
 
 logger = logging.getLogger("svdquant")
 

@@ -7,7 +7,7 @@ step: on a GPU a small eigenvalue problem or Householder's method would take lon
 import torch
 from torch import Tensor
 
-from ...kernels.devices import why_no_triton
+from ...kernels.gpus import why_no_triton
 from ...kernels.ladder import climb
 
 # Steps from a random start, and from the branch of an earlier turn. Residual over that of the exact decomposition, from
@@ -15,7 +15,7 @@ from ...kernels.ladder import climb
 # rows with a flat spectrum 1.07 after 2, 1.010 after 6.
 COLD_STEPS = 6
 WARM_STEPS = 2
-KERNEL_COLUMNS = 64  # that kernels/quantize_basis.py takes
+KERNEL_COLUMNS = 64  # that kernels/quantizer/quantize_basis.py takes
 JITTER = 1e-11  # of a float64 Gram matrix's mean diagonal: above its rounding errors, below float32's squared
 
 
@@ -64,7 +64,7 @@ def _inverse_root(gram: Tensor) -> Tensor:
     """(R, R) float64 -> what makes columns of this Gram matrix orthonormal, float64."""
 
     def kernel() -> Tensor:
-        from ...kernels.quantize_basis import inverse_root
+        from ...kernels.quantizer.quantize_basis import inverse_root
 
         return inverse_root(gram, JITTER)
 

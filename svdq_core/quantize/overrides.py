@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..errors import SVDQuantError
-from .layer import PartReport
+from .one_layer import PartReport
 
 EXAMPLES = 3  # names that a message shows
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels.devices import why_no_triton
 from ...kernels.format import E4M3_MAX, GROUP_SIZE_AWQ, UINT4_MAX
+from ...kernels.gpus import why_no_triton
 from ...kernels.ladder import climb
 from .grid import Grid
 
@@ -97,7 +97,7 @@ def _climb(
     """The scales, by a kernel where one works; `values` is overwritten with the rounded weight."""
 
     def kernel() -> Tensor:
-        from ...kernels.quantize_scales import fit_group_scales
+        from ...kernels.quantizer.quantize_scales import fit_group_scales
 
         count = len(SCALE_RATIOS if tensor is None else E4M3_STEPS) if sweep else 1
         assert grid.group_size is not None

@@ -15,7 +15,8 @@ from comfyui_server import ComfyUIServer
 from comfyui_source import find_host
 from dev_environment import FRONT_END
 from furnished_base import furnish
-from pack import ROOT
+
+from svdquant_pack import ROOT
 
 HERE = Path(__file__).parent
 

@@ -5,8 +5,9 @@ import urllib.parse
 
 import pytest
 from comfyui_pack import PACK_NAME
-from pack import ROOT
 from workflow_files import write
+
+from svdquant_pack import ROOT
 
 DEMO = ROOT / "workflows" / "demo" / "ui"
 NODES = sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md"))

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from pack import ROOT
 from workflow_files import write
+
+from svdquant_pack import ROOT
 
 FOLDER = ROOT / "workflows"
 NAMES = [workflow.name for workflow in write.workflows()]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from svdquant_pack.demo.training.captions import draw_captions
-from svdquant_pack.demo.training.renderer import nominal_placement, render
+from svdquant_pack.demo.captions import draw_captions
 from svdquant_pack.demo.verdict import Judge, Verdict, captions_of
+from svdquant_pack.research.training.renderer import nominal_placement, render
 
 
 @pytest.fixture(scope="module")

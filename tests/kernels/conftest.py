@@ -105,7 +105,7 @@ def dtype(request) -> torch.dtype:
 @pytest.fixture
 def recordings_on_the_cpu(monkeypatch):
     """Records calls on the CPU as on a GPU; launches have to play along."""
-    from svdquant_pack.kernels import replay
+    from svdquant_pack.kernels.launching import replay
 
     monkeypatch.setattr(replay, "records_on", lambda device: True)
     monkeypatch.setattr(replay, "current_stream", lambda index: 7)

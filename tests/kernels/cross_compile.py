@@ -14,14 +14,14 @@ import sys
 from functools import partial
 from importlib import import_module
 
-import pack  # noqa: F401  makes svdquant_pack importable
 import triton
 from compile_reports import amd_report, nvidia_report
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from svdquant_pack.kernels import norm, quantize_basis, quantize_scales
-from svdquant_pack.kernels.quantize_weight import CHANNELS, MOST_COLUMNS, WARPS
+from svdquant_pack.kernels.quantizer import quantize_basis, quantize_scales
+from svdquant_pack.kernels.quantizer.quantize_weight import CHANNELS, MOST_COLUMNS, WARPS
+from svdquant_pack.kernels.step import norm
 from svdquant_pack.kernels.tiles import (
     fuses_rank,
     gemm_tile,
@@ -213,7 +213,7 @@ def _cases(gpu: str) -> dict:
 def _hopper(sum_and_gelu: bool, cut: bool) -> tuple:
     from triton.experimental.gluon import language as gl
 
-    from svdquant_pack.kernels import gemm_w4a8_hopper as hopper
+    from svdquant_pack.kernels.step import gemm_w4a8_hopper as hopper
 
     def descriptor(name: str, dtype: gl.dtype, *block: int) -> str:
         return f"tensordesc<{name}{list(block)},{gl.NVMMASharedLayout.get_default_for(list(block), dtype)!r}>"

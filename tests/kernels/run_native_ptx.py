@@ -8,7 +8,6 @@ import re
 import sys
 
 import numpy as np
-import pack  # noqa: F401  makes svdquant_pack importable
 import torch
 from compile_reports import nvidia_report
 from cross_compile import compile_case
@@ -16,7 +15,7 @@ from problems import packed_codes, scales
 from ptx_machine import PtxMachine
 
 from svdquant_pack.kernels import reference
-from svdquant_pack.kernels.fragments import to_activation_fragments, to_weight_fragments
+from svdquant_pack.kernels.step.fragments import to_activation_fragments, to_weight_fragments
 from svdquant_pack.kernels.tiles import native_int4_tile
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ from tiny_files import DATA, HOST_NAMES
 
 from svdquant_pack.kernels import reference
 from svdquant_pack.kernels.format import E2M1_VALUES, GELU_SHIFT
-from svdquant_pack.kernels.linear import svdquant_linear
 from svdquant_pack.kernels.packing import pack_nibbles, unpack_int4, unpack_uint4
+from svdquant_pack.kernels.svdquant_linear import svdquant_linear
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 
 MODES = ("w4a4", "w4a8", "w4a16")

@@ -6,8 +6,9 @@ import pytest
 from comfyui_server import ComfyUIServer
 from comfyui_source import find_host
 from host_models import put_dense, put_tiny
-from pack import ROOT
 from page_socket import listen
+
+from svdquant_pack import ROOT
 
 STEPS = 3
 

@@ -17,9 +17,9 @@ from tiny_files import HOST_NAMES
 
 from svdquant_pack.demo import scenes
 from svdquant_pack.demo.install import FLUX, MODELS
+from svdquant_pack.svdq_core.apply_layer import apply_layer, dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.errors import SVDQuantError
-from svdquant_pack.svdq_core.linear import apply_layer, dense_weight
 from svdquant_pack.svdq_core.quantize.calibration_fit import hash_file
 
 LEARNT = [

@@ -7,8 +7,9 @@ import pytest
 from comfyui_server import ComfyUIError, ComfyUIServer
 from comfyui_source import find_host
 from host_models import put_dense, put_lora, put_tiny
-from pack import ROOT
 from PIL import Image
+
+from svdquant_pack import ROOT
 
 NODES = (
     *("SVDQuantModelLoader", "SVDQuantLoraLoader", "SVDQuantExportModel", "SVDQuantQuantizeModel"),

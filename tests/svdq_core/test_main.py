@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from checkpoint_files import TINY, read_tensors, write_tensors
-from pack import ROOT
+
+from svdquant_pack import ROOT
 
 
 def run(*arguments):
@@ -35,8 +36,7 @@ def test_the_command_is_one_of_dev_py(monkeypatch):
 
 MEMORY = """
 import sys
-sys.path.insert(0, {tests!r})
-import pack
+sys.path.insert(0, {tools!r})
 from pathlib import Path
 from svdquant_pack.svdq_core import convert as module
 module.RELEASE_BYTES = 8 << 20
@@ -66,7 +66,7 @@ def test_memory_does_not_grow_with_the_model(to, tmp_path):
     source = write_tensors(tmp_path / "big.safetensors", many, metadata | {"config": json.dumps(config)})
     del many
     code = MEMORY.format(
-        tests=str(ROOT / "tests"),
+        tools=str(ROOT / "tools"),
         source=str(source),
         warm=str(TINY["int4"]),
         target=str(tmp_path / "out.safetensors"),

@@ -5,8 +5,8 @@ import torch
 
 from svdquant_pack.kernels.packing import pack_nibbles
 from svdquant_pack.kernels.reference import encode_e2m1
+from svdquant_pack.svdq_core.apply_layer import apply_layer, dense_bias, dense_weight
 from svdquant_pack.svdq_core.layer import Part, QuantizedLayer
-from svdquant_pack.svdq_core.linear import apply_layer, dense_bias, dense_weight
 from svdquant_pack.svdq_core.stack import (
     as_in_files,
     cut,

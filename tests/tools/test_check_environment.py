@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 import check_environment
-from pack import ROOT
+
+from svdquant_pack import ROOT
 
 
 def test_a_python_with_torch_gets_the_report():

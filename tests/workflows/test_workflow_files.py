@@ -5,8 +5,9 @@ import json
 import pytest
 from comfyui_pack import PACK_NAME
 from comfyui_source import find_host
-from pack import ROOT
 from workflow_files import write
+
+from svdquant_pack import ROOT
 
 pytestmark = pytest.mark.skipif(find_host() is None, reason="needs ComfyUI")
 FOLDER = ROOT / "workflows"

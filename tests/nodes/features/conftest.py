@@ -47,8 +47,8 @@ def pixart(host):
 @pytest.fixture(scope="session")
 def twin(host, pixart):
     """The host's own model of exactly the weights that the SVDQuant one stands for."""
-    from svdquant_pack.nodes.host.bake import patched_weight
-    from svdquant_pack.svdq_core.linear import dense_bias, dense_weight
+    from svdquant_pack.nodes.host.lora.bake import patched_weight
+    from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
 
     tensors = {}
     layers = {

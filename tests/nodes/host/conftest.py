@@ -24,7 +24,7 @@ def path(host):
 
 @pytest.fixture(scope="module")
 def model(path):
-    from svdquant_pack.nodes.host.model import load_model
+    from svdquant_pack.nodes.host.model.build import load_model
 
     with torch.inference_mode():  # as nodes do
         return load_model(str(path), "w4a16")

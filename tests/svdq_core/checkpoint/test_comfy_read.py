@@ -6,9 +6,9 @@ from comfy_files import FLUX_LAYERS, FLUX_MODULATIONS, ComfyFile, H, json_tensor
 from compare import assert_same
 
 from svdquant_pack.kernels.packing import unpack_int4, unpack_uint4
+from svdquant_pack.svdq_core.apply_layer import dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.errors import CheckpointError
-from svdquant_pack.svdq_core.linear import dense_weight
 
 QKV, FC2, MOD = "double_blocks.0.img_attn.qkv", "double_blocks.0.img_mlp.2", "double_blocks.0.img_mod.lin"
 

@@ -8,12 +8,12 @@ from checkpoint_files import TINY, fingerprint, read_tensors, write_pixart, writ
 from comfy_files import ComfyFile
 from model_compare import differences
 
+from svdquant_pack.svdq_core.apply_layer import dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.checkpoint.comfy_write import ComfyFormat
 from svdquant_pack.svdq_core.checkpoint.formats import save_model
 from svdquant_pack.svdq_core.errors import ArchitectureError
 from svdquant_pack.svdq_core.layer import with_tensors
-from svdquant_pack.svdq_core.linear import dense_weight
 
 
 def written(model, path):

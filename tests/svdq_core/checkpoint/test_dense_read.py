@@ -7,10 +7,10 @@ from pixart_files import pixart
 from safetensors.torch import save_file
 from tiny_files import DATA
 
+from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.checkpoint.dense_read import DenseModel
 from svdquant_pack.svdq_core.errors import CheckpointError
-from svdquant_pack.svdq_core.linear import dense_bias, dense_weight
 
 WIDTH = 256
 # the names of FluxTransformer2DModel, each a slice of rows of a host tensor

@@ -5,11 +5,11 @@ import torch
 from checkpoint_files import TINY, host_dense_samples, read_tensors, write_pixart
 from compare import assert_same
 
+from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, dense_write, read_checkpoint
 from svdquant_pack.svdq_core.checkpoint.dense_write import DenseFormat
 from svdquant_pack.svdq_core.checkpoint.formats import save_model
 from svdquant_pack.svdq_core.errors import ArchitectureError, CheckpointError
-from svdquant_pack.svdq_core.linear import dense_bias, dense_weight
 
 
 def written(model, path):

@@ -10,9 +10,9 @@ from compare import assert_same
 from lite_folders import DOUBLE, PROJ_OUT, lite_pixart_tensors, lite_tensors, write_lite
 from model_compare import differences
 
+from svdquant_pack.svdq_core.apply_layer import dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.errors import CheckpointError
-from svdquant_pack.svdq_core.linear import dense_weight
 
 
 @pytest.mark.parametrize("precision", TINY)

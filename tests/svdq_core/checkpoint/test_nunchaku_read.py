@@ -19,9 +19,9 @@ from compare import assert_same
 
 from svdquant_pack.kernels.packing import unpack_int4, unpack_uint4
 from svdquant_pack.svdq_core import layouts
+from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.errors import CheckpointError
-from svdquant_pack.svdq_core.linear import dense_bias, dense_weight
 
 
 def logical_tensors(model):

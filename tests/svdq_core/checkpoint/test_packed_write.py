@@ -5,14 +5,14 @@ import torch
 from checkpoint_files import TINY
 from model_compare import differences
 
-from svdquant_pack.kernels.linear import dequantize
 from svdquant_pack.kernels.reference import requantize_int8
+from svdquant_pack.kernels.svdquant_linear import dequantize
+from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.checkpoint.formats import FORMATS, QUANTIZED_FORMAT, save_model
 from svdquant_pack.svdq_core.convert import convert
 from svdquant_pack.svdq_core.errors import ArchitectureError, CheckpointError
 from svdquant_pack.svdq_core.layer import Part, QuantizedLayer
-from svdquant_pack.svdq_core.linear import dense_bias, dense_weight
 from svdquant_pack.svdq_core.quantize.spec import PRECISIONS
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from pack import ROOT
 from pixart_files import pixart
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_files import DATA
 
+from svdquant_pack import ROOT
+from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.checkpoint.container import DIFFUSERS_FILE
-from svdquant_pack.svdq_core.linear import dense_bias, dense_weight
 from svdquant_pack.svdq_core.quantize.journal import journal_folder
 
 NAMES = ("double_blocks.0.img_attn.proj", "single_blocks.0.linear2")
@@ -85,8 +85,7 @@ def test_two_processes_write_the_same_bytes(source, made, tmp_path):
 
 STOPPED = """
 import sys
-sys.path.insert(0, {tests!r})
-import pack
+sys.path.insert(0, {tools!r})
 from pathlib import Path
 from svdquant_pack.svdq_core.quantize.command import Request, quantize_file
 from svdquant_pack.svdq_core.quantize.overrides import Overrides
@@ -100,7 +99,7 @@ quantize_file(Request(Path({source!r}), Path({target!r}), QuantSpec(rank=16), Ov
 
 def test_what_was_interrupted_goes_on(source, made, tmp_path):
     target = tmp_path / "again.safetensors"
-    program = STOPPED.format(tests=str(ROOT / "tests"), source=str(source), target=str(target))
+    program = STOPPED.format(tools=str(ROOT / "tools"), source=str(source), target=str(target))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     stopped = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment, check=False)
     assert b"KeyboardInterrupt" in stopped.stderr

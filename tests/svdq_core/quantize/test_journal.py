@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import torch
-from pack import ROOT
 
+from svdquant_pack import ROOT
 from svdquant_pack.svdq_core.errors import SVDQuantError
 from svdquant_pack.svdq_core.quantize import PartReport
 from svdquant_pack.svdq_core.quantize.journal import Journal, journal_folder
@@ -62,7 +62,7 @@ def test_a_second_run_to_the_same_name_is_refused(tmp_path):
     target = tmp_path / "a.safetensors"
     with Journal(target, "x").locked():
         program = (
-            "import sys; sys.path.insert(0, 'tests'); import pack; from pathlib import Path\n"
+            "import sys; sys.path.insert(0, 'tools'); from pathlib import Path\n"
             "from svdquant_pack.svdq_core.quantize.journal import Journal\n"
             f"with Journal(Path({str(target)!r}), 'x').locked(): pass"
         )

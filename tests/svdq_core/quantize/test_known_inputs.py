@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 import torch
-from pack import ROOT
 from safetensors.torch import load_file
 
+from svdquant_pack import ROOT
 from svdquant_pack.kernels.reference import dequantize_awq
-from svdquant_pack.svdq_core.linear import apply_layer
+from svdquant_pack.svdq_core.apply_layer import apply_layer
 from svdquant_pack.svdq_core.models import FLUX
 from svdquant_pack.svdq_core.quantize import QuantSpec, quantize_layer
 from svdquant_pack.svdq_core.quantize.known_inputs import (
@@ -20,7 +20,7 @@ from svdquant_pack.svdq_core.quantize.known_inputs import (
     FluxInputs,
     PixArtInputs,
 )
-from svdquant_pack.svdq_core.quantize.model import plan_for
+from svdquant_pack.svdq_core.quantize.whole_model import plan_for
 
 CPU = torch.device("cpu")
 

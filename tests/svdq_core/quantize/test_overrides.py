@@ -3,7 +3,7 @@
 import pytest
 
 from svdquant_pack.svdq_core.errors import SVDQuantError
-from svdquant_pack.svdq_core.quantize.layer import PartReport
+from svdquant_pack.svdq_core.quantize.one_layer import PartReport
 from svdquant_pack.svdq_core.quantize.overrides import Overrides, layer_errors
 
 LAYERS = ["double_blocks.0.img_attn.qkv", "double_blocks.0.txt_mlp.2", "single_blocks.0.linear2"]

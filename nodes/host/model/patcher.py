@@ -1,0 +1,245 @@
+"""The host's model patcher, taught that patches on SVDQuant layers are computed beside the weight.
+
+While the host loads, unloads or hooks a model, our patches are out of its sight: it then neither bakes them into packed
+bytes nor plans memory for dense weights. They are installed on the layers instead. Everything else, cloning, unloading,
+paging, hooks on other layers, stays the host's; other patches of a loaded model are exchanged where they lie, so
+changing a LoRA never sends a model through the memory of the CPU.
+"""
+
+from contextlib import contextmanager
+
+import comfy.model_patcher
+
+from ....svdq_core.apply_layer import dense_bias, dense_weight
+from ....svdq_core.errors import SVDQuantError
+from ....svdq_core.stack import as_in_files
+from ..lora.bake import baked_layer, patched_weight
+from ..lora.exchange import exchange_patches
+from ..lora.install import factor_bytes, install, move_factors, planned_bytes
+from ..lora.patches import combine, refuse_misfit, signature_of
+from .quantized_linear import SVDQuantLinear
+
+
+class _SVDQuantPatching:
+    """Overrides for both of the host's patchers."""
+
+    def svdquant_layers(self) -> dict[str, SVDQuantLinear]:
+        """Weight key -> quantized module."""
+        return self.model.svdquant_layers
+
+    @contextmanager
+    def _patches_hidden(self):
+        hidden = {key: self.patches.pop(key) for key in self.svdquant_layers() if key in self.patches}
+        try:
+            yield
+        finally:
+            self.patches.update(hidden)
+
+    def other_patches(self) -> dict[str, tuple]:
+        """Key -> signature of what is on weights that the host patches itself."""
+        layers = self.svdquant_layers()
+        return {key: signature_of(patches) for key, patches in self.patches.items() if key not in layers}
+
+    # Adding patches: what cannot work is refused here, where a node can still say so.
+
+    def _check(self, patches) -> None:
+        layers = self.svdquant_layers()
+        for target, value in patches.items():
+            key, offset = (target, None) if isinstance(target, str) else target[:2]
+            if key in layers:
+                refuse_misfit(key, value, offset, layers[key].in_features, layers[key].out_features)
+
+    def add_patches(self, patches, strength_patch=1.0, strength_model=1.0):
+        self._check(patches)
+        added = super().add_patches(patches, strength_patch, strength_model)
+        for key in {target if isinstance(target, str) else target[0] for target in added}:
+            # the same file twice, with s and -s: nothing, and not the rounding of a sum
+            self.patches[key] = combine(self.patches[key])
+            if not self.patches[key]:
+                del self.patches[key]
+        return added
+
+    def add_hook_patches(self, hook, patches, strength_patch=1.0, strength_model=1.0):
+        self._check(patches)
+        return super().add_hook_patches(hook, patches, strength_patch, strength_model)
+
+    def add_weight_wrapper(self, name, function):
+        if name in self.svdquant_layers():
+            raise SVDQuantError(
+                f"{name}: another node wants to transform this weight, which is packed in 4 bits. Use a LoRA instead, "
+                "or the full-precision model."
+            )
+        return super().add_weight_wrapper(name, function)
+
+    # Memory: what LoRAs add is counted with the layer that it lies on.
+
+    def model_size(self):
+        return super().model_size() + planned_bytes(self)
+
+    def _load_list(self, *args, **kwargs):
+        modules = {id(module): module for module in self.svdquant_layers().values()}
+        entries = []
+        for *criteria, size, name, module, params in super()._load_list(*args, **kwargs):
+            if id(module) in modules:
+                # the host takes a byte of a blob for a weight to be cast; it needs no more room than it has
+                size += factor_bytes(module)
+                criteria = [size] if len(criteria) == 1 else [size >= 64 * 1024, -size]
+            entries.append((*criteria, size, name, module, params))
+        return entries
+
+    def load(self, *args, **kwargs):
+        if self.is_dynamic():
+            self.restore_loaded_backups()  # first: it puts back the buffers of the LoRA before
+        install(self, self.load_device)
+        with self._patches_hidden():
+            result = super().load(*args, **kwargs)
+        self.model.svdquant_loaded_patches = self.other_patches()
+        self.model.svdquant_loaded_wrappers = {k: list(v) for k, v in self.weight_wrapper_patches.items()}
+        return result
+
+    def partially_unload(self, *args, **kwargs):
+        with self._patches_hidden():
+            return super().partially_unload(*args, **kwargs)
+
+    def unpatch_model(self, device_to=None, unpatch_weights=True):
+        result = super().unpatch_model(device_to, unpatch_weights)
+        if unpatch_weights:
+            install(self, self.load_device, clear=True)
+        return result
+
+    def patch_hooks(self, hooks):
+        if hooks is None and not self.model.svdquant_hooked:
+            return super().patch_hooks(hooks)
+        layers, saved = self.svdquant_layers(), self.hook_patches
+        self.hook_patches = {
+            ref: {k: v for k, v in patches.items() if k not in layers} for ref, patches in saved.items()
+        }
+        try:
+            super().patch_hooks(hooks)
+        finally:
+            self.hook_patches = saved
+        install(self, self.load_device, self.get_combined_hook_patches(hooks))
+        self.model.svdquant_hooked = hooks is not None
+        return None
+
+    def clear_cached_hook_weights(self):
+        super().clear_cached_hook_weights()
+        for module in self.svdquant_layers().values():
+            module.lora_spares.clear()
+
+    # Reading the weights: other models and files get them unpacked, or as they are stored.
+
+    def get_key_patches(self, filter_prefix=None):
+        """For merging from this model into a dense one: each of our weights comes with a function that unpacks it."""
+        patches = super().get_key_patches(filter_prefix)
+        for key, module in self.svdquant_layers().items():
+            # the host hands over the bytes cast to float; the module still has them as they are
+            if key in patches:
+                patches[key][0] = (patches[key][0][0], lambda w, m=module, **_: dense_weight(m.layer_on(w.device)))
+            bias = key.removesuffix("weight") + "bias"
+            if bias in patches:  # of a layer behind a GELU it holds the correction for the shifted codes
+                patches[bias][0] = (patches[bias][0][0], lambda b, m=module, **_: dense_bias(m.layer_on(b.device)))
+        return patches
+
+    def model_state_dict_for_saving(self, model=None, prefix=""):
+        layers = self.svdquant_layers()
+        before = {key: module.__dict__.get("comfy_patched_weights") for key, module in layers.items()}
+        try:
+            for key, module in layers.items():
+                # "already final": the host would otherwise wrap our bytes as a float parameter, to be patched later
+                module.comfy_patched_weights = True
+                module.saved_as = module.stored()
+                if key in self.patches:
+                    where = key.removeprefix("diffusion_model.").removesuffix(".weight")
+                    layer = as_in_files(module.layer())
+                    module.saved_as = baked_layer(layer, self.patches[key], where).to_blob()
+            state = super().model_state_dict_for_saving(model, prefix)
+        finally:
+            for key, module in layers.items():
+                module.saved_as = None
+                if before[key] is None:
+                    del module.comfy_patched_weights
+                else:
+                    module.comfy_patched_weights = before[key]
+        for key in layers:
+            bias = key.removesuffix("weight") + "bias"
+            if bias.removeprefix(prefix) in state:
+                state[bias.removeprefix(prefix)] = patched_weight(self, bias)
+        return state | self.model.svdquant_unused
+
+    def clone(self, *args, **kwargs):
+        copy = super().clone(*args, **kwargs)
+        copy.size = self.size  # the host passes on model_size(), which counts this model's LoRAs
+        if type(copy) is comfy.model_patcher.ModelPatcher:  # what disable_dynamic=True hands back
+            copy.__class__ = SVDQuantPatcher
+        return copy
+
+
+class SVDQuantPatcher(_SVDQuantPatching, comfy.model_patcher.ModelPatcher):
+    """For the host's estimate-based memory management."""
+
+    def load(self, *args, **kwargs):
+        super().load(*args, **kwargs)
+        # Loading more of a partly loaded model, the host can take a layer that is on the card and patched for one that
+        # is not: it would patch it once more in every step, and not count it.
+        loaded = 0
+        for *_, size, _, module, _ in self._load_list():
+            if getattr(module, "comfy_patched_weights", False) is True:
+                loaded += size
+                for name in ("weight_function", "bias_function"):
+                    functions = getattr(module, name, [])
+                    if any(isinstance(f, comfy.model_patcher.LowVramPatch) for f in functions):
+                        kept = [f for f in functions if not isinstance(f, comfy.model_patcher.LowVramPatch)]
+                        setattr(module, name, kept)
+        if self.model.model_lowvram:
+            self.model.model_loaded_weight_memory = loaded
+
+    def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
+        if not force_patch_weights:
+            before = self.loaded_size()
+            growth = planned_bytes(self) - sum(factor_bytes(module) for module in self.svdquant_layers().values())
+            if before and growth > extra_memory:
+                self.partially_unload(self.offload_device, growth - extra_memory)  # room first: the card may be full
+            exchange_patches(self, device_to)
+            extra_memory -= self.loaded_size() - before
+        return super().partially_load(device_to, extra_memory, force_patch_weights)
+
+
+class SVDQuantPatcherDynamic(_SVDQuantPatching, comfy.model_patcher.ModelPatcherDynamic):
+    """For the host's dynamic VRAM."""
+
+    def load(self, *args, **kwargs):
+        # the host would upload every weight again after any change; ours, and those with the same patches, stay
+        changed = {k for k, _ in self.other_patches().items() ^ self.model.svdquant_loaded_patches.items()}
+        modules = [
+            module
+            for name, module in self.model.named_modules()
+            if hasattr(module, "_v_signature") and not {f"{name}.weight", f"{name}.bias"} & changed
+        ]
+        before = [module._v_signature for module in modules]
+        result = super().load(*args, **kwargs)
+        for module, signature in zip(modules, before, strict=True):
+            module._v_signature = signature
+        return result
+
+    def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
+        freed = super().partially_unload(device_to, memory_to_free, force_patch_weights)
+        if self.model.model_loaded_weight_memory == 0:  # the host took back what it had forced onto the card
+            move_factors(self, self.offload_device)
+        return freed
+
+
+def adopt(patcher: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
+    """Make the host's patcher ours, in place: a second one for the same model would unload it when the first dies."""
+    model = patcher.model
+    model.svdquant_layers = {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if isinstance(module, SVDQuantLinear) and module.quantized
+    }
+    model.svdquant_installed = None  # signature of the patches that are on the layers
+    model.svdquant_hooked = False  # whether hooks have changed them
+    model.svdquant_loaded_patches = {}  # key -> signature, on weights that the host patches
+    model.svdquant_loaded_wrappers = {}  # key -> functions of other nodes, on the same
+    patcher.__class__ = SVDQuantPatcherDynamic if patcher.is_dynamic() else SVDQuantPatcher
+    return patcher

@@ -1,0 +1,190 @@
+"""The Linear that the host builds its models from: quantized where the file says so, the host's ordinary one elsewhere.
+
+All tensors of a quantized layer are one flat uint8 parameter called `weight`, so the host moves, pages, pins and counts
+it like any other weight, and its LoRA key map finds it. In a saved state dict `svdq_layout` stands beside it: the
+blob's layout as JSON bytes. What LoRAs need lies in buffers called lora_*, which move with the module and stay out of
+files.
+"""
+
+from functools import cache
+from sys import intern
+
+import comfy.memory_management
+import comfy.ops
+import torch
+from torch import Tensor
+
+from ....svdq_core.apply_layer import apply_blob
+from ....svdq_core.errors import ArchitectureError
+from ....svdq_core.layer import BlobLayout, QuantizedLayer
+from ....svdq_core.stack import as_in_files
+from ..lora.factors import LoraPlan, add_lora
+from .joined import Joined
+from .norms import KernelLayerNorm, KernelRMSNorm
+
+LAYOUT_KEY = "svdq_layout"
+
+
+def layout_to_tensor(layout: BlobLayout) -> Tensor:
+    """The layout as a 1-D uint8 tensor, the form in which it travels in a state dict."""
+    return torch.frombuffer(bytearray(layout.to_json().encode()), dtype=torch.uint8)
+
+
+class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
+    """A host Linear that takes either an SVDQuant blob or an ordinary weight from the state dict.
+
+    Nothing is allocated before the state dict arrives: a model of twelve billion parameters would not fit twice.
+    """
+
+    comfy_cast_weights = True
+    compute = "w4a4"  # set by operations()
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+        self.layout: BlobLayout | None = None
+        self.layout_text = ""  # the same as JSON
+        self.gelu: str | None = None  # "input" or "output": where the layer applies a GELU; see fold.py
+        self.gelu_from = 0  # first column of the output that it is applied to
+        self.lora: LoraPlan | None = None
+        self.lora_spares: dict[tuple, dict[str, Tensor]] = {}  # signature -> tensors, while hooks switch LoRAs
+        self.saved_as: tuple[Tensor, BlobLayout] | None = None  # while the host saves: the blob that it shall see
+        # the host casts a weight to these when it pages it in; a blob must stay bytes
+        self.weight_comfy_model_dtype: torch.dtype | None = dtype
+        self.bias_comfy_model_dtype: torch.dtype | None = dtype
+
+    @property
+    def quantized(self) -> bool:
+        return self.layout is not None
+
+    def reset_parameters(self) -> None:
+        """The host calls this on Linears; there is nothing to initialise."""
+
+    def extra_repr(self) -> str:
+        parts = "" if self.layout is None else ", " + "+".join(p.scheme for p in self.layout.parts)
+        return f"in_features={self.in_features}, out_features={self.out_features}{parts}"
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
+        weight, bias = state_dict.get(prefix + "weight"), state_dict.get(prefix + "bias")
+        layout = state_dict.get(prefix + LAYOUT_KEY)
+        if weight is None:
+            missing_keys.append(prefix + "weight")
+            return
+        if layout is not None:
+            self.layout_text = intern(bytes(layout.tolist()).decode())  # layers with equal layouts share one string
+            self.layout = BlobLayout.from_json(self.layout_text)
+            self.weight_comfy_model_dtype = self.bias_comfy_model_dtype = None
+            found, expected = (self.layout.out_features, self.layout.in_features), (self.out_features, self.in_features)
+        else:
+            found, expected = tuple(weight.shape), (self.out_features, self.in_features)
+            if not comfy.memory_management.aimdo_enabled:  # with it the host pages file bytes and casts them itself
+                weight = weight.to(self.weight_comfy_model_dtype)
+                bias = None if bias is None else bias.to(self.bias_comfy_model_dtype)
+        if found != expected:
+            raise ArchitectureError(
+                f"{prefix.removesuffix('.')}: the file has {found[1]} inputs and {found[0]} outputs, the model of this "
+                f"architecture {expected[1]} and {expected[0]}. The file belongs to another model."
+            )
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.saved_as is not None:
+            blob, layout = self.saved_as
+            destination[prefix + "weight"], destination[prefix + LAYOUT_KEY] = blob, layout_to_tensor(layout)
+
+    @property
+    def wrapped(self) -> bool:
+        """Whether others compute something around forward, as the host's bypass LoRAs do: a GELU belongs behind it."""
+        forward = self.__dict__.get("forward")
+        replaced = forward is not None and getattr(forward, "__func__", None) is not type(self).forward
+        return replaced or bool(self._forward_hooks) or bool(self._forward_pre_hooks)
+
+    def can_apply_gelu(self, where: str) -> bool:
+        """Whether the layer could apply a GELU to its "input", which a quantizer must read, or to its "output"."""
+        if self.layout is None:
+            return False
+        return where == "output" or all(part.scheme != "awq" for part in self.layout.parts)
+
+    def layer(self) -> QuantizedLayer:
+        """Views of the tensors where they are now; do not keep them."""
+        return self._read(self.weight.data, self.bias)
+
+    def stored(self) -> tuple[Tensor, BlobLayout]:
+        """The blob as files hold it, where possible a view, and its layout."""
+        assert self.layout is not None, "asked of a layer that is not quantized"
+        if any(part.pieces for part in self.layout.parts):
+            return as_in_files(self.layer()).to_blob()
+        return self.layout.without_derived(self.weight.detach())
+
+    def layer_on(self, device: torch.device) -> QuantizedLayer:
+        """The tensors on a device: a copy unless they are there already."""
+        return self._read(self.weight.data.to(device), None if self.bias is None else self.bias.to(device))
+
+    def _read(self, blob: Tensor, bias: Tensor | None) -> QuantizedLayer:
+        assert self.layout is not None, "asked of a layer that is not quantized"
+        return self.layout.read(blob, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        comfy.ops.run_every_op()
+        if self.layout is None:
+            weight, bias, stream = comfy.ops.cast_bias_weight(self, x, offloadable=True)
+            out = torch.nn.functional.linear(x, weight, bias)
+            comfy.ops.uncast_bias_weight(self, weight, bias, stream)
+            return out
+        # the dtypes asked for are those it has: the host then moves bytes and converts nothing
+        weight, bias, stream = comfy.ops.cast_bias_weight(
+            self,
+            None,
+            dtype=self.weight.dtype,
+            device=x.device,
+            bias_dtype=None if self.bias is None else self.bias.dtype,
+            offloadable=True,
+        )
+        try:  # an exception must not leave a paged weight pinned
+            layer, gelu = (weight, self.layout_text, bias), None if self.wrapped else self.gelu
+            # a layer that the host keeps on the CPU has its factors there as well
+            down, up = self.lora_tensor("lora_down", x.device), self.lora_tensor("lora_up", x.device)
+            if self.lora is None or not self.lora.reads_input:
+                sides = x.cut_at([part.columns for part in self.layout.parts]) if isinstance(x, Joined) else x
+                return apply_blob(*layer, sides, self.compute, down, up, gelu, self.gelu_from)
+            x = x.done() if isinstance(x, Joined) else x
+            if gelu == "input":  # what is added reads it, too
+                x = torch.nn.functional.gelu(x, approximate="tanh")
+            out = add_lora(apply_blob(*layer, x, self.compute, down, up), x, self.lora, self.lora_tensors())
+            if gelu == "output":
+                activated = out[..., self.gelu_from :]
+                activated.copy_(torch.nn.functional.gelu(activated, approximate="tanh"))
+            return out
+        finally:
+            comfy.ops.uncast_bias_weight(self, weight, bias, stream)
+
+    def lora_tensor(self, name: str, device: torch.device) -> Tensor | None:
+        tensor = self._buffers.get(name)
+        return None if tensor is None else tensor.to(device)
+
+    def lora_tensors(self) -> dict[str, Tensor]:
+        """What the installed LoRAs need, by buffer name."""
+        return {name: t for name, t in self._buffers.items() if t is not None and name.startswith("lora_")}
+
+    def install_lora(self, plan: LoraPlan | None, tensors: dict[str, Tensor]) -> None:
+        """Replace what LoRAs add; as buffers it moves with the module and is counted by the host."""
+        for name in self.lora_tensors():
+            del self._buffers[name]
+            self._non_persistent_buffers_set.discard(name)
+        self.lora = plan
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+
+@cache
+def operations(compute: str) -> type:
+    """The namespace of layer classes that the host builds a model from, for one compute mode."""
+    linear = type("SVDQuantLinear", (SVDQuantLinear,), {"compute": compute})
+    layers = {"Linear": linear, "RMSNorm": KernelRMSNorm, "LayerNorm": KernelLayerNorm}
+    return type("SVDQuantOperations", (comfy.ops.manual_cast,), layers)

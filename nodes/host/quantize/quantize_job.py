@@ -1,0 +1,104 @@
+"""What to quantize and how, from a MODEL in the graph."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import comfy.model_management
+import torch
+
+from ....svdq_core.checkpoint.metadata import pack_version
+from ....svdq_core.quantize import QuantSpec
+from ....svdq_core.quantize.calibration_file import Calibration
+from ....svdq_core.quantize.calibration_fit import FittedCalibration, hash_file
+from ....svdq_core.quantize.overrides import Overrides
+from ....svdq_core.quantize.to_file import Job
+from ..model.build import DenseWeights, architecture_of, compute_device, plain_extras
+from ..model.model_hash import patches_hash, weights_hash
+from .layer_progress import LayerProgress
+from .record_calibration import layer_shapes
+
+
+def fit_calibration(weights: DenseWeights, path: Path) -> FittedCalibration:
+    """The recorded inputs in a file that serve this model.
+
+    Raises:
+        CheckpointError: it is no calibration file. SVDQuantError: it was recorded on another model.
+    """
+    architecture = architecture_of(weights.patcher)
+    shapes = layer_shapes(weights.patcher, architecture)
+    return FittedCalibration(Calibration(path), architecture, shapes, weights_hash(weights.patcher))
+
+
+def make_job(
+    weights: DenseWeights, target: Path, spec: QuantSpec, overrides: Overrides, calibration: FittedCalibration | None
+) -> Job:
+    """Everything checked that can be checked before the work.
+
+    Args:
+        weights: of the full-precision MODEL; its patches are baked in.
+        calibration: recorded inputs, or None.
+
+    Raises:
+        SVDQuantError: a pattern matches no layer.
+        ArchitectureError: the model is of no family that can be quantized here.
+    """
+    patcher = weights.patcher
+    architecture = architecture_of(patcher)
+    overrides.check(list(layer_shapes(patcher, architecture)))
+    source, patches = weights_hash(patcher), patches_hash(patcher)
+    recorded = "none"
+    if calibration is not None:
+        recorded = f"{calibration.file.path.name} sha256 {hash_file(calibration.file.path)}"
+    device = compute_device(patcher)
+    method = ", ".join(f"{key} {str(value).removeprefix('torch.')}" for key, value in asdict(spec).items())
+    made_with = f"torch {torch.__version__}, {_device_name(device)}"
+    metadata = {
+        "svdquant_source_hash": source,
+        "svdquant_method": method,
+        "svdquant_calibration": recorded,
+        "svdquant_baked_patches": f"{len(weights.patched)} weights, {patches}" if patches else "none",
+        "svdquant_made_with": made_with,
+    }
+    settings = (source, patches, method, recorded.rpartition(" ")[2], str(overrides), pack_version(), made_with)
+    return Job(
+        architecture=architecture,
+        weights=weights,
+        names=weights.names,
+        spec=spec,
+        device=device,
+        target=target,
+        fingerprint="; ".join(settings),
+        metadata=metadata,
+        calibration=calibration,
+        overrides=overrides,
+        extras=plain_extras(patcher),
+        poll=LayerProgress.poll,
+        make_room=make_room,
+    )
+
+
+def layer_costs(patcher) -> dict[str, float]:
+    """Layer -> how long it takes, in any unit, in the order of the model."""
+    architecture = architecture_of(patcher)
+    shapes = layer_shapes(patcher, architecture)
+    awq = {name for name in shapes if getattr(architecture.find_linear(name), "modulation_chunks", 0)}
+    return {name: rows * columns * (0.1 if name in awq else 1.0) for name, (rows, columns) in shapes.items()}
+
+
+def reserve_room(patcher, spec: QuantSpec) -> None:
+    """Ask the host for the memory that the largest layer takes; it unloads models where it must."""
+    shapes = layer_shapes(patcher, architecture_of(patcher)).values()
+    rows, columns = max(shapes, key=lambda shape: shape[0] * shape[1])
+    # float32: the weight and its temporaries; with GPTQ a handful of Gram-sized matrices
+    nbytes = 4 * (12 * rows * columns + (8 * columns * columns if spec.method == "best" else 0))
+    comfy.model_management.free_memory(nbytes, compute_device(patcher))
+
+
+def make_room() -> None:
+    """Unload every model of the host."""
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

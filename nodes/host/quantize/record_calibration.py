@@ -1,0 +1,248 @@
+"""Recording the inputs of a MODEL's layers while users run their prompts.
+
+A recording goes by its name. Nodes run again whenever their inputs change, or always, as the host's cache is set; so
+what begins a recording anew is a number, the take, and no action: the same name and take, the same recording, and where
+it is in memory no more, its file is read and goes on. The MODEL that records carries it in the host's list of wrappers,
+which clones, LoRA loaders and samplers pass on. Hooks lie on the layers only while that MODEL runs.
+"""
+
+import json
+import logging
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+
+import comfy.patcher_extension
+import folder_paths
+import torch
+from torch import Tensor
+
+from ....svdq_core.errors import SVDQuantError
+from ....svdq_core.models import Architecture
+from ....svdq_core.quantize.calibrate import Collector
+from ....svdq_core.quantize.calibration_file import Calibration
+from ....svdq_core.quantize.hessian_choice import choose_grams
+from ..files import output_path
+from ..model.build import architecture_of, is_quantized
+from ..model.model_hash import weights_hash
+
+logger = logging.getLogger("svdquant")
+
+KIND = "svdquant_calibration"  # folder below output/ and models/
+KEY = "svdquant_calibration"  # of the wrappers
+MOST_TIMES = 4096  # distinct times that are noted
+
+_WRAPPERS = comfy.patcher_extension.WrappersMP
+
+
+class Recording:
+    """What was recorded under a name so far.
+
+    Args:
+        name: of its file. take: another number is another recording.
+        source: hash of the model's weights without LoRAs. architecture: its family.
+        layers: host name -> (out_features, in_features) of what is to be seen.
+        collector: what gathers.
+        before: metadata of the file that it goes on from.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        take: int,
+        source: str,
+        architecture: Architecture,
+        layers: dict[str, tuple[int, int]],
+        collector: Collector,
+        before: dict[str, str] | None = None,
+    ):
+        before = before or {}
+        self.name, self.take, self.source, self.architecture = name, take, source, architecture
+        self.layers, self.collector = layers, collector
+        self.prompts, self.interrupted = int(before.get("prompts", 0)), int(before.get("interrupted", 0))
+        self.calls = int(before.get("calls", 0))
+        self.times: set[float] = set(json.loads(before.get("times", "[]")))
+        self.patched = before.get("patched", "no") == "yes"
+        self._lock = threading.Lock()  # several GPUs run copies of a model at once
+
+    def sampling(self, executor, *args, **kwargs):
+        """Wrapper around one prompt's sampling: counts it."""
+        self.prompts += 1
+        try:
+            return executor(*args, **kwargs)
+        except BaseException:  # the host's interruption, too
+            self.interrupted += 1
+            raise
+
+    def step(self, executor, x: Tensor, t: Tensor, *args, **kwargs):
+        """Wrapper around one call of the model: shows the input of every layer to the collector."""
+        self.calls += 1
+        if len(self.times) < MOST_TIMES:
+            self.times |= {round(float(time), 4) for time in t.flatten().tolist()}
+        with _uncompiled(), self._listening(executor.class_obj.diffusion_model):
+            return executor(x, t, *args, **kwargs)
+
+    @contextmanager
+    def _listening(self, network: torch.nn.Module) -> Iterator[None]:
+        handles = [
+            network.get_submodule(name).register_forward_pre_hook(partial(self._take_in, name)) for name in self.layers
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _take_in(self, name: str, module: torch.nn.Module, args: tuple) -> None:
+        with self._lock:
+            self.collector.add(name, args[0])
+
+    @property
+    def unseen(self) -> list[str]:
+        """Layers that did not run."""
+        return sorted(self.layers.keys() - set(self.collector.names()))
+
+    def metadata(self) -> dict[str, str]:
+        return {
+            "name": self.name,
+            "take": str(self.take),
+            "source": self.source,
+            "architecture": self.architecture.name,
+            "prompts": str(self.prompts),
+            "interrupted": str(self.interrupted),
+            "calls": str(self.calls),
+            "times": json.dumps(sorted(self.times)),
+            "patched": "yes" if self.patched else "no",
+        }
+
+    def save(self) -> Path:
+        """Write the file and return its path.
+
+        Raises:
+            SVDQuantError: nothing was recorded, or the file cannot be written.
+        """
+        if not self.collector.names():
+            why = "the MODEL of Start Calibration did not run" if self.calls == 0 else "none of its layers was seen"
+            raise SVDQuantError(
+                f"{self.name}: nothing was recorded: {why}. Lead the MODEL of Start Calibration through the sampler."
+            )
+        path = calibration_path(self.name)
+        self.collector.save(path, self.metadata())
+        return path
+
+
+def _uncompiled():
+    """Compiled layers would run without their hooks. Older torch has no way to tell."""
+    return torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
+
+
+_alive: weakref.WeakValueDictionary[str, Recording] = weakref.WeakValueDictionary()
+
+
+def start_recording(patcher, name: str, take: int, tokens: int, gram_mib: int):
+    """A clone of a MODEL that records while it runs; pictures stay the same.
+
+    Args:
+        name: of the recording and of its file below output/svdquant_calibration.
+        take: another number forgets what was recorded under this name.
+        tokens: to keep of each input. gram_mib: memory for Gram matrices.
+
+    Raises:
+        SVDQuantError: the model is quantized already, or is not the one that this recording began with.
+        ArchitectureError: it is of no family that can be quantized here.
+    """
+    if is_quantized(patcher):
+        raise SVDQuantError(
+            "This model is an SVDQuant model already. Record with the full-precision model that is to be quantized."
+        )
+    path = calibration_path(name)
+    architecture, source = architecture_of(patcher), weights_hash(patcher)
+    recording = _alive.get(name)
+    if recording is None or recording.take != take:
+        recording = _open(path, name, take, source, architecture, layer_shapes(patcher, architecture), tokens)
+        if not recording.collector.names():
+            grams = choose_grams(architecture, recording.layers, gram_mib << 20)
+            recording.collector = Collector(tokens=tokens, grams=grams)
+    if recording.source != source:
+        raise SVDQuantError(
+            f"{name}, take {take}, was begun with another model. Give this model another name, or another take to "
+            "start over."
+        )
+    _alive[name] = recording
+    recording.patched |= bool(patcher.patches)
+    clone = patcher.clone()
+    for kind, wrapper in ((_WRAPPERS.OUTER_SAMPLE, recording.sampling), (_WRAPPERS.APPLY_MODEL, recording.step)):
+        clone.remove_wrappers_with_key(kind, KEY)
+        clone.add_wrapper_with_key(kind, KEY, wrapper)
+    return clone
+
+
+def _open(path: Path, name: str, take: int, source: str, architecture: Architecture, layers, tokens: int) -> Recording:
+    """A new recording, or one that goes on from the file of the same take."""
+    collector, before = Collector(tokens=tokens), None
+    if path.exists():
+        file = Calibration(path)
+        if file.metadata.get("take") == str(take):
+            source, before = file.metadata.get("source", ""), file.metadata
+            collector = Collector.resume(file, tokens=tokens)
+            logger.info("recording %s goes on from %s prompts", name, before.get("prompts"))
+        else:
+            logger.info("recording %s starts over with take %d", name, take)
+    return Recording(name, take, source, architecture, layers, collector, before)
+
+
+def recording_of(patcher) -> Recording:
+    """The recording that a MODEL makes.
+
+    Raises:
+        SVDQuantError: it makes none.
+    """
+    wrappers = patcher.get_wrappers(_WRAPPERS.APPLY_MODEL, KEY)
+    if not wrappers:
+        raise SVDQuantError(
+            "This MODEL does not record. Connect the MODEL that comes out of Start Calibration, or of a node behind it."
+        )
+    return wrappers[0].__self__
+
+
+def layer_shapes(patcher, architecture: Architecture) -> dict[str, tuple[int, int]]:
+    """Host name -> (out_features, in_features) of every Linear of the blocks, in the order of the model."""
+    network = patcher.model.diffusion_model
+    counts = architecture.count_blocks(network.state_dict(), "host")
+    modules = {name: network.get_submodule(name) for name, _ in architecture.linears(counts)}
+    return {name: (module.out_features, module.in_features) for name, module in modules.items()}
+
+
+def calibration_path(name: str) -> Path:
+    """Where the recording of that name is written.
+
+    Raises:
+        SVDQuantError: the name leads out of the folder.
+    """
+    return output_path(name, overwrite=True, kind=KIND)
+
+
+def _folders() -> list[Path]:
+    return [Path(folder_paths.get_output_directory()) / KIND, Path(folder_paths.models_dir) / KIND]
+
+
+def list_calibrations() -> list[str]:
+    """Files of recordings, own ones and those that others gave, as the user's list shows them."""
+    found = {path.relative_to(root).as_posix() for root in _folders() for path in root.rglob("*.safetensors")}
+    return sorted(found)
+
+
+def find_calibration(name: str) -> Path:
+    """Full path of an entry of list_calibrations.
+
+    Raises:
+        SVDQuantError: there is no such file any more.
+    """
+    for root in _folders():
+        path = root / name
+        if path.is_file() and path.resolve().is_relative_to(root.resolve()):
+            return path
+    raise SVDQuantError(f"{name}: not found among the calibrations. Refresh the page and choose again.")

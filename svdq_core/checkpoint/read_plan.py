@@ -1,0 +1,177 @@
+"""What a reader is going to do: which tensors of a checkpoint make which piece of the host's model.
+
+A plan is made from names alone, so what is missing or left over is known before any tensor is read; then the pieces are
+read one at a time.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..layer import QuantizedLayer
+from ..models import Architecture
+from ..quantized_model import QuantizedModel
+from ..values import FLOAT, check_values
+from .container import Checkpoint
+
+Entry = QuantizedLayer | Tensor
+NAMED_AT_MOST = 10  # names that a message lists
+MOST_READERS = 4  # pieces that are read at a time; a hard disk would have to seek between more of them
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of the host's model.
+
+    Args:
+        host: module name of a quantized layer, or full name of a plain tensor.
+        source: what the checkpoint calls it, or the first of what it is made of; for messages.
+        read: makes it from the checkpoint.
+    """
+
+    host: str
+    source: str
+    read: Callable[[], Entry]
+
+    def run(self) -> Entry:
+        return self.read()
+
+
+class Plan:
+    """All pieces of a model, in the order of its blocks.
+
+    Args:
+        checkpoint: where they are read from.
+        architecture: what the model must consist of.
+        metadata: what goes along with the model; as in the file if None.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, architecture: Architecture, metadata: dict[str, str] | None = None):
+        self.checkpoint, self.architecture = checkpoint, architecture
+        self.metadata = dict(checkpoint.metadata if metadata is None else metadata)
+        self._jobs: list[Job] = []
+        self._wanted: set[str] = set()
+        self._missing: list[str] = []
+        self._width: int | None = None
+        self._outputs: dict[str, int] = {}  # rows of the weights read so far, by module
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def want(self, *names: str) -> None:
+        """Note that these tensors will be read."""
+        for name in names:
+            self._wanted.add(name)
+            if name not in self.checkpoint:
+                self._missing.append(name)
+
+    def add(self, host: str, source: str, read: Callable[[], Entry]) -> None:
+        """Append a piece whose tensors were noted with want()."""
+        self._jobs.append(Job(host, source, read))
+
+    def add_plain(self, host: str, names: Iterable[str], change: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Append an unquantized tensor: the named ones, stacked on rows, then changed."""
+        names = tuple(names)
+        self.want(*names)
+
+        def read() -> Tensor:
+            tensors = [self.checkpoint[name] for name in names]
+            tensor = join(tensors, 0, f"{self.checkpoint.name}: {names[0]}")
+            return tensor if change is None else change(tensor)
+
+        self.add(host, names[0], read)
+
+    def check_names(self) -> None:
+        """Raise CheckpointError where tensors are missing or left over."""
+        extra = sorted(set(self.checkpoint) - self._wanted) if not self._missing else []
+        for title, names in (("missing", self._missing), ("unexpected", extra)):
+            if names:
+                first = ", ".join(names[:NAMED_AT_MOST])
+                raise CheckpointError(
+                    f"{self.checkpoint.name}: {len(names)} {title} tensor{'s' if len(names) > 1 else ''}: {first}"
+                    f"{', ...' if len(names) > NAMED_AT_MOST else ''}. The file is incomplete or not a "
+                    f"{self.architecture.title} file."
+                )
+
+    def entries(self) -> Iterator[tuple[str, Entry]]:
+        """(host name, layer or tensor), one at a time, each checked.
+
+        Raises:
+            CheckpointError: tensors are missing, left over, misshapen, of a wrong dtype or not finite.
+        """
+        self.check_names()
+        yield from self._checked(map(Job.run, self._jobs))
+
+    def read(self) -> QuantizedModel:
+        """The whole model, several pieces at a time.
+
+        Raises:
+            CheckpointError: as entries().
+        """
+        self.check_names()
+        model = QuantizedModel(self.architecture, metadata=self.metadata)
+        # unpacking is memory traffic in torch and numpy, which let other threads run meanwhile
+        workers = min(torch.get_num_threads(), MOST_READERS)
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="svdquant-read")
+        try:
+            for host, entry in self._checked(pool.map(Job.run, self._jobs)):
+                if isinstance(entry, QuantizedLayer):
+                    model.layers[host] = entry
+                else:
+                    model.plain[host] = entry
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return model
+
+    def _checked(self, entries: Iterable[Entry]) -> Iterator[tuple[str, Entry]]:
+        for job, entry in zip(self._jobs, entries, strict=True):
+            self._check(job, entry)
+            yield job.host, entry
+
+    def _check(self, job: Job, entry: Entry) -> None:
+        where = f"{self.checkpoint.name}: {job.source}"
+        if isinstance(entry, QuantizedLayer):
+            entry.check_tiling(where)  # what is in the parts was checked when they were read
+            shape, tensor_name = (entry.out_features, entry.in_features), f"{job.host}.weight"
+        else:
+            check_values(entry, FLOAT, where)
+            shape, tensor_name = tuple(entry.shape), job.host
+        module, _, end = tensor_name.rpartition(".")
+        linear = self.architecture.find_linear(module)
+        if self._width is None and linear is not None and len(shape) == 2:
+            self._width = max(shape[1] // linear.shape[1], 1)
+        expected = self.architecture.shape_of(tensor_name, self._width or 1)
+        if end == "weight" and shape:
+            self._outputs[module] = shape[0]
+        elif end == "bias" and module in self._outputs:
+            expected = (self._outputs[module],)
+        if expected is None or (
+            len(expected) == len(shape) and all(e in (None, n) for e, n in zip(expected, shape, strict=True))
+        ):
+            return
+        if len(expected) == 2 and len(shape) == 2:
+            found, wanted = (
+                f"{shape[1]} inputs and {shape[0]} outputs",
+                f"{expected[1] or 'any'} and {expected[0] or 'any'}",
+            )
+        else:
+            found, wanted = f"shape {shape}", "(" + ", ".join(str(e or "any") for e in expected) + ")"
+        raise CheckpointError(
+            f"{where} has {found}, expected {wanted} in a {self.architecture.title} model of width {self._width}. "
+            "The file is damaged or of another model."
+        )
+
+
+def join(tensors: list[Tensor], dim: int, where: str) -> Tensor:
+    """Concatenate; CheckpointError where the shapes or dtypes do not fit each other."""
+    if len(tensors) == 1:
+        return tensors[0]
+    outer = {(t.ndim, *(n for d, n in enumerate(t.shape) if d != dim), t.dtype) for t in tensors}
+    if len(outer) > 1 or tensors[0].ndim <= dim:
+        found = " and ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors)
+        raise CheckpointError(f"{where}: tensors that belong together disagree: {found}. The file is damaged.")
+    return torch.cat(tensors, dim)
