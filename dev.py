@@ -55,7 +55,7 @@ COMMANDS = {
         ("{root}/demo/evaluate/run.py", "--output", "{root}/output/evaluate"),
     ),
     "bench": Command(
-        "time one layer, or with --step a whole step, in every mode on a GPU", ("{root}/benchmarks/run.py",)
+        "time one layer, or with --step a whole step, in every mode on a GPU", ("{root}/benchmarks/layers.py",)
     ),
     "compile": Command(
         "compile every kernel with every Triton that the pack supports; needs no GPU",
