@@ -1,4 +1,4 @@
-"""Turns a workflow made with ComfyUI-nunchaku's FLUX nodes into one with this pack's and core nodes.
+"""Turns a workflow made with ComfyUI-nunchaku's nodes into one with this pack's and core nodes.
 
 usage: python dev.py migrate-workflow IN.json OUT.json
 
@@ -14,9 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from command_line import typed
 from nunchaku_nodes import RULES, WIDGETS, WITHOUT_COUNTERPART, NewNode, Replacement
 
 GAP = 40  # between a node and one that is put below it
+TITLE = 30  # height of a title, which lies above the position of its node
+REPLACED = " -> "
 
 
 class NoWorkflowError(ValueError):
@@ -45,7 +48,7 @@ def migrate(workflow: Any) -> tuple[dict, list[str]]:
 
 def _lines(where: str, class_type: str, replacement: Replacement) -> list[str]:
     to = " + ".join(node.class_type for node in replacement.chain) or "taken out"
-    return [f"{where} {class_type} -> {to}", *(f"    {note}" for note in replacement.notes)]
+    return [f"{where} {class_type}{REPLACED}{to}", *(f"    {note}" for note in replacement.notes)]
 
 
 def _left(where: str, class_type: str) -> list[str]:
@@ -200,8 +203,21 @@ class PageGraph:
         left, top = _pair(node.get("pos", [0, 0]))
         below = {**copy.deepcopy(node), "id": self._new_number("node"), "pos": [left, top + height + GAP]}
         below.pop("title", None)
+        self._move_below_others(below)
         self.nodes.append(below)
         return below
+
+    def _move_below_others(self, node: dict) -> None:
+        """Move a new node down until it covers no other one."""
+        left, top = node["pos"]
+        width, height = _size(node)
+        for other in sorted(self.nodes, key=lambda other: _pair(other.get("pos", [0, 0]))[1]):
+            (other_left, other_top), (other_width, other_height) = _pair(other.get("pos", [0, 0])), _size(other)
+            beside = other_left >= left + width or left >= other_left + other_width
+            apart = other_top - TITLE >= top + height or top - TITLE >= other_top + other_height
+            if not beside and not apart:
+                top = other_top + other_height + TITLE + GAP
+        node["pos"] = [left, top]
 
     def _connect_inputs(self, node: dict, links: dict[str, int]) -> None:
         for slot, entry in enumerate(node["inputs"]):
@@ -271,7 +287,9 @@ def _kind(value: Any) -> str:
 
 def main(argv: list[str]) -> int:
     """Migrate one file; exit code 2 if it is no workflow."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=typed(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path, metavar="IN", help="workflow made for ComfyUI-nunchaku")
     parser.add_argument("target", type=Path, metavar="OUT", help="where the new workflow is written")
     options = parser.parse_args(argv)
@@ -280,9 +298,12 @@ def main(argv: list[str]) -> int:
     except (OSError, ValueError) as error:
         print(f"{options.source}: {error}")
         return 2
+    print("\n".join(lines or ["there is no node of ComfyUI-nunchaku in it"]))
+    if not any(REPLACED in line for line in lines):
+        print(f"nothing was replaced, so {options.target} was not written; {options.source} can be used as it is")
+        return 0
     options.target.parent.mkdir(parents=True, exist_ok=True)
     options.target.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print("\n".join(lines or ["there was no node of ComfyUI-nunchaku in it; the copy is unchanged"]))
     print(f"written: {options.target}")
     return 0
 
