@@ -1,6 +1,7 @@
 """dev.py: choices, the host that is used, the commands; nothing is installed and nothing downloaded."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -216,10 +217,12 @@ def test_help_sets_nothing_up(dev, nothing_is_set_up, name, capsys):
 
 
 @pytest.mark.parametrize("name", USERS)
-def test_usage_names_what_was_typed_and_needs_no_torch(name):
-    without_site = [sys.executable, "-S", str(ROOT / "dev.py")]  # no installed package can be imported
-    shown = subprocess.run([*without_site, name, "--help"], capture_output=True, text=True, check=True).stdout
-    assert shown.startswith(f"usage: python {ROOT / 'dev.py'} {name} ")
+def test_usage_names_what_was_typed_and_needs_no_torch(dev, name):
+    arguments = [argument.format(root=ROOT) for argument in dev.COMMANDS[name].arguments]
+    bare = [sys.executable, "-S", *arguments, "--help"]  # no installed package can be imported
+    variables = {**os.environ, "SVDQUANT_TYPED": f"python dev.py {name}"}
+    shown = subprocess.run(bare, capture_output=True, text=True, check=True, env=variables).stdout
+    assert shown.startswith(f"usage: python dev.py {name} ")
 
 
 @pytest.mark.parametrize("name", DEVELOPERS)

@@ -31,7 +31,16 @@ def test_the_command(tmp_path):
 
 
 def test_a_python_without_torch_is_told_which_one_to_take():
-    command = [sys.executable, "-S", str(ROOT / "dev.py"), "convert", "in", "out", "--to", "comfy"]
+    command = [
+        sys.executable,
+        "-S",
+        str(ROOT / "svdq_core"),
+        "convert",  # no installed package can be imported
+        "in",
+        "out",
+        "--to",
+        "comfy",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "has no torch" in done.stderr and "dev.py convert in out --to comfy" in done.stderr
