@@ -15,8 +15,7 @@ from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
-from command_line import missing_packages, typed, use_comfyui_python
-
+command_line = importlib.import_module("command_line")  # a tool of dev.py's, in the folder above
 BAR_WIDTH = 30
 # as svdq_core.quantize.spec has them, which takes torch to import
 PRECISIONS = ("int4", "nvfp4", "int8")
@@ -75,7 +74,7 @@ def _write_line(line: str) -> None:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    program = typed("python svdq_core")
+    program = command_line.typed("python svdq_core")
     for command in ("convert", "quantize"):  # dev.py hands on its own command, which is ours
         program = (program or "").removesuffix(f" {command}")
     parser = argparse.ArgumentParser(
@@ -130,9 +129,9 @@ def _add_quantize(commands: argparse._SubParsersAction) -> None:
 def main(argv: list[str]) -> int:
     """Run one command; return the exit code."""
     options = parse(argv)
-    missing = missing_packages()
+    missing = command_line.missing_packages()
     if missing:
-        sys.stderr.write(f"error: {use_comfyui_python(missing, ' '.join(argv))}\n")
+        sys.stderr.write(f"error: {command_line.use_comfyui_python(missing, ' '.join(argv))}\n")
         return 1
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
