@@ -52,7 +52,7 @@ def install(version: str) -> Path:
 
 def compile_for(version: str, gpu: str) -> dict:
     """What cross_compile.py says, or {"error": ...}."""
-    paths = os.pathsep.join(str(path) for path in (TRITONS / version, ROOT / "tests"))
+    paths = os.pathsep.join(str(path) for path in (TRITONS / version, ROOT / "tests", ROOT / "tools"))
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": paths, "TRITON_CACHE_DIR": str(TRITONS / f"{version}.cache")}
     done = subprocess.run([sys.executable, COMPILER, gpu], capture_output=True, text=True, env=environment, check=False)
