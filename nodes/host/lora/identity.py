@@ -32,7 +32,7 @@ def content_of(tensor: Tensor) -> Hashable:
 
 def _digest(tensor: Tensor) -> Hashable:
     bits = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
-    digest = hashlib.sha256(memoryview(bits.numpy())).digest()
+    digest = hashlib.sha256(bits.numpy().data).digest()
     return tuple(tensor.shape), tensor.dtype, tensor.device, digest
 
 

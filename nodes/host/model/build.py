@@ -170,8 +170,8 @@ def extract_model(patcher) -> QuantizedModel:
     layers = {key.removeprefix(PREFIX).removesuffix(".weight"): m for key, m in patcher.svdquant_layers().items()}
     for name, module in layers.items():
         layer = as_in_files(module.layer_on(torch.device("cpu")))
-        patches = (patcher.patches.get(f"{PREFIX}{name}.{end}", []) for end in ("weight", "bias"))
-        model.layers[name] = baked_layer(layer, *patches, name)
+        weight, bias = (patcher.patches.get(f"{PREFIX}{name}.{end}", []) for end in ("weight", "bias"))
+        model.layers[name] = baked_layer(layer, weight, bias, name)
     dtype = _half_dtype(model)
     for name in _plain_names(patcher, layers):
         model.plain[name] = patched_weight(patcher, PREFIX + name, dtype)
