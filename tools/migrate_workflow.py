@@ -10,6 +10,7 @@ only.
 import argparse
 import copy
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -281,7 +282,9 @@ def main(argv: list[str]) -> int:
         print(f"{options.source}: {error}")
         return 2
     options.target.parent.mkdir(parents=True, exist_ok=True)
-    options.target.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part = options.target.with_name(f"{options.target.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(options.target)
     print("\n".join(lines or ["there was no node of ComfyUI-nunchaku in it; the copy is unchanged"]))
     print(f"written: {options.target}")
     return 0
