@@ -20,7 +20,7 @@ from .overrides import Overrides, layer_errors
 from .share import Share
 from .source import hash_files
 from .spec import QuantSpec
-from .to_file import Job, Outcome, quantize_to_file
+from .to_file import Outcome, QuantizeJob, quantize_to_file
 
 WORST_SHOWN = 5
 TRIAL_SIZE = 1024  # of the layer that tells how fast a machine without GPU is
@@ -94,7 +94,7 @@ def quantize_file(
     recorded = hash_files([request.calibration]) if request.calibration else "none"
     settings = ", ".join(f"{key} {value}" for key, value in (asdict(request.spec) | asdict(request.overrides)).items())
     decisive = (origin, recorded, str(request.spec), str(request.overrides.keep))
-    job = Job(
+    job = QuantizeJob(
         architecture=model.architecture,
         weights=model,
         names=list(model),

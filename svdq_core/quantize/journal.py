@@ -30,7 +30,7 @@ LAYER_SUFFIX = ".layer"  # not .safetensors: ComfyUI would list every layer as a
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredLayer:
     """What became of one host Linear.
 
     Args:
@@ -124,7 +124,7 @@ class Journal:
                 f"{path}: cannot be written ({error}). Make room and start again; finished layers are kept."
             ) from error
 
-    def get(self, name: str) -> Entry:
+    def get(self, name: str) -> StoredLayer:
         """One layer.
 
         Raises:
@@ -133,10 +133,10 @@ class Journal:
         try:
             with safe_open(self._path(name), framework="pt") as file:
                 header = file.metadata()
-                # views of the mapped file, which live as long as the entry
+                # views of the mapped file, which live as long as the layer
                 outputs = tuple(whole(key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118
             reports = tuple(_report(values) for values in json.loads(header["reports"]))
-            return Entry(name, outputs, reports, header["kept"])
+            return StoredLayer(name, outputs, reports, header["kept"])
         except (SafetensorError, OSError, LookupError, ValueError, TypeError) as error:
             raise SVDQuantError(f"{self._path(name)}: damaged ({error}). Delete it and start again.") from error
 

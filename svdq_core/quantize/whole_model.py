@@ -19,12 +19,6 @@ from .spec import QuantSpec
 from .statistics import InputStatistics
 
 
-def count_linears(architecture: Architecture, names: list[str]) -> int:
-    """How many Linears quantize_model will visit, for a progress bar."""
-    counts = architecture.count_blocks(names, "host")
-    return sum(counts[block.host] * len(block.linears) for block in architecture.blocks)
-
-
 def quantize_model(
     architecture: Architecture,
     weights: Mapping[str, Tensor],
