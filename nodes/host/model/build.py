@@ -1,7 +1,6 @@
 """From a quantized model to the host's MODEL, and back."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
@@ -177,10 +176,8 @@ def extract_model(patcher) -> QuantizedModel:
     layers = {key.removeprefix(PREFIX).removesuffix(".weight"): m for key, m in patcher.svdquant_layers().items()}
     for name, module in layers.items():
         layer = as_in_files(module.layer_on(torch.device("cpu")))
-        layer = baked_layer(layer, patcher.patches.get(f"{PREFIX}{name}.weight", []), name)
-        if f"{PREFIX}{name}.bias" in patcher.patches:
-            layer = replace(layer, bias=patched_weight(patcher, f"{PREFIX}{name}.bias"))
-        model.layers[name] = layer
+        weight, bias = (patcher.patches.get(f"{PREFIX}{name}.{end}", []) for end in ("weight", "bias"))
+        model.layers[name] = baked_layer(layer, weight, bias, name)
     dtype = _half_dtype(model)
     for name in _plain_names(patcher, layers):
         model.plain[name] = patched_weight(patcher, PREFIX + name, dtype)
