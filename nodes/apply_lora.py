@@ -1,6 +1,6 @@
 """Node: MODEL + LoRA file + strength -> MODEL and a report."""
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from .host import files
 from .host.lora.lora_file import apply_lora_file

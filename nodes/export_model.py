@@ -19,7 +19,7 @@ class SVDQuantExportModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SVDQuantExportModel",
-            display_name="Export SVDQuant Model",
+            display_name="Export Model (SVDQuant)",
             category="SVDQuant",
             description="Writes an SVDQuant model to output/diffusion_models. LoRAs on it are kept as extra rank.",
             search_aliases=["save", "nunchaku", "comfy-native", "convert", "dequantize", "merge lora"],

@@ -104,7 +104,7 @@ def test_it_works_in_a_folder_of_any_name(name, archive, tmp_path, monkeypatch):
         assert {"SVDQuantModelLoader", "SVDQuantEnvironmentCheck"} <= set(ours), server.log_tail()
         for quoted in (quote(name), quote(name, safe="()")):  # as the host lists scripts, and as a browser asks
             help_page = server.request(f"/extensions/{quoted}/docs/SVDQuantModelLoader.md")
-            assert help_page.startswith(b"# Load SVDQuant Model")
+            assert help_page.startswith(b"# Load Model (SVDQuant)")
             assert b"registerExtension" in server.request(f"/extensions/{quoted}/refresh_models.js")
             assert server.request(f"/api/workflow_templates/{quoted}/flux.1-dev.jpg").startswith(b"\xff\xd8")
             for outside in ("pyproject.toml", "%2e%2e/pyproject.toml", "..%2fpyproject.toml", "docs"):

@@ -1,4 +1,4 @@
-"""Export SVDQuant Model: every format loads again with the same picture, and every kind of file is in the list."""
+"""Export Model (SVDQuant): every format loads again with the same picture, and every kind of file is in the list."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Load SVDQuant Model: the host's own classes, the right pictures, and one clear sentence for every wrong file."""
+"""Load Model (SVDQuant): the host's own classes, the right pictures, and one clear sentence for every wrong file."""
 
 import json
 import shutil

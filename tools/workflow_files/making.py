@@ -54,7 +54,7 @@ def environment_check() -> Workflow:
         "Queue this before you download anything: it says which kernels will run on your card, which file of a family "
         "to take, how much memory FLUX.1 needs, and what to repair. It needs no model and takes seconds.",
     )
-    check = workflow.add(CHECK, "SVDQuantEnvironmentCheck", "SVDQuant Environment Check")
+    check = workflow.add(CHECK, "SVDQuantEnvironmentCheck", "Environment Check (SVDQuant)")
     parts.show_text(workflow, CHECK, "Report", check[0], (1000, 620))
     return workflow
 
