@@ -43,4 +43,4 @@ class SVDQuantLoraLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model, lora_name: str, strength: float) -> io.NodeOutput:
         patched, report = apply_lora_file(model, files.lora_path(lora_name), strength)
-        return io.NodeOutput(patched, report.text())
+        return io.NodeOutput(patched, report.text(), ui=ui.PreviewText(report.text()))

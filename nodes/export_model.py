@@ -39,7 +39,9 @@ class SVDQuantExportModel(io.ComfyNode):
                     default="svdq-my-model",
                     tooltip="File name without ending; subfolders with /.",
                 ),
-                io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of that name."),
+                io.Boolean.Input(
+                    "overwrite", default=False, tooltip="Replace a file of that name. Off: the new file gets a number."
+                ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="Where the file was written.")],
         )

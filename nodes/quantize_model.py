@@ -82,7 +82,12 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                     default="my-model",
                     tooltip="The file becomes output/diffusion_models/svdq-<precision>_r<rank>-<this>.safetensors.",
                 ),
-                io.Boolean.Input("overwrite", advanced=True, default=False, tooltip="Replace a file of that name."),
+                io.Boolean.Input(
+                    "overwrite",
+                    advanced=True,
+                    default=False,
+                    tooltip="Replace a file of that name. Off: the new file gets a number.",
+                ),
                 io.Int.Input(
                     "seed",
                     advanced=True,

@@ -22,8 +22,9 @@ const STYLE = `
 `;
 
 function addWidget(node, name, element, height) {
+  // without a greatest height: whoever makes the node taller sees more
   const widget = node.addDOMWidget(name, `svdquant_${name}`, element, { serialize: false, hideOnZoom: false,
-    getMinHeight: height, getMaxHeight: height, margin: 8 });
+    getMinHeight: height, margin: 8 });
   widget.serialize = false; // it is shown, never saved or sent
   for (const kind of ["pointerdown", "wheel"])
     element.addEventListener(kind, (event) => event.stopPropagation()); // to select text, to scroll it
@@ -31,8 +32,8 @@ function addWidget(node, name, element, height) {
 }
 
 function grow(node, width = 0) {
-  const [nodeWidth] = node.size;
-  node.setSize([Math.max(nodeWidth, width), node.computeSize()[1]]);
+  const [nodeWidth, nodeHeight] = node.size;
+  node.setSize([Math.max(nodeWidth, width), Math.max(nodeHeight, node.computeSize()[1])]);
   node.setDirtyCanvas?.(true, true);
 }
 
@@ -49,7 +50,6 @@ function showText(node, text) {
   const lines = text.split("\n").reduce((sum, line) => sum + Math.max(Math.ceil(line.length / inLine), 1), 0);
   node.svdquantTextHeight = Math.min(lines, MOST_LINES) * LINE + PADDING + 16;
   shown.style.minHeight = `${node.svdquantTextHeight - 16}px`;
-  shown.style.maxHeight = `${node.svdquantTextHeight - 16}px`;
   if (!known) addWidget(node, "report", shown, () => node.svdquantTextHeight);
   grow(node, width);
 }

@@ -10,14 +10,13 @@ EXAMPLE_SIZE = 1024  # pixels; what a step of a picture of this size takes is Co
 def memory_line(patcher: ModelPatcher) -> str:
     """What the weights and a step of one 1024 x 1024 picture take, and whether the GPU has it."""
     weights = patcher.model_size()
-    step = _step_bytes(patcher)
-    needed = weights + step
-    words = f"{weights / GIB:.1f} GiB of weights"
-    if step:
-        words += f", about {needed / GIB:.1f} GiB while it draws {EXAMPLE_SIZE} x {EXAMPLE_SIZE}"
-    device = patcher.load_device
+    device, words = patcher.load_device, f"{weights / GIB:.1f} GiB of weights"
     if device.type == "cpu":
         return f"{words}; no GPU: it runs on the CPU"
+    step = _step_bytes(patcher)
+    needed = weights + step
+    if step:
+        words += f", about {needed / GIB:.1f} GiB while it draws {EXAMPLE_SIZE} x {EXAMPLE_SIZE}"
     total = comfy.model_management.get_total_memory(device)
     if needed <= total:
         return f"{words}; fits into the GPU's {total / GIB:.1f} GiB"
