@@ -15,6 +15,7 @@ from ....svdq_core.quantized_model import QuantizedModel
 from ....svdq_core.runtime import describe_model, folds_gelu, resolve_compute, with_derived
 from ....svdq_core.stack import as_in_files
 from ..attention import choose_attention
+from ..graphs.forward import install_graphs
 from ..lora.bake import baked_layer, patched_weight
 from .fold import fold_gelus, speed_up_gelus, wants_folding
 from .patcher import adopt
@@ -47,6 +48,7 @@ def load_model_with_status(path: str, compute: str, disable_dynamic: bool = Fals
     status = describe_model(Path(path).name, model, mode, reason)
     patcher = build_model(model, mode, disable_dynamic)
     patcher.cached_patcher_init = (load_model, (path, compute))
+    install_graphs(patcher)
     words = choose_attention(patcher, attention)
     return patcher, f"{status}; {words}" if words else status
 
