@@ -92,13 +92,15 @@ def try_triton(device: torch.device) -> str:
     if why_no_triton(device):
         return why_no_triton(device) or ""
     try:
-        unpack = importlib.import_module("..kernels.unpack_weight", __package__)
+        unpack = importlib.import_module("..kernels.step.unpack_weight", __package__)
         part, _, _ = quantize_part(_weight(), None, QuantSpec(rank=RANK), "probe")
         qweight, wscales = part["qweight"].to(device), part["wscales"].to(device)
         codes = unpack.expand_codes(qweight).cpu()
         if not torch.equal(codes, unpack_int4(part["qweight"]).to(codes.dtype)):
             return "a kernel compiled but computes wrong values"
-        importlib.import_module("..kernels.requantize_weight", __package__).requantize_weight(qweight, wscales, "int4")
+        importlib.import_module("..kernels.step.requantize_weight", __package__).requantize_weight(
+            qweight, wscales, "int4"
+        )
         torch.cuda.synchronize(device)
     except Exception as error:  # noqa: BLE001  (compilers fail in many ways; the user should read which)
         return f"{type(error).__name__}: {first_line(error)}"

@@ -110,6 +110,8 @@ class QuantizedLayer:
         parts: rectangles that tile the weight.
         bias: (out_features,) or None; for act_unsigned parts it holds the shift correction already.
         arena: memory in which tensors of the parts lie already, or None.
+        input: name of the tensor that it reads; layers of one name have the same smoothing and proj_down, bit for bit,
+            so that one may take over what another quantized. "" if nothing is known.
     """
 
     in_features: int
@@ -117,6 +119,7 @@ class QuantizedLayer:
     parts: tuple[Part, ...]
     bias: Tensor | None = None
     arena: Arena | None = field(default=None, repr=False, compare=False)
+    input: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -196,7 +199,7 @@ class QuantizedLayer:
                 place.read(blob).copy_(tensor)
                 blob[start + tensor.nbytes : stop] = 0  # gaps are saved too: equal layers, equal bytes
             end = max(end, stop)
-        return blob[:end], BlobLayout(self.in_features, self.out_features, tuple(parts))
+        return blob[:end], BlobLayout(self.in_features, self.out_features, tuple(parts), self.input)
 
 
 @dataclass(frozen=True)
@@ -230,11 +233,12 @@ class BlobPart:
 
 @dataclass(frozen=True)
 class BlobLayout:
-    """Where everything lies in the blob of one layer."""
+    """Where everything lies in the blob of one layer; `input` as in QuantizedLayer."""
 
     in_features: int
     out_features: int
     parts: tuple[BlobPart, ...]
+    input: str = ""
 
     def read(self, blob: Tensor, bias: Tensor | None = None) -> QuantizedLayer:
         """Views of the blob as a layer, no copy. Do not keep them: the host replaces the bytes behind a parameter."""
@@ -242,7 +246,7 @@ class BlobLayout:
             Part(p.scheme, p.rows, p.columns, p.act_unsigned, {n: s.read(blob) for n, s in p.slices.items()}, p.pieces)
             for p in self.parts
         )
-        return QuantizedLayer(self.in_features, self.out_features, parts, bias)
+        return QuantizedLayer(self.in_features, self.out_features, parts, bias, input=self.input)
 
     def without_derived(self, blob: Tensor) -> tuple[Tensor, "BlobLayout"]:
         """What files hold of a blob, a view of it, and where everything lies in that."""
@@ -260,6 +264,8 @@ class BlobLayout:
         for part in raw["parts"]:
             if not part["pieces"]:
                 del part["pieces"]
+        if not raw["input"]:
+            del raw["input"]
         return json.dumps(raw, separators=(",", ":"))
 
     @staticmethod
@@ -276,7 +282,7 @@ class BlobLayout:
             )
             for p in raw["parts"]
         )
-        return BlobLayout(raw["in_features"], raw["out_features"], parts)
+        return BlobLayout(raw["in_features"], raw["out_features"], parts, str(raw.get("input", "")))
 
 
 def with_tensors(part: Part, **tensors: Tensor) -> Part:

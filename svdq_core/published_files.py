@@ -4,11 +4,7 @@ import torch
 
 from ..kernels.gpus import FP4_GENERATIONS, generation
 from .layer import GROUP_SIZE
-from .models import FLUX, PIXART, Architecture
-
-# of the published models: width, blocks of each kind, parameters outside the blocks
-FLUX_DEV = (FLUX, 3072, {"double_blocks": 19, "single_blocks": 38}, 64_106_560)
-PIXART_SIGMA = (PIXART, 1152, {"blocks": 28}, 16_440_256)
+from .models import FLUX, Architecture
 
 WORKING_GIB = 0.5  # activations of FLUX.1 at 1024 x 1024; 0.42 GiB measured with BF16 weights on an H200
 RESERVED_GIB = 1.0  # the CUDA context, the desktop, the host's own reserve
@@ -52,7 +48,8 @@ def weight_bytes(
 
 def flux_gib(precision: str, rank: int = 32) -> float:
     """GiB of the weights of FLUX.1-dev."""
-    return weight_bytes(*FLUX_DEV, precision, rank) / 2**30
+    model = FLUX.published[0]
+    return weight_bytes(FLUX, model.width, model.counts, model.outside, precision, rank) / 2**30
 
 
 def memory_advice(device: torch.device, total_gib: float | None) -> str:

@@ -4,6 +4,7 @@ Only packed.py reads them; other loaders find neither their layer names nor shap
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class PackedFormat(Format):
     title = "svdquant"
 
     def layer_outputs(self, host: str, layer: QuantizedLayer) -> Iterator[Output]:
-        layer = QuantizedLayer(layer.in_features, layer.out_features, as_in_files(layer).parts, layer.bias)
+        layer = replace(as_in_files(layer), bias=layer.bias, arena=None)
         blob, layout = _on_meta(layer).to_blob()
         yield Output(f"{host}.weight", tuple(blob.shape), torch.uint8, lambda: [layer.to_blob()[0]])
         yield whole(host + LAYOUT_SUFFIX, _as_bytes(layout))
@@ -42,7 +43,7 @@ class PackedFormat(Format):
 
 def _on_meta(layer: QuantizedLayer) -> QuantizedLayer:
     parts = tuple(with_tensors(part, **{n: t.to("meta") for n, t in part.tensors.items()}) for part in layer.parts)
-    return QuantizedLayer(layer.in_features, layer.out_features, parts)
+    return QuantizedLayer(layer.in_features, layer.out_features, parts, input=layer.input)
 
 
 def _as_bytes(layout: BlobLayout) -> Tensor:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from svdquant_pack import ROOT
+
 COMPILER = Path(__file__).with_name("cross_compile.py")
 # bytes of shared memory that one block may use
 SHARED_LIMIT = {
@@ -36,7 +38,7 @@ ALLOWED_SPILLS = {("sm_100", "gemm_nvfp4"): 2}
 
 def _compile(gpu: str) -> dict:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join((str(Path(__file__).parents[1]), str(Path(__file__).parent)))
+    environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / room) for room in ("tests", "tools", "tests/kernels"))
     result = subprocess.run(
         [sys.executable, COMPILER, gpu], capture_output=True, text=True, env=environment, check=False
     )

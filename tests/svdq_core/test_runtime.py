@@ -5,8 +5,9 @@ import torch
 from tiny_files import DATA
 
 from svdquant_pack.kernels.svdquant_linear import COMPUTE_MODES
+from svdquant_pack.svdq_core import runtime
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
-from svdquant_pack.svdq_core.runtime import describe_model, resolve_compute
+from svdquant_pack.svdq_core.runtime import describe_model, prefers_cudnn_attention, resolve_compute
 
 
 @pytest.mark.parametrize("precision", ["int4", "nvfp4"])
@@ -25,3 +26,12 @@ def test_description_names_what_a_user_asks():
     text = describe_model("a file.safetensors", model, "w4a8", "because")
     for word in ("a file.safetensors", "FLUX.1", "nvfp4", "rank 32", "13 quantized layers", "w4a8", "because"):
         assert word in text
+
+
+def test_cudnn_attention_is_for_the_gpus_where_it_is_known_to_be_faster(monkeypatch):
+    assert not prefers_cudnn_attention(torch.device("cpu"))
+    found = {}
+    for name in ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "other"):
+        monkeypatch.setattr(runtime, "generation", lambda device, name=name: name)
+        found[name] = prefers_cudnn_attention(torch.device("cuda", 0))
+    assert [name for name, prefers in found.items() if prefers] == ["sm_90", "sm_100"]

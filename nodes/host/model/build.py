@@ -13,6 +13,7 @@ from ....svdq_core.layer import QuantizedLayer
 from ....svdq_core.models import SUPPORTED
 from ....svdq_core.quantized_model import QuantizedModel
 from ....svdq_core.runtime import describe_model, folds_gelu, resolve_compute, with_derived
+from ..attention import choose_attention
 from .fold import fold_gelus, speed_up_gelus, wants_folding
 from .patcher import adopt
 from .placeholder import Packed, placeholder
@@ -36,14 +37,19 @@ def load_model(path: str, compute: str, disable_dynamic: bool = False):
     return load_model_with_status(path, compute, disable_dynamic)[0]
 
 
-def load_model_with_status(path: str, compute: str, disable_dynamic: bool = False):
-    """load_model, and one line for the user: what the file is and what will run it."""
+def load_model_with_status(path: str, compute: str, disable_dynamic: bool = False, attention: str = "auto"):
+    """load_model, and one line for the user: what the file is and what will run it.
+
+    Args:
+        attention: one of attention.CHOICES.
+    """
     model = read_checkpoint(Checkpoint(Path(path)))
     mode, reason = resolve_compute(compute, model.precision, comfy.model_management.get_torch_device())
     status = describe_model(Path(path).name, model, mode, reason)
     patcher = build_model(model, mode, disable_dynamic)
     patcher.cached_patcher_init = (load_model, (path, compute))
-    return patcher, status
+    words = choose_attention(patcher, attention)
+    return patcher, f"{status}; {words}" if words else status
 
 
 def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = False):

@@ -1,7 +1,6 @@
 """From the host's MODEL back to a quantized model."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 
@@ -26,10 +25,8 @@ def extract_model(patcher) -> QuantizedModel:
     layers = {key.removeprefix(PREFIX).removesuffix(".weight"): m for key, m in patcher.svdquant_layers().items()}
     for name, module in layers.items():
         layer = as_in_files(module.layer_on(torch.device("cpu")))
-        layer = baked_layer(layer, patcher.patches.get(f"{PREFIX}{name}.weight", []), name)
-        if f"{PREFIX}{name}.bias" in patcher.patches:
-            layer = replace(layer, bias=patched_weight(patcher, f"{PREFIX}{name}.bias"))
-        model.layers[name] = layer
+        weight, bias = (patcher.patches.get(f"{PREFIX}{name}.{end}", []) for end in ("weight", "bias"))
+        model.layers[name] = baked_layer(layer, weight, bias, name)
     dtype = model.half_dtype
     for name in _plain_names(patcher, layers):
         model.plain[name] = patched_weight(patcher, PREFIX + name, dtype)

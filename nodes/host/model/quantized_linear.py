@@ -18,7 +18,8 @@ from ....svdq_core.apply_layer import apply_blob
 from ....svdq_core.errors import ArchitectureError
 from ....svdq_core.layer import BlobLayout, QuantizedLayer
 from ....svdq_core.stack import as_in_files
-from ..lora.factors import LoraPlan, add_lora
+from ..lora.factors import add_bias, add_lora
+from ..lora.plan import LoraPlan
 from .joined import Joined
 from .norms import KernelLayerNorm, KernelRMSNorm
 from .placeholder import Packed, is_empty_shape, packed_of
@@ -163,6 +164,7 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
             offloadable=True,
         )
         try:  # an exception must not leave a paged weight pinned
+            bias = add_bias(bias, self.lora_tensor("lora_bias", x.device), x)
             layer, gelu = (weight, self.layout_text, bias), None if self.wrapped else self.gelu
             # a layer that the host keeps on the CPU has its factors there as well
             down, up = self.lora_tensor("lora_down", x.device), self.lora_tensor("lora_up", x.device)
@@ -172,7 +174,11 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
             x = x.done() if isinstance(x, Joined) else x
             if gelu == "input":  # what is added reads it, too
                 x = torch.nn.functional.gelu(x, approximate="tanh")
-            out = add_lora(apply_blob(*layer, x, self.compute, down, up), x, self.lora, self.lora_tensors())
+            if self.lora.scale != 1.0:
+                out = apply_blob(weight, self.layout_text, None, x, self.compute)
+            else:
+                out = apply_blob(*layer, x, self.compute, down, up)
+            out = add_lora(out, x, self.lora, self.lora_tensors(), bias)
             if gelu == "output":
                 activated = out[..., self.gelu_from :]
                 activated.copy_(torch.nn.functional.gelu(activated, approximate="tanh"))
