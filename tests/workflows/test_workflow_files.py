@@ -55,9 +55,9 @@ def test_it_opens_with_a_note_that_names_every_file(workflow):
     note = form["nodes"][-1]
     (text,) = note["widgets_values"]
     assert note["type"] == "MarkdownNote" and text.startswith("# Read me first")
-    assert note["pos"][0] < min(node["pos"][0] for node in form["nodes"][:-1])
+    assert note["pos"] == [0, 30], "at the upper left"
     for file in workflow.files:
-        assert f"`{file.name}`" in text and f"`{file.folder}`" in text
+        assert f"`{file.name}`" in text and f"`models/{file.folder}`" in text
     offered = {entry["name"] for node in form["nodes"] for entry in node["properties"].get("models", [])}
     assert offered == {file.name for file in workflow.files if file.url}
 
