@@ -2,7 +2,7 @@
 
 import torch
 
-from ..kernels.gpus import FP4_GENERATIONS, generation
+from ..kernels.gpus import generation
 from .layer import GROUP_SIZE
 from .models import FLUX, PIXART, Architecture
 
@@ -18,7 +18,7 @@ FP4, INT4 = "fp4", "int4"  # as the names of published files spell the precision
 
 def file_precision(device: torch.device) -> str:
     """What to download for a device, as file names spell it: "fp4" for native FP4 tensor cores, else "int4"."""
-    return FP4 if generation(device) in FP4_GENERATIONS else INT4
+    return FP4 if generation(device).fp4 else INT4
 
 
 def example_name(device: torch.device, model: str = "flux.1-dev", rank: int = 32) -> str:

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import torch
 
+from ..kernels.choose_compute import choose_compute
 from ..kernels.gpus import generation, why_no_triton
 from ..kernels.ladder import say_once
-from ..kernels.svdquant_linear import COMPUTE_MODES, choose_compute, find_channel_scales
+from ..kernels.layer_call import COMPUTE_MODES
 from ..kernels.tiles import folds_gelu as generation_folds_gelu
+from ..kernels.weights import find_channel_scales
 from .layer import Part, QuantizedLayer, with_tensors
 from .quantized_model import QuantizedModel
 from .stack import as_in_files, join_inputs

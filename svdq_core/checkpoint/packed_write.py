@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..layer import BlobLayout, QuantizedLayer, with_tensors
+from ..blob import BlobLayout, to_blob
+from ..layer import QuantizedLayer, with_tensors
 from ..quantized_model import QuantizedModel
 from ..stack import as_in_files
 from .comfy_names import CONFIGS
@@ -24,8 +25,8 @@ class PackedFormat(Format):
 
     def layer_outputs(self, host: str, layer: QuantizedLayer) -> Iterator[Output]:
         layer = QuantizedLayer(layer.in_features, layer.out_features, as_in_files(layer).parts, layer.bias)
-        blob, layout = _on_meta(layer).to_blob()
-        yield Output(f"{host}.weight", tuple(blob.shape), torch.uint8, lambda: [layer.to_blob()[0]])
+        blob, layout = to_blob(_on_meta(layer))
+        yield Output(f"{host}.weight", tuple(blob.shape), torch.uint8, lambda: [to_blob(layer)[0]])
         yield whole(host + LAYOUT_SUFFIX, _as_bytes(layout))
         if layer.bias is not None:
             yield whole(f"{host}.bias", layer.bias)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_files import DATA
 
-from svdquant_pack.kernels.svdquant_linear import COMPUTE_MODES
+from svdquant_pack.kernels.layer_call import COMPUTE_MODES
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.runtime import describe_model, resolve_compute
 

@@ -9,6 +9,7 @@ import comfy.sd
 import torch
 from torch import Tensor
 
+from ....svdq_core.blob import to_blob
 from ....svdq_core.checkpoint import Checkpoint, read_checkpoint
 from ....svdq_core.errors import ArchitectureError, SVDQuantError
 from ....svdq_core.models import ARCHITECTURES, SUPPORTED, Architecture
@@ -55,7 +56,7 @@ def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = Fal
     state_dict, device = dict(model.plain), comfy.model_management.get_torch_device()
     for name in list(model.layers):
         layer = with_derived(model.layers.pop(name), compute, device)
-        blob, layout = layer.to_blob()
+        blob, layout = to_blob(layer)
         state_dict[f"{name}.weight"], state_dict[f"{name}.{LAYOUT_KEY}"] = blob, layout_to_tensor(layout)
         if layer.bias is not None:
             state_dict[f"{name}.bias"] = layer.bias

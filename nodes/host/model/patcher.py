@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import comfy.model_patcher
 
 from ....svdq_core.apply_layer import dense_bias, dense_weight
+from ....svdq_core.blob import to_blob
 from ....svdq_core.errors import SVDQuantError
 from ....svdq_core.stack import as_in_files
 from ..lora.bake import baked_layer, patched_weight
@@ -152,7 +153,7 @@ class _SVDQuantPatching:
                 if key in self.patches:
                     where = key.removeprefix("diffusion_model.").removesuffix(".weight")
                     layer = as_in_files(module.layer())
-                    module.saved_as = baked_layer(layer, self.patches[key], where).to_blob()
+                    module.saved_as = to_blob(baked_layer(layer, self.patches[key], where))
             state = super().model_state_dict_for_saving(model, prefix)
         finally:
             for key, module in layers.items():

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ....svdq_core.apply_layer import apply_blob
+from ....svdq_core.blob import BlobLayout, to_blob
 from ....svdq_core.errors import ArchitectureError
-from ....svdq_core.layer import BlobLayout, QuantizedLayer
+from ....svdq_core.layer import QuantizedLayer
 from ....svdq_core.stack import as_in_files
 from ..lora.factors import LoraPlan, add_lora
 from .joined import Joined
@@ -119,7 +120,7 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         """The blob as files hold it, where possible a view, and its layout."""
         assert self.layout is not None, "asked of a layer that is not quantized"
         if any(part.pieces for part in self.layout.parts):
-            return as_in_files(self.layer()).to_blob()
+            return to_blob(as_in_files(self.layer()))
         return self.layout.without_derived(self.weight.detach())
 
     def layer_on(self, device: torch.device) -> QuantizedLayer:
@@ -149,14 +150,14 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         try:  # an exception must not leave a paged weight pinned
             layer, gelu = (weight, self.layout_text, bias), None if self.wrapped else self.gelu
             # a layer that the host keeps on the CPU has its factors there as well
-            down, up = self.lora_tensor("lora_down", x.device), self.lora_tensor("lora_up", x.device)
+            lora = {name: self.lora_tensor(name, x.device) for name in ("lora_down", "lora_up")}
             if self.lora is None or not self.lora.reads_input:
                 sides = x.cut_at([part.columns for part in self.layout.parts]) if isinstance(x, Joined) else x
-                return apply_blob(*layer, sides, self.compute, down, up, gelu, self.gelu_from)
+                return apply_blob(*layer, sides, self.compute, **lora, gelu=gelu, gelu_from=self.gelu_from)
             x = x.done() if isinstance(x, Joined) else x
             if gelu == "input":  # what is added reads it, too
                 x = torch.nn.functional.gelu(x, approximate="tanh")
-            out = add_lora(apply_blob(*layer, x, self.compute, down, up), x, self.lora, self.lora_tensors())
+            out = add_lora(apply_blob(*layer, x, self.compute, **lora), x, self.lora, self.lora_tensors())
             if gelu == "output":
                 activated = out[..., self.gelu_from :]
                 activated.copy_(torch.nn.functional.gelu(activated, approximate="tanh"))
