@@ -102,12 +102,12 @@ class Shares(NamedTuple):
     Args:
         sums: float32, once the launch is done: (SHARES, M, R) sums, then (SHARES, M) magnitudes; see add_shares and
             largest_of_shares.
-        count: SHARES. overlaps: whether who reads the sums may begin while they are computed, and has to wait itself.
+        shares: SHARES. overlaps: whether who reads the sums may begin while they are computed, and has to wait itself.
         grid, arguments, constants: of the launch of project_kernel.
     """
 
     sums: Tensor
-    count: int
+    shares: int
     overlaps: bool
     grid: tuple[int, ...]
     arguments: tuple

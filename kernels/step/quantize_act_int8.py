@@ -209,7 +209,7 @@ def quantize_act_int8(
     if projection is Projection.SHARED:
         plan = plan_projection(x, smooth_factor, proj_down, act_unsigned, gelu)
         launch(project_kernel, plan.grid, plan.arguments, plan.constants)
-        sums, shares, overlap = plan.sums, plan.count, plan.overlaps
+        sums, shares, overlap = plan.sums, plan.shares, plan.overlaps
         tile = {**quantizer_tile(K, 0), "BLOCK_R": power_of_2(R)}
     elif projection is Projection.APART:
         if gelu:

@@ -150,14 +150,17 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         try:  # an exception must not leave a paged weight pinned
             layer, gelu = (weight, self.layout_text, bias), None if self.wrapped else self.gelu
             # a layer that the host keeps on the CPU has its factors there as well
-            lora = {name: self.lora_tensor(name, x.device) for name in ("lora_down", "lora_up")}
+            down, up = self.lora_tensor("lora_down", x.device), self.lora_tensor("lora_up", x.device)
             if self.lora is None or not self.lora.reads_input:
                 sides = x.cut_at([part.columns for part in self.layout.parts]) if isinstance(x, Joined) else x
-                return apply_blob(*layer, sides, self.compute, **lora, gelu=gelu, gelu_from=self.gelu_from)
+                return apply_blob(
+                    *layer, sides, self.compute, lora_down=down, lora_up=up, gelu=gelu, gelu_from=self.gelu_from
+                )
             x = x.done() if isinstance(x, Joined) else x
             if gelu == "input":  # what is added reads it, too
                 x = torch.nn.functional.gelu(x, approximate="tanh")
-            out = add_lora(apply_blob(*layer, x, self.compute, **lora), x, self.lora, self.lora_tensors())
+            out = apply_blob(*layer, x, self.compute, lora_down=down, lora_up=up)
+            out = add_lora(out, x, self.lora, self.lora_tensors())
             if gelu == "output":
                 activated = out[..., self.gelu_from :]
                 activated.copy_(torch.nn.functional.gelu(activated, approximate="tanh"))
