@@ -1,8 +1,14 @@
-"""One command for everything: sets up what is missing, then runs it."""
+"""What users and developers run from the command line.
+
+check, convert, quantize and migrate-workflow run in the Python that calls them and install nothing: take the one that
+runs ComfyUI. demo, test, evaluate, bench and compile need a git clone and set up a development environment in .dev/.
+"""
 
 import argparse
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,7 +20,7 @@ if sys.version_info < (3, 10):  # noqa: UP036  (somebody's python3 may be older;
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from comfyui_source import (  # noqa: E402  (the tools are a folder beside this file)
+from comfyui_source import (  # noqa: E402
     DEV_FOLDER,
     HOST_FOLDER,
     HOST_VERSION,
@@ -24,6 +30,7 @@ from comfyui_source import (  # noqa: E402  (the tools are a folder beside this 
     host_requirements,
     unpack_host,
 )
+from command_line import TYPED  # noqa: E402  (the tools are a folder beside this file)
 from dev_environment import (  # noqa: E402
     DEFAULT_TORCH,
     TEST_REQUIREMENTS,
@@ -38,49 +45,70 @@ CHOICES = DEV_FOLDER / "choices.json"  # --torch and --python, as last given
 
 @dataclass(frozen=True)
 class Command:
-    """What Python is called with, in the environment; {host}, {base} and {output} are filled in."""
+    """What Python is called with; {host}, {base} and {output} are filled in.
+
+    Args:
+        developer: it needs a git clone, and runs in the development environment, which is set up first. Otherwise it
+            runs in the Python that was called, as it is.
+        needs: a file that release archives do not have.
+    """
 
     does: str
     arguments: tuple[str, ...]
     in_checkout: bool = False  # run in this folder instead of the caller's
-    set_up: bool = True  # otherwise it runs in the Python that was called, as it is
+    developer: bool = False
+    needs: str = ""
 
 
 _DEMO = ("{root}/demo/run.py", "--host", "{host}", "--base", "{base}", "--output", "{output}")
 COMMANDS = {
-    "demo": Command("run the main job in a real ComfyUI; writes images and a report", _DEMO),
-    "test": Command("run the tests; further arguments go to pytest", ("-m", "pytest"), in_checkout=True),
+    "check": Command(
+        "say what this machine will do with SVDQuant files, and which to download",
+        ("{root}/tools/check_environment.py",),
+    ),
+    "convert": Command("IN OUT: write an SVDQuant file in another format", ("{root}/svdq_core", "convert")),
+    "quantize": Command("IN OUT: make an SVDQuant file of a 16-bit model", ("{root}/svdq_core", "quantize")),
+    "migrate-workflow": Command(
+        "IN OUT: turn a workflow made with ComfyUI-nunchaku into one for this pack",
+        ("{root}/tools/migrate_workflow.py",),
+    ),
+    "demo": Command(
+        "quantize small models and draw with them in a real ComfyUI; writes pictures and a report",
+        _DEMO,
+        developer=True,
+        needs="demo/run.py",
+    ),
+    "test": Command(
+        "run the tests; further arguments go to pytest",
+        ("-m", "pytest"),
+        in_checkout=True,
+        developer=True,
+        needs="tests/conftest.py",
+    ),
     "evaluate": Command(
-        "measure the quality of every way to quantize the demo's FLUX; --help tells how",
-        ("{root}/demo/evaluate/run.py", "--output", "{root}/output/evaluate"),
+        "measure the quality of every way to quantize the demo's FLUX",
+        ("{root}/research/evaluate/run.py", "--output", "{root}/output/evaluate"),
+        developer=True,
+        needs="research/evaluate/run.py",
     ),
     "bench": Command(
-        "time one layer, or with --step a whole step, in every mode on a GPU", ("{root}/benchmarks/run.py",)
+        "time one layer, or with --step a whole step, in every mode on a GPU",
+        ("{root}/benchmarks/layers.py",),
+        developer=True,
+        needs="benchmarks/layers.py",
     ),
     "compile": Command(
         "compile every kernel with every Triton that the pack supports; needs no GPU",
         ("{root}/tools/compile_kernels.py",),
-    ),
-    "convert": Command("write an SVDQuant file in another format; --help tells how", ("{root}/svdq_core", "convert")),
-    "quantize": Command(
-        "make an SVDQuant file of a 16-bit FLUX.1 or PixArt file; --help tells how",
-        ("{root}/svdq_core", "quantize"),
-    ),
-    "check": Command(
-        "say what this machine will do with SVDQuant files; for the Python of your ComfyUI",
-        ("{root}/tools/check_environment.py",),
-        set_up=False,
-    ),
-    "migrate-workflow": Command(
-        "IN OUT: turn a workflow of ComfyUI-nunchaku's FLUX nodes into one of this pack's",
-        ("{root}/tools/migrate_workflow.py",),
-        set_up=False,
+        developer=True,
+        needs="tests/kernels/cross_compile.py",
     ),
 }
+HELP = ("-h", "--help")
 
 EXAMPLES = """
-The first run sets everything up in .dev/ of this folder: a virtual environment and ComfyUI. Later runs start at once
-and need no network. To begin afresh, delete .dev/.
+demo, test, evaluate, bench and compile make a virtual environment and fetch ComfyUI the first time: about 3 GB, into
+.dev/ of this folder. Later runs start at once and need no network. To begin afresh, delete .dev/.
 
 On a machine with a GPU, name the torch you want, with pip's own options for where it comes from in the environment:
     PIP_EXTRA_INDEX_URL=<torch's index for your CUDA or ROCm> python dev.py test --torch torch==2.13.0
@@ -89,17 +117,22 @@ or use the packages of an environment that has it (nothing is installed into it;
 """
 
 
+def typed_name() -> str:
+    """This script as the user called it: python dev.py, or by its path."""
+    return f"python {sys.argv[0] if Path(sys.argv[0]).name == 'dev.py' else 'dev.py'}"
+
+
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split the command line into our own options and the arguments of the command."""
-    listing = "".join(f"\n  {name:10}{command.does}" for name, command in COMMANDS.items())
+    listing = "".join(f"\n  {name:18}{command.does}" for name, command in COMMANDS.items())
     parser = argparse.ArgumentParser(
-        prog="dev.py",
-        usage="python dev.py COMMAND [--host DIR] [--torch SPEC] [--python EXE] [arguments of the command]",
+        prog=typed_name(),
+        usage=f"{typed_name()} COMMAND [--host DIR] [--torch SPEC] [--python EXE] [arguments of the command]",
         description=f"{__doc__}\n\ncommands:{listing}",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        add_help=not (argv and argv[0] in COMMANDS),  # after a command, --help is the command's
+        add_help=not (argv and argv[0] in COMMANDS),  # after a command, --help is that command's
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the above")
     parser.add_argument(
@@ -130,42 +163,94 @@ def chosen_host(options: argparse.Namespace) -> Path | None:
     return check_host(Path(named)) if named else None
 
 
+def chosen_torch(choices: dict[str, str | None]) -> str:
+    """The torch requirement of the environment."""
+    return choices["torch"] or (DEFAULT_TORCH if choices["python"] is None else "torch")
+
+
+def announce(environment: Environment, host: Path | None, choices: dict[str, str | None]) -> None:
+    """Say, before anything is fetched, what a first run fetches and where it goes."""
+    fetched = [] if environment.read_stamp() else [chosen_torch(choices), "the packages of ComfyUI and of the tests"]
+    if host is None and not HOST_FOLDER.is_dir():
+        fetched.append(f"ComfyUI {HOST_VERSION}")
+    if not fetched:
+        return
+    size = "about 3 GB on the disk" if environment.over is None else f"what {environment.over} lacks of them"
+    say(f"setting up a development environment, once: {', '.join(fetched)}")
+    say(f"it goes into {environment.folder.parent} ({size}, some minutes) and nowhere else; Ctrl+C stops it")
+
+
 def set_up(options: argparse.Namespace) -> tuple[Path, Path]:
     """Provide environment and host, doing only what is missing; return (python, host)."""
     host, choices = chosen_host(options), read_choices(options)
     over = Path(choices["python"]) if choices["python"] else None
     environment = Environment(over)
+    announce(environment, host, choices)
     environment.create()
     if host is None:
         host = HOST_FOLDER
         if not host.is_dir():
             say(f"fetching ComfyUI {HOST_VERSION}")
             unpack_host(fetch_archive(environment.python, DEV_FOLDER / "downloads"), host)
-    torch = choices["torch"] or (DEFAULT_TORCH if over is None else "torch")
-    environment.install([torch, *host_requirements(host), *TEST_REQUIREMENTS])
+    environment.install([chosen_torch(choices), *host_requirements(host), *TEST_REQUIREMENTS])
     environment.note_missing()
     CHOICES.parent.mkdir(parents=True, exist_ok=True)
     CHOICES.write_text(json.dumps(choices), encoding="utf-8")  # only now: what failed is not kept
     return environment.python, host
 
 
-def run_command(command: Command, python: Path, host: Path, rest: list[str]) -> int:
+def why_a_clone_is_needed(name: str) -> str:
+    """The sentence for a developer's command in a release archive; "" where everything is there."""
+    command = COMMANDS[name]
+    if not command.developer or (ROOT / command.needs).exists():
+        return ""
+    address = re.search(r'^Repository = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    clone = f"git clone {address[1]}" if address else "git clone"
+    return f"{name} needs a git clone: release archives hold no tests, demo or benchmarks. Get one with: {clone}"
+
+
+def show_help(name: str) -> int:
+    """Help of a developer's command where the environment that could print it is not there yet."""
+    command = COMMANDS[name]
+    print(f"usage: {typed_name()} {name} [arguments]\n\n{name}: {command.does}")
+    script = Path(command.arguments[0].format(root=ROOT, host="", base="", output=""))
+    if script.is_file():
+        print("\n" + (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""))
+    print(f"\n{EXAMPLES.strip()}")
+    return 0
+
+
+def run_command(name: str, command: Command, python: Path, host: Path, rest: list[str]) -> int:
     """Run a command of the table; return its exit code."""
     places = {"root": ROOT, "host": host, "base": DEV_FOLDER / "demo", "output": ROOT / "output" / "demo"}
     arguments = [argument.format(**places) for argument in command.arguments]
-    variables = dict(os.environ, COMFYUI_PATH=str(host))
+    variables = dict(os.environ, **{TYPED: f"{typed_name()} {name}"})
+    if command.developer:
+        variables["COMFYUI_PATH"] = str(host)
     variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # DECISIONS 10
     folder = ROOT if command.in_checkout else None
     return subprocess.run([str(python), *arguments, *rest], env=variables, cwd=folder, check=False).returncode
 
 
 def main(argv: list[str]) -> int:
-    """Set up, run, return the exit code."""
+    """Set up what the command needs, run it, return the exit code."""
     options, rest = parse(argv)
+    name, command = options.command, COMMANDS[options.command]
     try:
-        command = COMMANDS[options.command]
-        python, host = set_up(options) if command.set_up else (Path(options.python or sys.executable), HOST_FOLDER)
-        return run_command(command, python, host, rest)
+        why_not = why_a_clone_is_needed(name)
+        if why_not:
+            say(why_not)
+            return 2
+        if not command.developer:
+            python = sys.executable if options.python in (None, DEFAULT) else options.python
+            return run_command(name, command, Path(python), HOST_FOLDER, rest)
+        if any(argument in HELP for argument in rest):
+            environment = Environment(None)
+            if command.arguments is _DEMO or not environment.read_stamp():  # its options are given here
+                return show_help(name)
+            return run_command(name, command, environment.python, HOST_FOLDER, rest)
+        python, host = set_up(options)
+        return run_command(name, command, python, host, rest)
     except (HostSourceError, SetupError) as error:
         say(f"error: {error}")
         return 2

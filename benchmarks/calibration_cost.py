@@ -1,6 +1,6 @@
 """What recording a calibration adds to each step of FLUX.1, and the memory it takes.
 
-usage: python benchmarks/calibration_cost.py [--device cuda] [--steps 12] [--tokens 512] [--gram-mib 0 2048 7000]
+usage: python benchmarks/calibration_cost.py [--device cuda] [--steps 12] [--tokens 512] [--hessian-mib 0 2048 7000]
                                       [--pixels 1024] [--hidden 3072] [--depth 19] [--singles 38]
 
 Every input of the model's blocks is shown to the collector once a step, as Start Calibration does; the model itself
@@ -22,7 +22,7 @@ from machine import header  # noqa: E402
 
 from svdquant_pack.svdq_core.models import FLUX  # noqa: E402
 from svdquant_pack.svdq_core.quantize.calibrate import Collector  # noqa: E402
-from svdquant_pack.svdq_core.quantize.hessian_choice import choose_grams  # noqa: E402
+from svdquant_pack.svdq_core.quantize.hessian_choice import choose_hessians  # noqa: E402
 
 TEXT_TOKENS = 512
 FILLING = 4  # steps in which most tokens of the reservoir are new
@@ -41,12 +41,12 @@ def sites(options: argparse.Namespace) -> dict[str, tuple[int, tuple[int, int]]]
     return found
 
 
-def measure(options: argparse.Namespace, gram_mib: int) -> list[str]:
+def measure(options: argparse.Namespace, hessian_mib: int) -> list[str]:
     """Cells of one row."""
     device = torch.device(options.device)
     layers = sites(options)
-    grams = choose_grams(FLUX, {name: shape for name, (_, shape) in layers.items()}, gram_mib << 20)
-    collector = Collector(tokens=options.tokens, grams=grams)
+    hessians = choose_hessians(FLUX, {name: shape for name, (_, shape) in layers.items()}, hessian_mib << 20)
+    collector = Collector(tokens=options.tokens, hessians=hessians)
     inputs = {
         size: torch.randn(1, *size, device=device, dtype=torch.bfloat16)
         for size in {(tokens, shape[1]) for tokens, shape in layers.values()}
@@ -64,8 +64,8 @@ def measure(options: argparse.Namespace, gram_mib: int) -> list[str]:
     peak = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else 0
     later = times[FILLING:] or times
     return [
-        f"{gram_mib}",
-        f"{len(grams)} of {len(layers)}",
+        f"{hessian_mib}",
+        f"{len(hessians)} of {len(layers)}",
         f"{times[0]:.3f}",
         f"{statistics.median(later):.3f}",
         f"{collector.nbytes / 2**30:.2f}",
@@ -78,17 +78,25 @@ def main(argv: list[str]) -> int:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--gram-mib", type=int, nargs="+", default=[0, 2048, 7000])
+    parser.add_argument("--hessian-mib", type=int, nargs="+", default=[0, 2048, 7000])
     for name, default in (("steps", 12), ("tokens", 512), ("pixels", 1024), ("hidden", 3072)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--depth", type=int, default=19)
     parser.add_argument("--singles", type=int, default=38)
     options = parser.parse_args(argv)
     print(header(None))
-    titles = ("gram_mib", "layers with one", "first step, s", "later steps, s", "file, GiB", "GPU, GiB", "process, GiB")
+    titles = (
+        "hessian_mib",
+        "layers with one",
+        "first step, s",
+        "later steps, s",
+        "file, GiB",
+        "GPU, GiB",
+        "process, GiB",
+    )
     print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles))
-    for gram_mib in options.gram_mib:
-        print("| " + " | ".join(measure(options, gram_mib)) + " |", flush=True)
+    for hessian_mib in options.hessian_mib:
+        print("| " + " | ".join(measure(options, hessian_mib)) + " |", flush=True)
     return 0
 
 

@@ -33,6 +33,7 @@ if __name__ == "__main__" and "--quantize" in sys.argv[1:]:
     sys.exit(_quantize([argument for argument in sys.argv[1:] if argument != "--quantize"]))
 
 import torch  # noqa: E402
+from command_line import typed  # noqa: E402
 from contenders import CONTENDERS, Layer, MismatchError  # noqa: E402
 from machine import header  # noqa: E402
 
@@ -132,7 +133,9 @@ def _speed_of_light(tokens: int, out_features: int, in_features: int) -> float |
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=typed(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--layers", choices=LAYERS, help="one model's layers (default: all)")
     parser.add_argument("--tokens", type=int, help="tokens a layer sees (default: of a 1024 x 1024 image)")
     parser.add_argument("--rank", type=int, action="append", help="rank of the low-rank branch (default: 0, 32, 128)")

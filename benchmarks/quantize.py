@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / room) for room in ("tests", "tools", "benchmarks")]
 
 import torch  # noqa: E402
+from command_line import typed  # noqa: E402
 from machine import header  # noqa: E402
 from quantize_layers import TABLES, Run, tables, verdicts  # noqa: E402
 from quantize_time import GPU_BYTES, SIZES, disk_rate, estimate, run_apart, stage_table, write_model  # noqa: E402
@@ -154,7 +155,9 @@ def _count(shape: tuple[int, ...]) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=typed(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quality", action="store_true")
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--seconds", type=float, default=DAY, help="for all of it")

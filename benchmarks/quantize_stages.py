@@ -24,7 +24,7 @@ STAGES = {
     "inputs from running the model on noise": ((known_inputs.KnownInputs, "of_block"),),
     "reading recorded inputs, moving them to the GPU": ((layer, "_complete"),),
     SEARCH: ((layer, "_choose_shared_factor"),),
-    "factoring Gram matrices": ((layer, "_measure_curvature"),),
+    "factoring Hessians": ((layer, "_factor_hessian"),),
     "singular value decompositions": ((problem.Problem, "decompose"),),
     "group scales": ((fit, "fit_scales"),),
     "rounding to nearest": ((fit, "round_to_units"),),

@@ -1,7 +1,7 @@
 """How long quantizing a whole model takes, stage by stage, in how much memory: the real command on a file of real size.
 
 Each run is a process of its own, whose GPU memory is limited; its main memory is what Linux says it had at most, mapped
-files included. Weights are random; a recording is drawn in memory, so its 50 GiB are moved to the GPU, not read.
+files included. Weights are random; a calibration is drawn in memory, so its 50 GiB are moved to the GPU, not read.
 """
 
 import argparse
@@ -16,14 +16,14 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / room) for room in ("tools", "benchmarks")]
 import torch  # noqa: E402
 from quantize_stages import STAGES, Stages  # noqa: E402
-from synthetic_model import SIZES, Recording, Size, write_model  # noqa: E402
+from synthetic_model import SIZES, Size, SyntheticCalibration, write_model  # noqa: E402
 
 from svdquant_pack.svdq_core.checkpoint.container import Checkpoint  # noqa: E402
 from svdquant_pack.svdq_core.checkpoint.dense_read import DenseModel  # noqa: E402
 from svdquant_pack.svdq_core.quantize.command import Request, quantize_file  # noqa: E402
 from svdquant_pack.svdq_core.quantize.overrides import Overrides  # noqa: E402
 from svdquant_pack.svdq_core.quantize.spec import QuantSpec  # noqa: E402
-from svdquant_pack.svdq_core.quantize.to_file import Job, quantize_to_file  # noqa: E402
+from svdquant_pack.svdq_core.quantize.to_file import QuantizeJob, quantize_to_file  # noqa: E402
 
 GPU_BYTES = 12e9  # what a run may take
 DISK_TRIAL_BYTES = 1 << 30
@@ -42,10 +42,10 @@ def measure(options: argparse.Namespace) -> dict:
     size = Size(options.family, options.width, tuple(options.blocks))
     source, target = Path(options.source), Path(options.target)
     spec = QuantSpec(options.precision, options.activations, 32, options.method)
-    recording = Recording(size, device) if options.method == "best" else None
-    if recording is not None:
-        for name in recording.names:
-            recording[name]  # drawn before the clock starts
+    calibration = SyntheticCalibration(size, device) if options.method == "best" else None
+    if calibration is not None:
+        for name in calibration.names:
+            calibration[name]  # drawn before the clock starts
     started = last = time.perf_counter()
     layers: dict[str, list[float]] = defaultdict(list)
     stages, finished = Stages(device), False
@@ -60,12 +60,14 @@ def measure(options: argparse.Namespace) -> dict:
 
     try:
         with stages.timed():
-            if recording is None:
+            if calibration is None:
                 request = Request(source, target, spec, Overrides(), device=options.device, overwrite=True)
                 quantize_file(request, lambda line: sys.stderr.write(f"{line}\n"), on_layer)
             else:
                 model = DenseModel(Checkpoint(source))
-                job = Job(model.architecture, model, list(model), spec, device, target, "bench", calibration=recording)
+                job = QuantizeJob(
+                    model.architecture, model, list(model), spec, device, target, "bench", calibration=calibration
+                )
                 quantize_to_file(job, on_layer)
         finished = True
     except OutOfTimeError:

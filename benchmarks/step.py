@@ -17,9 +17,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).parent))
-from machine import header
-from random_flux import HEAD, HIDDEN, Draw, linears, norms, plain_linears, start_host
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "tools")]
+from command_line import typed  # noqa: E402  (the folders above hold these)
+from machine import header  # noqa: E402
+from random_flux import HEAD, HIDDEN, Draw, linears, norms, plain_linears, start_host  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
@@ -234,7 +235,9 @@ def measure(options: argparse.Namespace) -> list[str]:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=typed(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--modes", default=",".join(MODES), help="the first one is what others are compared with")
     parser.add_argument("--depth", type=int, default=19, help="double blocks (default: 19)")
     parser.add_argument("--singles", type=int, default=38, help="single blocks (default: 38)")

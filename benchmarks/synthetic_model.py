@@ -17,7 +17,7 @@ from svdquant_pack.svdq_core.quantize.statistics import InputStatistics
 from svdquant_pack.svdq_core.quantize.whole_model import plan_for
 
 TEXT, POOLED, PATCH = 4096, 768, 64
-SAMPLES, TOKENS_PER_SAMPLE, GRAM_TOKENS, KEPT_TOKENS = 64, 4608, 1024, 1024  # what a recording of 64 samples holds
+SAMPLES, TOKENS_PER_SAMPLE, HESSIAN_TOKENS, KEPT_TOKENS = 64, 4608, 1024, 1024  # what a calibration of 64 samples holds
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _draw(name: str, shape: tuple[int, ...], device: torch.device) -> torch.Tens
     return values.mul_(columns * (small * values[0].numel() ** -0.5))
 
 
-class Recording(Mapping[str, InputStatistics]):
+class SyntheticCalibration(Mapping[str, InputStatistics]):
     """What a calibration of a model of this size holds, drawn: one input for each kind of layer, on the CPU."""
 
     def __init__(self, size: Size, device: torch.device):
@@ -134,7 +134,7 @@ class Recording(Mapping[str, InputStatistics]):
         return len(self.names)
 
     def _make(self, spans: tuple[tuple[int, int, bool], ...], modulation: bool) -> InputStatistics:
-        pieces, grams = [], {}
+        pieces, hessians = [], {}
         for start, stop, after_gelu in spans:
             width = stop - start
             mixing = torch.randn(width, width, device=self.device) / width**0.5
@@ -142,7 +142,7 @@ class Recording(Mapping[str, InputStatistics]):
             x = (x + x @ mixing) * torch.exp(0.5 * torch.randn(width, device=self.device))
             x = gelu(x, approximate="tanh") if after_gelu else x
             if not modulation:
-                grams[start, stop] = (x.T @ x / len(x)).cpu()
+                hessians[start, stop] = (x.T @ x / len(x)).cpu()
             pieces.append(x[:KEPT_TOKENS])
         tokens = torch.cat([piece[: min(len(p) for p in pieces)] for piece in pieces], dim=1)
         return InputStatistics(
@@ -150,6 +150,6 @@ class Recording(Mapping[str, InputStatistics]):
             mean_square=tokens.square().mean(dim=0).cpu(),
             absmax=tokens.abs().amax(dim=0).cpu(),
             count=SAMPLES * TOKENS_PER_SAMPLE,
-            grams=grams,
-            gram_count=0 if modulation else SAMPLES * GRAM_TOKENS,
+            hessians=hessians,
+            hessian_count=0 if modulation else SAMPLES * HESSIAN_TOKENS,
         )

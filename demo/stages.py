@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from comfyui_server import ComfyUIError, ComfyUIServer
+from command_line import typed
 
 from . import gallery, install, pixart, report, round_trip, sheet
 from .client import Client
@@ -39,7 +40,7 @@ class Stages:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; return 0 when every check passed, 1 when one failed or the host did."""
-    parser = argparse.ArgumentParser(prog="demo/run.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog=typed("demo/run.py"), description=__doc__)
     parser.add_argument("--host", type=Path, required=True, help="a ComfyUI folder; nothing is written there")
     parser.add_argument("--base", type=Path, required=True, help="folder for the host's models, nodes and outputs")
     parser.add_argument("--output", type=Path, required=True, help="folder for the pictures and the report")

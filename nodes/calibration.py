@@ -4,13 +4,13 @@ import logging
 
 from comfy_api.latest import io, ui
 
-from .host.quantize.record_calibration import Recording, recording_of, start_recording
+from .host.quantize.record_calibration import RunningCalibration, calibration_of, start_calibration
 
 logger = logging.getLogger("svdquant")
 
 CalibrationFile = io.Custom("SVDQUANT_CALIBRATION")  # a wire: full path of a calibration file
 NAMED = 6  # layers of each kind that a report names
-FEWEST_TIMES = 4  # distinct times below which a recording says little about the others
+FEWEST_TIMES = 4  # distinct times below which a calibration says little about the others
 
 
 class SVDQuantCalibrationStart(io.ComfyNode):
@@ -23,14 +23,14 @@ class SVDQuantCalibrationStart(io.ComfyNode):
             display_name="Start Calibration (SVDQuant)",
             category="SVDQuant",
             description="Returns a model that records what its layers see while it draws your prompts, for Quantize "
-            "Model. The pictures stay the same, bit for bit. Every prompt that you queue adds to the recording.",
+            "Model. The pictures stay the same, bit for bit. Every prompt that you queue adds to the calibration.",
             search_aliases=["svdq", "calibrate", "capture activations", "Krea2SVDQuantCaptureStart", "record"],
             inputs=[
                 io.Model.Input("model", tooltip="The full-precision model; LoRAs on it are seen as they act."),
                 io.String.Input(
                     "name",
-                    default="my-recording",
-                    tooltip="Of the recording; its file is output/svdquant_calibration/<this>.safetensors.",
+                    default="my-calibration",
+                    tooltip="Name of the calibration; its file is output/svdquant_calibration/<this>.safetensors.",
                 ),
                 io.Int.Input(
                     "take",
@@ -55,8 +55,8 @@ class SVDQuantCalibrationStart(io.ComfyNode):
                     min=0,
                     max=65536,
                     step=256,
-                    tooltip="Main memory in MiB for correlations of channels, which method best rounds with; layers "
-                    "beyond it use their tokens. More is better and slows recording. Counts for a new take.",
+                    tooltip="Main memory in MiB for Hessians (correlations of channels), which best rounds with; "
+                    "layers beyond it use their tokens. More is better and slows calibration. Counts for a new take.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="Records while it runs. Lead it to the sampler and to Save Calibration.")],
@@ -64,11 +64,11 @@ class SVDQuantCalibrationStart(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, name: str, take: int, tokens: int, gram_mib: int) -> io.NodeOutput:
-        return io.NodeOutput(start_recording(model, name.strip(), take, tokens, gram_mib))
+        return io.NodeOutput(start_calibration(model, name.strip(), take, tokens, gram_mib))
 
 
 class SVDQuantCalibrationSave(io.ComfyNode):
-    """Writes the recording after the sampler has run."""
+    """Writes the calibration after the sampler has run."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -93,31 +93,32 @@ class SVDQuantCalibrationSave(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, samples: dict) -> io.NodeOutput:
-        recording = recording_of(model)
-        path = recording.save()
-        text = "\n".join([str(path), *describe(recording)])
+        calibration = calibration_of(model)
+        path = calibration.save()
+        text = "\n".join([str(path), *describe(calibration)])
         logger.info("%s", text)
         return io.NodeOutput(samples, str(path), text, ui=ui.PreviewText(text))
 
 
-def describe(recording: Recording) -> list[str]:
-    """What a recording holds, line by line."""
-    numbers, grams = recording.collector.summary(), recording.collector.gram_names()
+def describe(calibration: RunningCalibration) -> list[str]:
+    """What a calibration holds, line by line."""
+    numbers, hessians = calibration.collector.summary(), calibration.collector.hessian_names()
     lines = [
-        f"take {recording.take}: {recording.prompts} prompts, {recording.calls} steps at {len(recording.times)} times",
-        f"{numbers['inputs']} of {len(recording.layers)} layers, at least {numbers['fewest_tokens']} tokens each, "
-        f"{recording.collector.nbytes / 2**20:.1f} MiB",
-        f"correlations of {len(grams)} layers" + (f": {_some(grams)}" if grams else ""),
+        f"take {calibration.take}: {calibration.prompts} prompts, {calibration.calls} steps at "
+        f"{len(calibration.times)} times",
+        f"{numbers['inputs']} of {len(calibration.layers)} layers, at least {numbers['fewest_tokens']} tokens each, "
+        f"{calibration.collector.nbytes / 2**20:.1f} MiB",
+        f"correlations of {len(hessians)} layers" + (f": {_some(hessians)}" if hessians else ""),
     ]
-    if recording.interrupted:
-        lines.append(f"{recording.interrupted} of the prompts were interrupted; what they had drawn counts")
-    if recording.patched:
+    if calibration.interrupted:
+        lines.append(f"{calibration.interrupted} of the prompts were interrupted; what they had drawn counts")
+    if calibration.patched:
         lines.append("LoRAs were on the model: the inputs are as they make them")
-    if recording.unseen:
-        lines.append(f"never seen: {len(recording.unseen)} layers, {_some(recording.unseen)}")
+    if calibration.unseen:
+        lines.append(f"never seen: {len(calibration.unseen)} layers, {_some(calibration.unseen)}")
     if numbers["dropped_tokens"]:
         lines.append(f"left out: {numbers['dropped_tokens']} tokens that were NaN or infinite; try a BF16 model")
-    if len(recording.times) < FEWEST_TIMES:
+    if len(calibration.times) < FEWEST_TIMES:
         lines.append(f"few times: record at least {FEWEST_TIMES} steps, or other steps stay unknown")
     return lines
 

@@ -94,7 +94,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                     options=[NO_CALIBRATION, *list_calibrations()],
                     default=NO_CALIBRATION,
                     optional=True,
-                    tooltip="A recording of Save Calibration. none: inputs are worked out from the weights.",
+                    tooltip="A file of Save Calibration. none: inputs are worked out from the weights.",
                 ),
                 CalibrationFile.Input(
                     "recorded",

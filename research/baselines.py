@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..svdq_core.quantize.fit import BEST_TURNS, Fit, branch_weight, fit_part, store_branch
-from ..svdq_core.quantize.gptq import Curvature, choose_damp, round_gptq
+from ..svdq_core.quantize.gptq import FactoredHessian, choose_damping, round_gptq
 from ..svdq_core.quantize.grid import NF4, Arithmetic, Grid
 from ..svdq_core.quantize.problem import Problem
 from ..svdq_core.quantize.round import fit_scales, round_to_units, units_to_values
@@ -36,7 +36,7 @@ PAPER_GRID = (
     *(Exponents("absmax", step / 20, 1 - step / 20) for step in range(1, 20)),
 )
 PAPER_TURNS = 100
-PAPER_DAMP = 0.01
+PAPER_DAMPING = 0.01
 HADAMARD_BLOCK = 256
 
 
@@ -111,15 +111,14 @@ def _rotated(problem: Problem) -> Problem:
     )
 
 
-def _round(problem: Problem, smooth: Tensor, branch: tuple[Tensor, Tensor], curvature: Curvature | None = None) -> Fit:
+def _round(
+    problem: Problem, smooth: Tensor, branch: tuple[Tensor, Tensor], hessian: FactoredHessian | None = None
+) -> Fit:
     """Absmax scales and codes of what the stored branch (proj_down, proj_up) leaves over."""
     grid = problem.arithmetic.weights
     residual = problem.weight * smooth - branch_weight(*branch, smooth)
     scales = fit_scales(residual, grid, problem.scale_dtype, sweep=False)
-    if curvature is None:
-        units = round_to_units(residual, scales, grid)
-    else:
-        units = round_gptq(residual, scales, grid, curvature)
+    units = round_to_units(residual, scales, grid) if hessian is None else round_gptq(residual, scales, grid, hessian)
     return Fit(units, scales, units_to_values(units, scales, grid), smooth, *branch)
 
 
@@ -138,12 +137,12 @@ def _search(problem: Problem, candidates: tuple[Exponents, ...] | None) -> Tenso
     return family.search(problem.score_factor, candidates)[0]
 
 
-def _measure_curvature(problem: Problem, smooth: Tensor, damp: float | None = None) -> Curvature:
-    gram, count = problem.statistics.gram()
-    damp = choose_damp(count, len(smooth)) if damp is None else damp
-    curvature = Curvature.factor(gram / smooth / smooth[:, None], damp)
-    assert curvature is not None, "a Gram matrix is positive definite once damped"
-    return curvature
+def _factor_hessian(problem: Problem, smooth: Tensor, damping: float | None = None) -> FactoredHessian:
+    hessian, count = problem.statistics.hessian()
+    damping = choose_damping(count, len(smooth)) if damping is None else damping
+    factored = FactoredHessian.factor(hessian / smooth / smooth[:, None], damping)
+    assert factored is not None, "a Hessian is positive definite once damped"
+    return factored
 
 
 def _solve_nearest(problem: Problem) -> Fit:
@@ -180,7 +179,7 @@ def _solve_deepcompressor(problem: Problem) -> Fit:
 def _solve_deepcompressor_gptq(problem: Problem) -> Fit:
     fit = _solve_deepcompressor(problem)
     return _round(
-        problem, fit.smooth, (fit.proj_down, fit.proj_up), _measure_curvature(problem, fit.smooth, PAPER_DAMP)
+        problem, fit.smooth, (fit.proj_down, fit.proj_up), _factor_hessian(problem, fit.smooth, PAPER_DAMPING)
     )
 
 
@@ -190,7 +189,7 @@ def _solve_fast(problem: Problem) -> Fit:
 
 def _solve_best(problem: Problem) -> Fit:
     smooth = _search(problem, None)
-    return fit_part(problem, smooth, BEST_TURNS, _measure_curvature(problem, smooth))
+    return fit_part(problem, smooth, BEST_TURNS, _factor_hessian(problem, smooth))
 
 
 METHODS = {

@@ -2,6 +2,8 @@
 
 python svdq_core convert IN OUT --to nunchaku|comfy|bf16|svdquant
 python svdq_core quantize IN OUT --precision int4|nvfp4|int8
+
+Standard library only until the arguments are read: --help works in every Python.
 """
 
 import argparse
@@ -11,14 +13,18 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+
+command_line = importlib.import_module("command_line")  # a tool of dev.py's, in the folder above
 BAR_WIDTH = 30
+# as svdq_core.quantize.spec has them, which takes torch to import
+PRECISIONS = ("int4", "nvfp4", "int8")
+ACTIVATIONS = ("w4a4", "w4a8")
+METHODS = ("fast", "best")
 
 
 def _import(name: str) -> ModuleType:
     """A module of this pack, whose folder has a dash in its name and is no package by itself."""
-    tools = str(Path(__file__).resolve().parents[1] / "tools")
-    if tools not in sys.path:
-        sys.path.insert(0, tools)
     return importlib.import_module(f"svdquant_pack.svdq_core.{name}")
 
 
@@ -68,15 +74,21 @@ def _write_line(line: str) -> None:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
+    program = command_line.typed("python svdq_core")
+    for command in ("convert", "quantize"):  # dev.py hands on its own command, which is ours
+        program = (program or "").removesuffix(f" {command}")
     parser = argparse.ArgumentParser(
-        prog="svdq_core", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser("convert", help="write an SVDQuant model in another format")
     convert.add_argument(
-        "source", type=Path, help="a .safetensors file, or a folder of nunchaku, diffusers, deepcompressor"
+        "source",
+        type=Path,
+        metavar="IN",
+        help="a .safetensors file, or a folder of nunchaku, diffusers, deepcompressor",
     )
-    convert.add_argument("target", type=Path, help="the .safetensors file to write")
+    convert.add_argument("target", type=Path, metavar="OUT", help="the .safetensors file to write")
     convert.add_argument("--to", required=True, choices=("nunchaku", "comfy", "bf16", "svdquant"))
     convert.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
     convert.add_argument(
@@ -88,19 +100,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _add_quantize(commands: argparse._SubParsersAction) -> None:
-    specs = _import("quantize.spec")
     quantize = commands.add_parser("quantize", help="make an SVDQuant file of a 16-bit FLUX.1 or PixArt model")
-    quantize.add_argument("source", type=Path, help="a .safetensors file, or a folder of diffusers")
-    quantize.add_argument("target", type=Path, help="the .safetensors file to write")
-    quantize.add_argument("--precision", choices=specs.PRECISIONS, default="int4", help="of the weights (int4)")
+    quantize.add_argument("source", type=Path, metavar="IN", help="a .safetensors file, or a folder of diffusers")
+    quantize.add_argument("target", type=Path, metavar="OUT", help="the .safetensors file to write")
+    quantize.add_argument("--precision", choices=PRECISIONS, default="int4", help="of the weights (int4)")
     quantize.add_argument(
         "--activations",
-        choices=specs.ACTIVATIONS,
+        choices=ACTIVATIONS,
         default="w4a8",
         help="the mode to tune for; files run in both (w4a8)",
     )
     quantize.add_argument("--rank", type=int, default=32, help="of the 16-bit branch, 0 to 256 in steps of 16 (32)")
-    quantize.add_argument("--method", choices=specs.METHODS, default="fast", help="best is slower and closer (fast)")
+    quantize.add_argument("--method", choices=METHODS, default="fast", help="best is slower and closer (fast)")
     quantize.add_argument("--calibration", type=Path, metavar="FILE", help="inputs that Save Calibration recorded")
     quantize.add_argument(
         "--keep", action="append", default=[], metavar="PATTERN", help="layers to leave in 16 bits, as '*.linear2'"
@@ -118,6 +129,10 @@ def _add_quantize(commands: argparse._SubParsersAction) -> None:
 def main(argv: list[str]) -> int:
     """Run one command; return the exit code."""
     options = parse(argv)
+    missing = command_line.missing_packages()
+    if missing:
+        sys.stderr.write(f"error: {command_line.use_comfyui_python(missing, ' '.join(argv))}\n")
+        return 1
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         options.run(options)

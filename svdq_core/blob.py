@@ -7,7 +7,8 @@ plain data and travels as JSON:
     {"in_features": K, "out_features": N, "parts": [
         {"scheme": "int4", "rows": [0, N], "columns": [0, K], "act_unsigned": false,
          "slices": {"qweight": {"offset": 0, "shape": [N, K/2], "dtype": "int8"}, ...},
-         "pieces": [[outputs, rank], ...]}]}                  pieces only in memory; see stack.join_inputs
+         "pieces": [[outputs, rank], ...]}],                  only in memory; see stack.join_inputs
+     "input": "name"}                                         only where it is known
 """
 
 import json
@@ -53,11 +54,12 @@ class BlobPart:
 
 @dataclass(frozen=True)
 class BlobLayout:
-    """Where everything lies in the blob of one layer."""
+    """Where everything lies in the blob of one layer; `input` as in QuantizedLayer."""
 
     in_features: int
     out_features: int
     parts: tuple[BlobPart, ...]
+    input: str = ""
 
     def read(self, blob: Tensor, bias: Tensor | None = None) -> QuantizedLayer:
         """Views of the blob as a layer, no copy. Do not keep them: the host replaces the bytes behind a parameter."""
@@ -65,7 +67,7 @@ class BlobLayout:
             Part(p.scheme, p.rows, p.columns, p.act_unsigned, {n: s.read(blob) for n, s in p.slices.items()}, p.pieces)
             for p in self.parts
         )
-        return QuantizedLayer(self.in_features, self.out_features, parts, bias)
+        return QuantizedLayer(self.in_features, self.out_features, parts, bias, input=self.input)
 
     def without_derived(self, blob: Tensor) -> tuple[Tensor, "BlobLayout"]:
         """What files hold of a blob, a view of it, and where everything lies in that."""
@@ -83,6 +85,8 @@ class BlobLayout:
         for part in raw["parts"]:
             if not part["pieces"]:
                 del part["pieces"]
+        if not raw["input"]:
+            del raw["input"]
         return json.dumps(raw, separators=(",", ":"))
 
     @staticmethod
@@ -99,7 +103,7 @@ class BlobLayout:
             )
             for p in raw["parts"]
         )
-        return BlobLayout(raw["in_features"], raw["out_features"], parts)
+        return BlobLayout(raw["in_features"], raw["out_features"], parts, str(raw.get("input", "")))
 
 
 def to_blob(layer: QuantizedLayer) -> tuple[Tensor, BlobLayout]:
@@ -133,4 +137,4 @@ def to_blob(layer: QuantizedLayer) -> tuple[Tensor, BlobLayout]:
             place.read(blob).copy_(tensor)
             blob[start + tensor.nbytes : stop] = 0  # gaps are saved too: equal layers, equal bytes
         end = max(end, stop)
-    return blob[:end], BlobLayout(layer.in_features, layer.out_features, tuple(parts))
+    return blob[:end], BlobLayout(layer.in_features, layer.out_features, tuple(parts), layer.input)

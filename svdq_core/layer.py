@@ -112,6 +112,8 @@ class QuantizedLayer:
         parts: rectangles that tile the weight.
         bias: (out_features,) or None; for act_unsigned parts it holds the shift correction already.
         arena: memory in which tensors of the parts lie already, or None.
+        input: name of the tensor that it reads; layers of one name have the same smoothing and proj_down, bit for bit,
+            so that one may take over what another quantized. "" if nothing is known.
     """
 
     in_features: int
@@ -119,6 +121,7 @@ class QuantizedLayer:
     parts: tuple[Part, ...]
     bias: Tensor | None = None
     arena: Arena | None = field(default=None, repr=False, compare=False)
+    input: str = ""
 
     @property
     def nbytes(self) -> int:

@@ -33,6 +33,11 @@ def folds_gelu(device: torch.device, compute: str) -> str | None:
     return generation_folds_gelu(generation(device), compute)
 
 
+def prefers_cudnn_attention(device: torch.device) -> bool:
+    """Whether cuDNN's attention is known to be faster than FlashAttention 2 on a device."""
+    return generation(device).cudnn_attention
+
+
 def with_derived(layer: QuantizedLayer, compute: str, device: torch.device) -> QuantizedLayer:
     """The layer as the GPU's kernels are fastest with it; as it was read where there are none.
 

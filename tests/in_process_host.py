@@ -34,7 +34,7 @@ def make_importable(host: Path, base: Path, device: str, more: str = "") -> None
         import comfy.cli_args
     finally:
         sys.argv = saved
-    if Path(comfy.cli_args.__file__).resolve().parents[1] != host:
+    if Path(comfy.cli_args.__file__).resolve().parents[1] != host.resolve():
         raise RuntimeError(f"comfy was imported from {comfy.cli_args.__file__}, not from {host}")
     if device == "dynamic":
         import dynamic_vram

@@ -6,11 +6,11 @@ import sys
 
 from svdquant_pack import ROOT
 
-SMALL = "--device cpu --hidden 256 --depth 1 --singles 1 --pixels 128 --steps 5 --tokens 64 --gram-mib 0 1 64"
+SMALL = "--device cpu --hidden 256 --depth 1 --singles 1 --pixels 128 --steps 5 --tokens 64 --hessian-mib 0 1 64"
 
 
 def test_a_row_for_each_budget():
-    command = [sys.executable, str(ROOT / "benchmarks" / "recording.py"), *SMALL.split()]
+    command = [sys.executable, str(ROOT / "benchmarks" / "calibration_cost.py"), *SMALL.split()]
     variables = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
     done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

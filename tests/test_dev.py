@@ -1,6 +1,8 @@
 """dev.py: choices, the host that is used, the commands; nothing is installed and nothing downloaded."""
 
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -156,8 +158,8 @@ def test_commands_point_at_what_exists(dev):
 
 def test_command_runs_with_its_places_and_returns_its_exit_code(dev, tmp_path):
     report = "import os, sys; open(sys.argv[1], 'w').write(os.environ['COMFYUI_PATH']); sys.exit(len(sys.argv))"
-    command = dev.Command("", ("-c", report))
-    code = dev.run_command(command, Path(sys.executable), tmp_path, [str(tmp_path / "report"), "two"])
+    command = dev.Command("", ("-c", report), developer=True)
+    code = dev.run_command("x", command, Path(sys.executable), tmp_path, [str(tmp_path / "report"), "two"])
     assert code == 3
     assert (tmp_path / "report").read_text() == str(tmp_path)
 
@@ -169,3 +171,79 @@ def test_errors_end_in_one_sentence_and_a_code(dev, monkeypatch, capsys):
     monkeypatch.setattr(dev, "set_up", fail)
     assert dev.main(["test"]) == 2
     assert capsys.readouterr().out == "dev: error: no network\n"
+
+
+USERS = ("check", "convert", "quantize", "migrate-workflow")
+DEVELOPERS = ("demo", "test", "evaluate", "bench", "compile")
+
+
+@pytest.fixture
+def nothing_is_set_up(dev, monkeypatch, tmp_path):
+    """A checkout whose environment is not there, and in which none may be made; returns the commands that were run."""
+    ran = []
+    for part in ("create", "install"):
+        monkeypatch.setattr(dev.Environment, part, lambda *_: pytest.fail("must not set anything up"))
+    monkeypatch.setattr(dev.Environment, "read_stamp", lambda self: {})
+    monkeypatch.setattr(dev, "HOST_FOLDER", tmp_path / "host")
+    monkeypatch.setattr(dev.subprocess, "run", lambda command, **more: ran.append((command, more)) or Done())
+    return ran
+
+
+class Done:
+    returncode = 0
+
+
+def test_every_command_is_a_users_or_a_developers(dev):
+    assert {name for name, command in dev.COMMANDS.items() if command.developer} == set(DEVELOPERS)
+    assert set(dev.COMMANDS) == {*USERS, *DEVELOPERS}
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_users_commands_run_in_the_python_that_calls_them(dev, nothing_is_set_up, name, monkeypatch):
+    assert dev.main([name, "in", "out"]) == 0
+    ((command, more),) = nothing_is_set_up
+    assert command[0] == sys.executable and command[-2:] == ["in", "out"]
+    assert more["cwd"] is None
+    assert more["env"]["SVDQUANT_TYPED"] == f"python dev.py {name}"
+
+
+@pytest.mark.parametrize("name", [*USERS, *DEVELOPERS])
+def test_help_sets_nothing_up(dev, nothing_is_set_up, name, capsys):
+    assert dev.main([name, "--help"]) == 0
+    if name in DEVELOPERS:
+        assert not nothing_is_set_up
+        shown = capsys.readouterr().out
+        assert shown.startswith(f"usage: python dev.py {name} ") and dev.COMMANDS[name].does in shown
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_usage_names_what_was_typed_and_needs_no_torch(dev, name):
+    arguments = [argument.format(root=ROOT) for argument in dev.COMMANDS[name].arguments]
+    bare = [sys.executable, "-S", *arguments, "--help"]  # no installed package can be imported
+    variables = {**os.environ, "SVDQUANT_TYPED": f"python dev.py {name}"}
+    shown = subprocess.run(bare, capture_output=True, text=True, check=True, env=variables).stdout
+    assert shown.startswith(f"usage: python dev.py {name} ")
+
+
+@pytest.mark.parametrize("name", DEVELOPERS)
+def test_a_release_archive_says_that_a_clone_is_needed(dev, nothing_is_set_up, name, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(dev, "ROOT", tmp_path)
+    (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://example.org/pack"\n')
+    for arguments in ([name], [name, "--help"]):
+        assert dev.main(arguments) == 2
+        said = capsys.readouterr().out
+        assert "needs a git clone" in said and "git clone https://example.org/pack" in said
+        assert len(said.splitlines()) == 1
+
+
+def test_a_first_run_says_what_it_fetches_and_where(set_up, users_host, capsys, tmp_path):
+    set_up("--host", users_host)
+    said = capsys.readouterr().out
+    assert "torch==2.13.0" in said and str(tmp_path / "dev") in said and "GB" in said
+    assert "ComfyUI 0" not in said, "the user's own is taken"
+
+
+def test_a_later_run_says_nothing_about_fetching(set_up, dev, users_host, capsys, monkeypatch):
+    monkeypatch.setattr(dev.Environment, "read_stamp", lambda self: {"digest": "x"})
+    set_up("--host", users_host)
+    assert capsys.readouterr().out == ""

@@ -16,7 +16,7 @@ from synthetic_model import SIZES, Size, shapes_of
 
 
 def run(*arguments: str) -> str:
-    command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--quantize", "--device", "cpu", *arguments]
+    command = [sys.executable, str(ROOT / "benchmarks" / "layers.py"), "--quantize", "--device", "cpu", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

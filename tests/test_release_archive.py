@@ -2,6 +2,7 @@
 
 import io
 import subprocess
+import sys
 import tarfile
 from urllib.parse import quote
 
@@ -76,6 +77,19 @@ def test_the_registry_leaves_out_the_same():
         if line.endswith("export-ignore")
     }
     assert ignored == exported
+
+
+def test_its_commands_need_no_set_up(archive, tmp_path):
+    archive.extractall(tmp_path, filter="data")
+
+    def run(*arguments):
+        command = [sys.executable, tmp_path / "dev.py", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert "needs a git clone" in run("demo").stdout and "needs a git clone" in run("compile").stdout
+    assert run("convert", "--help").returncode == 0
+    assert "nothing was replaced" in run("migrate-workflow", tmp_path / "workflows/flux.1-dev.json", "out").stdout
+    assert not (tmp_path / ".dev").exists()
 
 
 @pytest.mark.skipif(find_host() is None, reason="needs ComfyUI")

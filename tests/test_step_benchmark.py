@@ -15,7 +15,7 @@ SMALL = "--device cpu --depth 2 --singles 2 --hidden 256 --pixels 128 --text 16 
 
 
 def run(*arguments: str) -> str:
-    command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--step", *SMALL.split(), *arguments]
+    command = [sys.executable, str(ROOT / "benchmarks" / "layers.py"), "--step", *SMALL.split(), *arguments]
     variables = dict(os.environ, COMFYUI_PATH=str(find_host()), PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
     done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

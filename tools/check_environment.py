@@ -3,25 +3,20 @@
 Standard library only until torch is known to be there.
 """
 
+import argparse
 import importlib
-import platform
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
+from command_line import missing_packages, typed, use_comfyui_python
+
 ROOT = Path(__file__).resolve().parents[1]
-NEEDED = ("torch", "safetensors", "numpy")
 
 
 def without_packages(missing: list[str]) -> str:
     """The report for a Python in which the check itself cannot run."""
-    return (
-        f"SVDQuant environment check\n\n  PROBLEM {sys.executable} (Python {platform.python_version()}) has no "
-        f"{' and no '.join(missing)}.\n\nWhat to do\n  Run it with the Python of your ComfyUI, for example\n"
-        "    ComfyUI/venv/bin/python dev.py check                 (Linux, macOS)\n"
-        "    ..\\..\\..\\python_embeded\\python.exe dev.py check     (Windows portable, from the pack's folder)"
-    )
+    return f"SVDQuant environment check\n\nPROBLEM: {use_comfyui_python(missing, 'check')}"
 
 
 def import_environment() -> ModuleType:
@@ -29,9 +24,15 @@ def import_environment() -> ModuleType:
     return importlib.import_module("svdquant_pack.svdq_core.environment")
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Print the report; the exit code is 1 if there is a problem to repair."""
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    parser = argparse.ArgumentParser(
+        prog=typed(),
+        description="Says which kernels will run on this machine, which file to download, how much memory it takes and "
+        "what to repair. Loads no model and installs nothing.",
+    )
+    parser.parse_args(argv)
+    missing = missing_packages()
     if missing:
         print(without_packages(missing))
         return 1

@@ -16,6 +16,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from command_line import typed
+
 ROOT = Path(__file__).resolve().parents[1]
 TRITONS = ROOT / ".dev" / "triton"
 COMPILER = ROOT / "tests" / "kernels" / "cross_compile.py"
@@ -50,7 +52,7 @@ def install(version: str) -> Path:
 
 def compile_for(version: str, gpu: str) -> dict:
     """What cross_compile.py says, or {"error": ...}."""
-    paths = os.pathsep.join(str(path) for path in (TRITONS / version, ROOT / "tests"))
+    paths = os.pathsep.join(str(path) for path in (TRITONS / version, ROOT / "tests", ROOT / "tools"))
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": paths, "TRITON_CACHE_DIR": str(TRITONS / f"{version}.cache")}
     done = subprocess.run([sys.executable, COMPILER, gpu], capture_output=True, text=True, env=environment, check=False)
@@ -79,10 +81,17 @@ def judge(version: str, gpu: str, report: dict) -> tuple[str, bool]:
 
 def main(argv: list[str]) -> int:
     """Print the table; 1 if something failed that should not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=typed(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("versions", nargs="*", default=VERSIONS)
     parser.add_argument("--gpus", nargs="+", default=GPUS, help="sm_80 ... sm_120, gfx942, gfx1100, gfx1201")
     options = parser.parse_args(argv)
+    absent = [version for version in options.versions if not (TRITONS / version).is_dir()]
+    if absent:
+        sys.stderr.write(
+            f"fetching Triton {', '.join(absent)} into {TRITONS} (about 0.2 GB each, 0.5 GB on the disk)\n"
+        )
     for version in options.versions:
         install(version)
     cases = [(version, gpu) for version in options.versions for gpu in options.gpus]

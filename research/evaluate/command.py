@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from command_line import typed
 from torch import Tensor
 
 from ...demo.install import LORA
@@ -38,7 +39,9 @@ PATIENCE = timedelta(minutes=20)
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=typed(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("output/evaluate"), help="folder for tables and figures")
     parser.add_argument("--captions", type=int, default=256, help="held-out captions; a quarter as many hard ones")
     parser.add_argument("--calibration", type=int, default=CALIBRATION_CAPTIONS, help="training captions to record")

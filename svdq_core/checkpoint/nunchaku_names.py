@@ -51,7 +51,7 @@ class Spelling:
 
 def writing_spelling(architecture: Architecture) -> Spelling:
     """FLUX goes out under the older names, which every nunchaku release reads; PixArt never had any."""
-    return Spelling(OLDER_SUFFIXES if architecture.newer_names else NEWER_SUFFIXES, {})
+    return Spelling(OLDER_SUFFIXES if architecture.older_suffixes else NEWER_SUFFIXES, {})
 
 
 def spelling_of(architecture: Architecture, names: Iterable[str]) -> Spelling:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..layer import QuantizedLayer
-from ..models import Architecture
+from ..models import Architecture, BlockMap
 from ..quantized_model import QuantizedModel
 from ..values import FLOAT, check_values
 from .container import Checkpoint
@@ -56,7 +56,7 @@ class Plan:
         self._jobs: list[Job] = []
         self._wanted: set[str] = set()
         self._missing: list[str] = []
-        self._width: int | None = None
+        self._widths: dict[str, int] = {}  # features of the residual stream, by kind of block
         self._outputs: dict[str, int] = {}  # rows of the weights read so far, by module
 
     def __len__(self) -> int:
@@ -142,9 +142,13 @@ class Plan:
             shape, tensor_name = tuple(entry.shape), job.host
         module, _, end = tensor_name.rpartition(".")
         linear = self.architecture.find_linear(module)
-        if self._width is None and linear is not None and len(shape) == 2:
-            self._width = max(shape[1] // linear.shape[1], 1)
-        expected = self.architecture.shape_of(tensor_name, self._width or 1)
+        kind = getattr(self.architecture.find_block(tensor_name), "block", None)
+        columns = linear.shape[1] if linear is not None and len(shape) == 2 else None
+        if kind is not None and kind.host not in self._widths and columns:
+            self._widths[kind.host] = max(int(shape[1] / columns), 1)
+        first = next(iter(self._widths.values()), 1)
+        width = first if kind is None else self._widths.get(kind.host, first)
+        expected = self.architecture.shape_of(tensor_name, width)
         if end == "weight" and shape:
             self._outputs[module] = shape[0]
         elif end == "bias" and module in self._outputs:
@@ -161,9 +165,25 @@ class Plan:
         else:
             found, wanted = f"shape {shape}", "(" + ", ".join(str(e or "any") for e in expected) + ")"
         raise CheckpointError(
-            f"{where} has {found}, expected {wanted} in a {self.architecture.title} model of width {self._width}. "
+            f"{where} has {found}, expected {wanted} in a {self.architecture.title} model of width {width}. "
             "The file is damaged or of another model."
         )
+
+
+def plain_names(plan: Plan, block: BlockMap, index: int) -> Iterator[str]:
+    """The unquantized tensors of a block that a file with ComfyUI's names must have, by their name in the block."""
+    older = plan.architecture.older_tensors
+    for name in block.plain:
+        full = f"{block.host}.{index}.{name}"
+        former = [full.removesuffix(newer) + end for newer, end in older.items() if full.endswith(newer)]
+        if name not in block.optional or any(n in plan.checkpoint for n in (full, *former)):
+            yield name
+
+
+def has_bias(plan: Plan, host: str) -> bool:
+    """Whether a Linear of ComfyUI's model has a bias."""
+    linear = plan.architecture.find_linear(host)
+    return host not in plan.architecture.without_bias if linear is None else linear.bias
 
 
 def join(tensors: list[Tensor], dim: int, where: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 Tokens are kept with equal chance whatever step or prompt they come from, as long as each call brings one of them: every
 call offers the same number of its tokens, each draws a random key, and the smallest keys stay. Everything gathered lies
-in main memory, wherever the model runs: 2 * tokens * K bytes for each input, and 4 * width^2 for each Gram matrix.
+in main memory, wherever the model runs: 2 * tokens * K bytes for each input, and 4 * width^2 for each Hessian.
 """
 
 import json
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ..checkpoint.safetensors_write import save_file
 from ..checkpoint.save import replacing
-from .calibration_file import FORMAT, KEYS, VERSION, Calibration, Counts
+from .calibration_file import FORMAT, HESSIAN, KEYS, VERSION, Calibration, Counts
 from .statistics import InputStatistics, named_generator
 
 logger = logging.getLogger("svdquant")
 
 TOKENS = 512  # kept for each input; 1.8 GB for all inputs of FLUX.1
-GRAM_TOKENS = 1024  # of each call that go into a Gram matrix
+HESSIAN_TOKENS = 1024  # of each call that go into a Hessian
 CHUNK_ROWS = 1024  # of an input that are widened to float32 at a time
 
 Range = tuple[int, int]
@@ -37,7 +37,7 @@ class _Site:
     keys: Tensor
     square_sum: Tensor
     absmax: Tensor
-    grams: dict[Range, Tensor]
+    hessians: dict[Range, Tensor]
     counts: Counts
 
 
@@ -48,12 +48,12 @@ class Collector:
     Args:
         seed: of the choice of tokens.
         tokens: how many to keep for each input.
-        grams: name -> ranges of channels to gather a Gram matrix for.
+        hessians: name -> ranges of channels to gather a Hessian for.
     """
 
     seed: int = 0
     tokens: int = TOKENS
-    grams: Mapping[str, tuple[Range, ...]] = field(default_factory=dict)
+    hessians: Mapping[str, tuple[Range, ...]] = field(default_factory=dict)
     _sites: dict[str, _Site] = field(default_factory=dict, repr=False)
 
     @torch.no_grad()
@@ -84,9 +84,9 @@ class Collector:
         if count < len(x):
             drawn = drawn[finite.cpu()[drawn]]
         products = {}
-        if site.grams:
-            sample = x[drawn[:GRAM_TOKENS].to(x.device)].float()
-            products = {(a, b): (sample[:, a:b].T @ sample[:, a:b]).cpu() for a, b in site.grams}
+        if site.hessians:
+            sample = x[drawn[:HESSIAN_TOKENS].to(x.device)].float()
+            products = {(a, b): (sample[:, a:b].T @ sample[:, a:b]).cpu() for a, b in site.hessians}
         keys, offered, stay = self._draw(site, drawn[: self.tokens])
         entering = x[offered.to(x.device)].to("cpu", torch.bfloat16)
         # Nothing below can fail for want of memory on the device: a call counts whole or not at all.
@@ -94,10 +94,10 @@ class Collector:
         torch.maximum(site.absmax, moments[channels:-1], out=site.absmax)
         self._exchange(site, entering, keys, stay)
         for span, product in products.items():
-            site.grams[span] += product
+            site.hessians[span] += product
         site.counts.tokens += count
         site.counts.calls += 1
-        site.counts.gram_tokens += min(GRAM_TOKENS, count) if products else 0
+        site.counts.hessian_tokens += min(HESSIAN_TOKENS, count) if products else 0
         self._sites[name] = site
 
     def _open(self, name: str, channels: int) -> _Site:
@@ -107,7 +107,7 @@ class Collector:
             keys=torch.zeros(0, dtype=torch.float64),
             square_sum=torch.zeros(channels),
             absmax=torch.zeros(channels),
-            grams={(a, b): torch.zeros(b - a, b - a) for a, b in self.grams.get(name, ())},
+            hessians={(a, b): torch.zeros(b - a, b - a) for a, b in self.hessians.get(name, ())},
             counts=Counts(),
         )
 
@@ -137,7 +137,7 @@ class Collector:
 
     @staticmethod
     def resume(file: Calibration, seed: int = 0, tokens: int = TOKENS) -> "Collector":
-        """A collector that goes on where a file ends; its Gram matrices are those of the file.
+        """A collector that goes on where a file ends; its Hessians are those of the file.
 
         Raises:
             CheckpointError: the file is damaged.
@@ -152,25 +152,25 @@ class Collector:
                 keys=keys[order],
                 square_sum=found.mean_square * counts.tokens,
                 absmax=found.absmax,
-                grams={span: gram * counts.gram_tokens for span, gram in found.grams.items()},
+                hessians={span: hessian * counts.hessian_tokens for span, hessian in found.hessians.items()},
                 counts=counts,
             )
-        collector.grams = {name: tuple(site.grams) for name, site in collector._sites.items() if site.grams}
+        collector.hessians = {name: tuple(site.hessians) for name, site in collector._sites.items() if site.hessians}
         return collector
 
     def names(self) -> list[str]:
         """Of all inputs that were shown, in the order of their first call."""
         return list(self._sites)
 
-    def gram_names(self) -> list[str]:
-        """Of inputs with Gram matrices."""
-        return [name for name, site in self._sites.items() if site.grams]
+    def hessian_names(self) -> list[str]:
+        """Of inputs with Hessians."""
+        return [name for name, site in self._sites.items() if site.hessians]
 
     @property
     def nbytes(self) -> int:
         """What a file of it will take, without its header."""
         return sum(
-            s.tokens.nbytes + s.keys.nbytes + 8 * len(s.absmax) + sum(g.nbytes for g in s.grams.values())
+            s.tokens.nbytes + s.keys.nbytes + 8 * len(s.absmax) + sum(g.nbytes for g in s.hessians.values())
             for s in self._sites.values()
         )
 
@@ -182,8 +182,8 @@ class Collector:
             mean_square=site.square_sum / max(1, site.counts.tokens),
             absmax=site.absmax,
             count=site.counts.tokens,
-            grams={k: g / max(1, site.counts.gram_tokens) for k, g in site.grams.items()},
-            gram_count=site.counts.gram_tokens,
+            hessians={k: g / max(1, site.counts.hessian_tokens) for k, g in site.hessians.items()},
+            hessian_count=site.counts.hessian_tokens,
         )
 
     def summary(self) -> dict[str, int]:
@@ -211,8 +211,8 @@ class Collector:
             found = self.statistics(name)
             tensors[f"{name}.tokens"], tensors[f"{name}.{KEYS}"] = found.tokens, site.keys
             tensors[f"{name}.mean_square"], tensors[f"{name}.absmax"] = found.mean_square, found.absmax
-            for (start, stop), gram in found.grams.items():
-                tensors[f"{name}.gram.{start}.{stop}"] = gram
+            for (start, stop), hessian in found.hessians.items():
+                tensors[f"{name}.{HESSIAN}.{start}.{stop}"] = hessian
             counts[name] = site.counts.to_list()
         header = {**(metadata or {}), "format": FORMAT, "version": str(VERSION), "counts": json.dumps(counts)}
         with replacing(path, sum(t.nbytes for t in tensors.values())) as part:

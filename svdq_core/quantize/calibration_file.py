@@ -1,11 +1,11 @@
 """The file that holds recorded inputs: safetensors, a few tensors for each input, counts in the metadata.
 
 <layer>.tokens        (T, K) bfloat16      a sample
-<layer>.keys          (T,) float64         the random keys by which it was drawn; a recording goes on with them
+<layer>.keys          (T,) float64         the random keys by which it was drawn; a calibration goes on with them
 <layer>.mean_square   (K,) float32         over all tokens
 <layer>.absmax        (K,) float32         over all tokens
-<layer>.gram.A.B      (B-A, B-A) float32   mean of x x^T over channels A...B, where recorded
-metadata              format, version, counts {layer: [tokens, gram tokens, calls, dropped tokens]}, and words
+<layer>.gram.A.B      (B-A, B-A) float32   Hessian: mean of x x^T over channels A...B, where recorded
+metadata              format, version, counts {layer: [tokens, Hessian tokens, calls, dropped tokens]}, and words
 """
 
 import json
@@ -23,6 +23,7 @@ from .statistics import InputStatistics
 FORMAT = "svdquant-calibration"
 VERSION = 1
 KEYS = "keys"
+HESSIAN = "gram"  # the Gram matrix of the inputs, which GPTQ takes for the Hessian
 _PARTS = ("tokens", KEYS, "mean_square", "absmax")
 
 
@@ -31,12 +32,12 @@ class Counts:
     """How much stands behind the statistics of one input.
 
     Args:
-        tokens: behind the moments. gram_tokens: behind the Gram matrices.
+        tokens: behind the moments. hessian_tokens: behind the Hessians.
         calls: of the layer. dropped: tokens left out, since they were not finite.
     """
 
     tokens: int = 0
-    gram_tokens: int = 0
+    hessian_tokens: int = 0
     calls: int = 0
     dropped: int = 0
 
@@ -96,25 +97,25 @@ class Calibration(Mapping[str, InputStatistics]):
 
     def __getitem__(self, name: str) -> InputStatistics:
         counts = self._counts[name]
-        prefix = f"{name}.gram."
+        prefix = f"{name}.{HESSIAN}."
         with safe_open(self.path, framework="pt") as file:
-            grams = {}
+            hessians = {}
             for key in sorted(self._keys):
                 if key.startswith(prefix):
                     start, stop = map(int, key.removeprefix(prefix).split("."))
-                    grams[start, stop] = file.get_tensor(key)
+                    hessians[start, stop] = file.get_tensor(key)
             found = InputStatistics(
                 tokens=file.get_tensor(f"{name}.tokens"),
                 mean_square=file.get_tensor(f"{name}.mean_square"),
                 absmax=file.get_tensor(f"{name}.absmax"),
                 count=counts.tokens,
-                grams=grams,
-                gram_count=counts.gram_tokens,
+                hessians=hessians,
+                hessian_count=counts.hessian_tokens,
             )
             keys = file.get_slice(f"{name}.{KEYS}").get_shape()
         width = found.channels
         shapes_fit = found.tokens.ndim == 2 and found.tokens.shape == (*keys, width) and found.absmax.shape == (width,)
-        if not shapes_fit or any(g.shape != (b - a, b - a) for (a, b), g in grams.items()):
+        if not shapes_fit or any(g.shape != (b - a, b - a) for (a, b), g in hessians.items()):
             raise CheckpointError(f"{self.path}: the statistics of {name} do not fit each other. Record it again.")
         if not all(bool(torch.isfinite(t).all()) for t in (found.mean_square, found.absmax)):
             raise CheckpointError(f"{self.path}: the statistics of {name} are not finite. Record it again.")

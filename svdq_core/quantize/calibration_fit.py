@@ -1,4 +1,4 @@
-"""Whether a recording fits a model, and which of its inputs say enough."""
+"""Whether a calibration fits a model, and which of its inputs say enough."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -19,10 +19,10 @@ class FittedCalibration(Mapping[str, InputStatistics]):
     """The inputs of a calibration file that can be used for a model; statistics are read one layer at a time.
 
     Args:
-        file: the recording.
+        file: the calibration.
         architecture: of the model.
         shapes: host module name -> (out_features, in_features) of every Linear of its blocks.
-        source: hash of the model's weights without LoRAs, as recordings keep it; "" where it is not known.
+        source: hash of the model's weights without LoRAs, as calibrations keep it; "" where it is not known.
 
     Raises:
         SVDQuantError: it was recorded on a model of another kind or other sizes.

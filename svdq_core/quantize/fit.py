@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SVDQuantError
-from .gptq import Curvature, round_gptq
+from .gptq import FactoredHessian, round_gptq
 from .problem import Problem
 from .round import GroupScales, fit_scales, round_to_units, units_to_values
 
@@ -70,13 +70,13 @@ def branch_weight(proj_down: Tensor, proj_up: Tensor, smooth: Tensor) -> Tensor:
     return proj_up.float() @ (proj_down.float().T * smooth)
 
 
-def fit_part(problem: Problem, smooth: Tensor, turns: int = FAST_TURNS, curvature: Curvature | None = None) -> Fit:
+def fit_part(problem: Problem, smooth: Tensor, turns: int = FAST_TURNS, hessian: FactoredHessian | None = None) -> Fit:
     """Low-rank branch, scales and codes for a smoothing factor.
 
     Args:
         smooth: (K,) float32, exact in problem.scale_dtype.
         turns: at least 1.
-        curvature: of the smoothed input: rounds with GPTQ and weighs with correlations; None: nearest, channel sizes.
+        hessian: of the smoothed input: rounds with GPTQ and weighs with correlations; None: nearest, channel sizes.
     """
     grid, dtype = problem.arithmetic.weights, problem.scale_dtype
     smoothed = problem.weight * smooth
@@ -87,13 +87,13 @@ def fit_part(problem: Problem, smooth: Tensor, turns: int = FAST_TURNS, curvatur
     for _ in range(turns):
         residual = smoothed - branch_weight(proj_down, proj_up, smooth)
         scales = fit_scales(residual, grid, dtype, importance)
-        if curvature is None:
+        if hessian is None:
             units = round_to_units(residual, scales, grid)
         else:
-            units = round_gptq(residual, scales, grid, curvature)
+            units = round_gptq(residual, scales, grid, hessian)
         del residual
         values = units_to_values(units, scales, grid)
-        up, down = _fit_branch(problem, smoothed - values, down, importance, curvature)
+        up, down = _fit_branch(problem, smoothed - values, down, importance, hessian)
         proj_down, proj_up = store_branch(up, down, smooth, dtype)
         error = problem.squared_error(values, smooth, proj_down, proj_up)
         if error < best_error:
@@ -106,19 +106,19 @@ def fit_part(problem: Problem, smooth: Tensor, turns: int = FAST_TURNS, curvatur
 
 
 def _fit_branch(
-    problem: Problem, lost: Tensor, guess: Tensor, importance: Tensor, curvature: Curvature | None
+    problem: Problem, lost: Tensor, guess: Tensor, importance: Tensor, hessian: FactoredHessian | None
 ) -> tuple[Tensor, Tensor]:
     """The branch that minimizes the output error of `lost` (N, K): up (N, R), down (R, K), in smoothed coordinates.
 
     Args:
         guess: (R, K) the branch of the turn before.
     """
-    if curvature is None:
+    if hessian is None:
         root = importance.sqrt()
         up, down = problem.decompose(lost * root, guess * root)
         return up, down / root
-    order, root = curvature.order, curvature.root
+    order, root = hessian.order, hessian.root
     up, down = problem.decompose(lost[:, order] @ root, guess[:, order] @ root)
     restored = torch.empty_like(down)
-    restored[:, order] = down @ curvature.inverse
+    restored[:, order] = down @ hessian.inverse
     return up, restored

@@ -15,11 +15,11 @@ from .grid import Grid
 from .round import GroupScales
 
 BLOCK = 128  # columns whose errors are passed on within, before one product with all later columns
-MAX_DAMP = 100.0
+MAX_DAMPING = 100.0
 
 
-def choose_damp(count: int, channels: int) -> float:
-    """How much of the mean diagonal to add to a Gram matrix of `count` tokens.
+def choose_damping(count: int, channels: int) -> float:
+    """How much of the mean diagonal to add to a Hessian of `count` tokens.
 
     Few tokens say little about correlations. Held-out error of a 1024-channel layer at W4A8 with 0.1, 0.3, 1 and 3:
     8 tokens a channel 0.0482, 0.0480, 0.0491, 0.0518; half a token 0.0597, 0.0544, 0.0523, 0.0534; nearest 0.0638.
@@ -28,10 +28,10 @@ def choose_damp(count: int, channels: int) -> float:
 
 
 @dataclass(frozen=True)
-class Curvature:
+class FactoredHessian:
     """The second moments of a layer's input, factored.
 
-    With P the permutation `order`: P (gram + damp) P^T = root root^T, root upper triangular.
+    With P the permutation `order`: P (hessian + damping) P^T = root root^T, root upper triangular.
 
     Args:
         order: (K,) int64, the columns in the order they are rounded.
@@ -43,32 +43,32 @@ class Curvature:
     inverse: Tensor
 
     @staticmethod
-    def factor(gram: Tensor, damp: float) -> "Curvature | None":
-        """Factor a (K, K) float32 matrix; None if it stays indefinite up to MAX_DAMP times its mean diagonal.
+    def factor(hessian: Tensor, damping: float) -> "FactoredHessian | None":
+        """Factor a (K, K) float32 matrix; None if it stays indefinite up to MAX_DAMPING times its mean diagonal.
 
         Args:
-            damp: what to add to the diagonal, in units of its mean; raised tenfold while the factorization fails.
+            damping: what to add to the diagonal, in units of its mean; raised tenfold while the factorization fails.
         """
-        diagonal = gram.diagonal()
+        diagonal = hessian.diagonal()
         order = diagonal.argsort(descending=True, stable=True)
-        permuted = gram[order][:, order]
+        permuted = hessian[order][:, order]
         mean = diagonal.mean().clamp(min=torch.finfo(torch.float32).tiny)
-        while damp <= MAX_DAMP:
+        while damping <= MAX_DAMPING:
             # Factored from the last row upwards, the root is upper triangular and its inverse is what rounding needs.
             damped = permuted.flip(0, 1)
-            damped.diagonal().add_(damp * mean)
+            damped.diagonal().add_(damping * mean)
             root, failed = torch.linalg.cholesky_ex(damped)
             if not bool(failed):
                 root = root.flip(0, 1)
                 eye = torch.eye(len(root), device=root.device)
-                return Curvature(order, root, torch.linalg.solve_triangular(root, eye, upper=True))
-            damp *= 10
+                return FactoredHessian(order, root, torch.linalg.solve_triangular(root, eye, upper=True))
+            damping *= 10
         return None
 
 
-def round_gptq(residual: Tensor, scales: GroupScales, grid: Grid, curvature: Curvature) -> Tensor:
+def round_gptq(residual: Tensor, scales: GroupScales, grid: Grid, hessian: FactoredHessian) -> Tensor:
     """Units (N, K) float32 of a residual (N, K) float32 that keep its product with the inputs."""
-    order, inverse = curvature.order, curvature.inverse
+    order, inverse = hessian.order, hessian.inverse
     group_of = order // (grid.group_size or residual.shape[1])
     effective = scales.effective()
     # One row for each column of the weight: each step then reads and writes consecutive memory.

@@ -1,4 +1,4 @@
-"""Which inputs get a Gram matrix, when not all of them fit into memory.
+"""Which inputs get a Hessian, when not all of them fit into memory.
 
 The narrowest first: they cost least, and are the most. Where not all of one width fit, every n-th of the model does.
 FLUX.1: all of width 3072 take 6.8 GiB, all others another 42 GiB. PixArt: 0.7 and 2.2 GiB.
@@ -11,7 +11,7 @@ from ..models import Architecture
 from .whole_model import plan_for
 
 
-def choose_grams(
+def choose_hessians(
     architecture: Architecture, shapes: Mapping[str, tuple[int, int]], budget: int
 ) -> dict[str, tuple[tuple[int, int], ...]]:
     """Host module name -> ranges of channels, for a Collector.

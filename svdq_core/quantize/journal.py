@@ -1,13 +1,12 @@
 """The finished layers of a run, one file each, so that what was interrupted goes on where it stopped.
 
 The files lie in a folder beside the one to be written and hold the tensors that it will have. Each carries a
-fingerprint of everything that decides its bytes; what carries another one, or is damaged, is thrown away. A lock keeps
-a second run to the same name out; the system lets go of it when the process ends, however it ends.
+fingerprint of everything that decides its bytes; what carries another one, or is damaged, is thrown away. A second run
+to the same name is kept out: claim.py.
 """
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,18 +18,19 @@ from torch import Tensor
 
 from ..checkpoint.output import Output, whole
 from ..checkpoint.safetensors_write import save_file
+from ..checkpoint.save import writing
 from ..errors import SVDQuantError
 from .one_layer import PartReport
 
 logger = logging.getLogger("svdquant")
 
 FOLDER_SUFFIX = ".journal"
+PART_SUFFIX = ".part"
 LAYER_SUFFIX = ".layer"  # not .safetensors: ComfyUI would list every layer as a model
-LOCK = "lock"
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredLayer:
     """What became of one host Linear.
 
     Args:
@@ -76,13 +76,9 @@ class Journal:
         Raises:
             SVDQuantError: another process writes to the same name.
         """
-        with (self.folder / LOCK).open("a+b") as file:
-            try:
-                _lock(file.fileno())
-            except OSError as error:
-                raise SVDQuantError(
-                    f"{self.target}: another run is writing this file. Wait for it, or choose another name."
-                ) from error
+        with writing(self.target):
+            for part in self.folder.glob(f"*{PART_SUFFIX}"):
+                part.unlink(missing_ok=True)  # of a run that was killed
             try:
                 yield
             finally:
@@ -118,7 +114,7 @@ class Journal:
             "kept": kept,
         }
         path = self._path(name)
-        part = path.with_suffix(".part")
+        part = path.with_suffix(PART_SUFFIX)
         try:
             save_file(tensors, part, header)
             part.replace(path)
@@ -128,7 +124,7 @@ class Journal:
                 f"{path}: cannot be written ({error}). Make room and start again; finished layers are kept."
             ) from error
 
-    def get(self, name: str) -> Entry:
+    def get(self, name: str) -> StoredLayer:
         """One layer.
 
         Raises:
@@ -137,10 +133,10 @@ class Journal:
         try:
             with safe_open(self._path(name), framework="pt") as file:
                 header = file.metadata()
-                # views of the mapped file, which live as long as the entry
+                # views of the mapped file, which live as long as the layer
                 outputs = tuple(whole(key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118
             reports = tuple(_report(values) for values in json.loads(header["reports"]))
-            return Entry(name, outputs, reports, header["kept"])
+            return StoredLayer(name, outputs, reports, header["kept"])
         except (SafetensorError, OSError, LookupError, ValueError, TypeError) as error:
             raise SVDQuantError(f"{self._path(name)}: damaged ({error}). Delete it and start again.") from error
 
@@ -161,15 +157,3 @@ class Journal:
 
 def _report(values: dict) -> PartReport:
     return PartReport(**{**values, "rows": tuple(values["rows"]), "columns": tuple(values["columns"])})
-
-
-def _lock(descriptor: int) -> None:
-    """Raise OSError where another process holds it."""
-    if os.name == "nt":
-        import msvcrt
-
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
-    else:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

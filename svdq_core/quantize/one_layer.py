@@ -15,7 +15,7 @@ from ...kernels.reference import encode_e2m1
 from ..errors import SVDQuantError
 from ..layer import Part, QuantizedLayer
 from .fit import BEST_TURNS, FAST_TURNS, Fit, fit_part, overflow_error
-from .gptq import Curvature, choose_damp
+from .gptq import FactoredHessian, choose_damping
 from .grid import runtime_arithmetic
 from .part_plan import LayerPlan, PartPlan
 from .problem import Problem
@@ -100,9 +100,9 @@ def quantize_layer(
         members = [p for p in plan.parts if p.columns == columns]
         problems = [_pose(weight, member, statistics, spec, name, poll) for member in members]
         smooth, label = _choose_shared_factor(problems, spec)
-        curvature = _measure_curvature(problems[0].statistics, smooth) if spec.method == "best" else None
+        hessian = _factor_hessian(problems[0].statistics, smooth) if spec.method == "best" else None
         for member, problem in zip(members, problems, strict=True):
-            fit = fit_part(problem, smooth, FAST_TURNS if curvature is None else BEST_TURNS, curvature)
+            fit = fit_part(problem, smooth, FAST_TURNS if hessian is None else BEST_TURNS, hessian)
             if problem.shift:
                 rows = slice(*member.rows)
                 total[rows] -= problem.shift * (fit.values / smooth).double().sum(dim=1).float()
@@ -116,7 +116,7 @@ def quantize_layer(
                     scheme=spec.precision,
                     rank=part.rank,
                     smoothing=label,
-                    rounding="nearest" if curvature is None else "gptq",
+                    rounding="nearest" if hessian is None else "gptq",
                     relative_error=fit.error(problem),
                     measured=statistics.measured,
                 )
@@ -166,8 +166,8 @@ def _complete(
             f"{name}: the calibration has {statistics.channels} channels, expected {in_features}. "
             "It belongs to another model; record one with this model."
         )
-    statistics = statistics.to(device)  # looking through large Gram matrices takes the CPU longer than moving them
-    for tensor in (statistics.tokens, statistics.mean_square, statistics.absmax, *statistics.grams.values()):
+    statistics = statistics.to(device)  # looking through large Hessians takes the CPU longer than moving them
+    for tensor in (statistics.tokens, statistics.mean_square, statistics.absmax, *statistics.hessians.values()):
         if not bool(torch.isfinite(tensor).all()):
             raise SVDQuantError(f"{name}: the calibration holds NaN or infinite values. Record it again.")
     return statistics
@@ -204,9 +204,9 @@ def _choose_shared_factor(problems: list[Problem], spec: QuantSpec) -> tuple[Ten
     return family.search(lambda smooth: sum(p.score_factor(smooth) for p in problems))
 
 
-def _measure_curvature(statistics: InputStatistics, smooth: Tensor) -> Curvature | None:
-    gram, count = statistics.gram()
-    return Curvature.factor(gram / smooth / smooth[:, None], choose_damp(count, len(smooth)))
+def _factor_hessian(statistics: InputStatistics, smooth: Tensor) -> FactoredHessian | None:
+    hessian, count = statistics.hessian()
+    return FactoredHessian.factor(hessian / smooth / smooth[:, None], choose_damping(count, len(smooth)))
 
 
 def _to_part(fit: Fit, plan: PartPlan, problem: Problem, spec: QuantSpec) -> Part:

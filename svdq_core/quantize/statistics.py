@@ -26,16 +26,16 @@ class InputStatistics:
         mean_square: (K,) float32 mean of x^2.
         absmax: (K,) float32 largest |x|.
         count: number of tokens behind these two; 0: they are assumed, not measured.
-        grams: (start, stop) of consecutive channels -> (stop - start, stop - start) float32 mean of x x^T.
-        gram_count: number of tokens behind the Gram matrices.
+        hessians: (start, stop) of consecutive channels -> (stop - start, stop - start) float32 mean of x x^T.
+        hessian_count: number of tokens behind the Hessians.
     """
 
     tokens: Tensor
     mean_square: Tensor
     absmax: Tensor
     count: int = 0
-    grams: Mapping[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
-    gram_count: int = 0
+    hessians: Mapping[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
+    hessian_count: int = 0
 
     @property
     def measured(self) -> bool:
@@ -70,16 +70,16 @@ class InputStatistics:
 
     def columns(self, start: int, stop: int) -> "InputStatistics":
         """The statistics of some consecutive channels, renumbered from 0."""
-        grams = {}
-        for (left, right), gram in self.grams.items():
+        hessians = {}
+        for (left, right), hessian in self.hessians.items():
             if left <= start and stop <= right:
-                grams[0, stop - start] = gram[start - left : stop - left, start - left : stop - left]
+                hessians[0, stop - start] = hessian[start - left : stop - left, start - left : stop - left]
         return replace(
             self,
             tokens=self.tokens[:, start:stop],
             mean_square=self.mean_square[start:stop],
             absmax=self.absmax[start:stop],
-            grams=grams,
+            hessians=hessians,
         )
 
     def to(self, device: torch.device) -> "InputStatistics":
@@ -89,20 +89,20 @@ class InputStatistics:
             tokens=self.tokens.to(device),
             mean_square=self.mean_square.to(device, torch.float32),
             absmax=self.absmax.to(device, torch.float32),
-            grams={k: g.to(device, torch.float32) for k, g in self.grams.items()},
+            hessians={k: g.to(device, torch.float32) for k, g in self.hessians.items()},
         )
 
     def sample(self, count: int) -> Tensor:
         """At most `count` of the tokens, evenly strided: (T, K) float32."""
         return self.tokens[:: max(1, -(-len(self.tokens) // count))].float()
 
-    def gram(self) -> tuple[Tensor, int]:
+    def hessian(self) -> tuple[Tensor, int]:
         """Mean of x x^T over all channels, (K, K) float32, and the number of tokens behind it.
 
         Recorded if there is such a record, else of the tokens at hand.
         """
-        recorded = self.grams.get((0, self.channels))
+        recorded = self.hessians.get((0, self.channels))
         if recorded is not None:
-            return recorded, self.gram_count
+            return recorded, self.hessian_count
         x = self.tokens.float()
         return x.T @ x / max(1, len(x)), len(x)

@@ -24,7 +24,7 @@ from ..layer import Part, QuantizedLayer
 from ..models import Architecture
 from ..quantized_model import QuantizedModel
 from ..values import FLOAT, check_values
-from .journal import Entry, Journal
+from .journal import Journal, StoredLayer
 from .one_layer import PartReport
 from .overrides import Overrides
 from .share import Share
@@ -36,7 +36,7 @@ PENDING = 2  # layers that wait to be written while the next one is computed
 
 
 @dataclass(frozen=True)
-class Job:
+class QuantizeJob:
     """What to make of which weights.
 
     Args:
@@ -90,7 +90,7 @@ class Outcome:
 
 
 def quantize_to_file(
-    job: Job, on_layer: Callable[[int, int, str], None] = lambda *step: None, share: Share | None = None
+    job: QuantizeJob, on_layer: Callable[[int, int, str], None] = lambda *step: None, share: Share | None = None
 ) -> Outcome | None:
     """Quantize a model into a file.
 
@@ -130,7 +130,9 @@ def quantize_to_file(
     return replace(outcome, resumed=resumed, seconds=time.perf_counter() - started)
 
 
-def _quantize(job: Job, journal: Journal, form: Format, share: Share, on_layer: Callable) -> tuple[int, list[str]]:
+def _quantize(
+    job: QuantizeJob, journal: Journal, form: Format, share: Share, on_layer: Callable
+) -> tuple[int, list[str]]:
     """Fill the journal with this process's layers; how many were there, and the names of all."""
     counts = job.architecture.count_blocks(job.names, "host")
     names = [name for name, _ in job.architecture.linears(counts)]
@@ -170,7 +172,7 @@ def _tensors(form: Format, pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
     return {output.name: output.tensor() for output in outputs}
 
 
-def _overridden(job: Job, journal: Journal, form: Format, names: list[str]) -> dict[str, Entry]:
+def _overridden(job: QuantizeJob, journal: Journal, form: Format, names: list[str]) -> dict[str, StoredLayer]:
     """What 4 bits turned out to hurt too much, in 16 bits; the journal stays: a resumed run chooses the same."""
     chosen = job.overrides.choose([report for name in names for report in journal.get(name).reports])
     entries = {}
@@ -179,21 +181,21 @@ def _overridden(job: Job, journal: Journal, form: Format, names: list[str]) -> d
             t: job.weights[t].to(job.spec.scale_dtype) for t in (f"{name}.weight", f"{name}.bias") if t in job.names
         }
         outputs = tuple(whole(key, tensor) for key, tensor in _tensors(form, pieces).items())
-        entries[name] = Entry(name, outputs, (), why)
+        entries[name] = StoredLayer(name, outputs, (), why)
     return entries
 
 
-def _cost(job: Job, name: str) -> float:
+def _cost(job: QuantizeJob, name: str) -> float:
     """How long a layer takes, in any unit: its weights, more for long inputs where their correlations count."""
     linear = job.architecture.find_linear(name)
     assert linear is not None  # the name comes from the architecture
-    rows, columns = linear.shape
+    rows, columns = linear.relative_size
     if linear.modulation_chunks:
         return 0.1 * rows * columns
     return rows * columns * (1 + columns) if job.spec.method == "best" else rows * columns
 
 
-def _put_together(job: Job, journal: Journal, form: Format, names: list[str]) -> Outcome:
+def _put_together(job: QuantizeJob, journal: Journal, form: Format, names: list[str]) -> Outcome:
     plain = {name: job.weights[name] for name in other_tensors(job.architecture, job.names)} | dict(job.extras)
     plain = {name: tensor.to("cpu", job.spec.scale_dtype) for name, tensor in plain.items()}
     outline = QuantizedModel(job.architecture, plain={n: t.to("meta") for n, t in plain.items()})
@@ -221,7 +223,7 @@ def _put_together(job: Job, journal: Journal, form: Format, names: list[str]) ->
     return Outcome(reports, kept, list(form.notes), 0, len(outputs), nbytes, 0.0)
 
 
-def _add_outline(outline: QuantizedModel, entry: Entry) -> None:
+def _add_outline(outline: QuantizedModel, entry: StoredLayer) -> None:
     """Note schemes, ranks and names, which is all that metadata are made of."""
     nothing = torch.empty(0, device="meta")
     if not entry.reports:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from svdquant_pack import ROOT
 from svdquant_pack.kernels.gpus import GENERATIONS, Generation
 
 COMPILER = Path(__file__).with_name("cross_compile.py")
@@ -17,7 +18,7 @@ COMPILER = Path(__file__).with_name("cross_compile.py")
 
 def _compile(gpu: str) -> dict:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join((str(Path(__file__).parents[1]), str(Path(__file__).parent)))
+    environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / room) for room in ("tests", "tools", "tests/kernels"))
     result = subprocess.run(
         [sys.executable, COMPILER, gpu], capture_output=True, text=True, env=environment, check=False
     )

@@ -41,20 +41,20 @@ def test_recording_changes_no_picture_and_sees_every_input(host, folder, dense, 
 
 
 def test_correlations_are_recorded_within_the_budget(host, dense):
-    recording = start(host, dense, name="grams", gram_mib=64)
+    recording = start(host, dense, name="hessians", gram_mib=64)
     with Witness(dense) as witness:
         sample_flux(recording)
     calibration, report = save(host, recording)
-    grams = {(n, span): gram for n in calibration for span, gram in calibration[n].grams.items()}
-    assert len(grams) == 11  # ten layers of one part or with shared input, linear2 has two; modulations have none
-    for (name, (a, b)), gram in grams.items():
+    hessians = {(n, span): hessian for n in calibration for span, hessian in calibration[n].hessians.items()}
+    assert len(hessians) == 11  # ten layers of one part or with shared input, linear2 has two; modulations have none
+    for (name, (a, b)), hessian in hessians.items():
         expected = (witness.outer[name][a:b, a:b] / witness.tokens[name]).float()
-        torch.testing.assert_close(gram, expected, rtol=1e-3, atol=1e-4 * float(expected.diagonal().mean()))
+        torch.testing.assert_close(hessian, expected, rtol=1e-3, atol=1e-4 * float(expected.diagonal().mean()))
     assert "correlations of 10 layers" in report
-    small = start(host, dense, name="few-grams", gram_mib=1)
+    small = start(host, dense, name="few-hessians", gram_mib=1)
     sample_flux(small)
     calibration, _ = save(host, small)
-    nbytes = sum(gram.nbytes for name in calibration for gram in calibration[name].grams.values())
+    nbytes = sum(hessian.nbytes for name in calibration for hessian in calibration[name].hessians.values())
     assert 0 < nbytes <= 1 << 20
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from checkpoint_files import TINY, read_tensors, write_tensors
 
 from svdquant_pack import ROOT
+from svdquant_pack.svdq_core.quantize import spec
 
 
 def run(*arguments):
@@ -26,6 +28,28 @@ def test_the_command(tmp_path):
     assert run(TINY["int4"], tmp_path / "d.safetensors", "--to", "gguf").returncode == 2
     strict = run(TINY["int4"], tmp_path / "d.safetensors", "--to", "comfy", "--strict")
     assert strict.returncode == 1 and "Without --strict" in strict.stderr
+
+
+def test_a_python_without_torch_is_told_which_one_to_take():
+    command = [
+        sys.executable,
+        "-S",
+        str(ROOT / "svdq_core"),
+        "convert",  # no installed package can be imported
+        "in",
+        "out",
+        "--to",
+        "comfy",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "has no torch" in done.stderr and "dev.py convert in out --to comfy" in done.stderr
+
+
+def test_choices_are_those_of_the_quantizer():
+    command_line = runpy.run_path(str(ROOT / "svdq_core" / "__main__.py"), run_name="read")
+    for name in ("PRECISIONS", "ACTIVATIONS", "METHODS"):
+        assert command_line[name] == getattr(spec, name)
 
 
 def test_the_command_is_one_of_dev_py(monkeypatch):

@@ -1,9 +1,10 @@
-"""`python dev.py check` in a Python with torch and in one without."""
+"""`python dev.py check`: in a Python with torch and in one without."""
 
 import subprocess
 import sys
 
 import check_environment
+import command_line
 
 from svdquant_pack import ROOT
 
@@ -16,7 +17,7 @@ def test_a_python_with_torch_gets_the_report():
 
 
 def test_a_python_without_torch_is_told_which_one_to_take(monkeypatch, capsys):
-    monkeypatch.setattr(check_environment, "find_spec", lambda name: None if name == "torch" else object())
-    assert check_environment.main() == 1
+    monkeypatch.setattr(command_line, "find_spec", lambda name: None if name == "torch" else object())
+    assert check_environment.main([]) == 1
     printed = capsys.readouterr().out
     assert "has no torch." in printed and "python_embeded" in printed

@@ -271,4 +271,29 @@ def test_the_command(tmp_path, capsys):
     assert "NunchakuFluxDiTLoader -> SVDQuantModelLoader" in capsys.readouterr().out
     check_links(json.loads((tmp_path / "new" / "out.json").read_text(encoding="utf-8")))
     (tmp_path / "bad.json").write_text("{")
+    capsys.readouterr()
     assert main([str(tmp_path / "bad.json"), str(tmp_path / "out.json")]) == 2
+
+
+def test_nothing_is_written_where_nothing_was_replaced(tmp_path, capsys):
+    ours, stays = node(1, "KSampler", []), node(1, "NunchakuPulidApply", [])
+    for name, kept in (("core", ours), ("pulid", stays)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(page_form([kept], [])))
+        assert main([str(tmp_path / f"{name}.json"), str(tmp_path / f"{name}-out.json")]) == 0
+        said = capsys.readouterr().out
+        assert "nothing was replaced" in said and "written:" not in said
+        assert not (tmp_path / f"{name}-out.json").exists()
+
+
+def test_a_further_node_covers_no_other_one():
+    form = flux()
+    encoders = find(form, "NunchakuTextEncoderLoaderV2")[0]
+    left, top = encoders["pos"]
+    for number, lower in ((20, 230), (21, 700)):  # as the page stacks loaders
+        form["nodes"].append(node(number, "VAELoader", ["ae"], pos=[left, top + lower], size=[300, 400]))
+    migrated, _ = migrate(form)
+    (added,) = find(migrated, "T5TokenizerOptions")
+    for other in find(migrated, "VAELoader"):
+        assert added["pos"][1] - 30 >= other["pos"][1] + other["size"][1] or (
+            added["pos"][1] + added["size"][1] <= other["pos"][1] - 30
+        )

@@ -1,7 +1,6 @@
 """From a quantized model to the host's MODEL, and back."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
@@ -16,6 +15,7 @@ from ....svdq_core.models import ARCHITECTURES, SUPPORTED, Architecture
 from ....svdq_core.quantized_model import QuantizedModel
 from ....svdq_core.runtime import describe_model, folds_gelu, resolve_compute, with_derived
 from ....svdq_core.stack import as_in_files
+from ..attention import choose_attention
 from ..lora.bake import baked_layer, patched_weight
 from .fold import fold_gelus, speed_up_gelus, wants_folding
 from .patcher import adopt
@@ -37,14 +37,19 @@ def load_model(path: str, compute: str, disable_dynamic: bool = False):
     return load_model_with_status(path, compute, disable_dynamic)[0]
 
 
-def load_model_with_status(path: str, compute: str, disable_dynamic: bool = False):
-    """load_model, and one line for the user: what the file is and what will run it."""
+def load_model_with_status(path: str, compute: str, disable_dynamic: bool = False, attention: str = "auto"):
+    """load_model, and one line for the user: what the file is and what will run it.
+
+    Args:
+        attention: one of attention.CHOICES.
+    """
     model = read_checkpoint(Checkpoint(Path(path)))
     mode, reason = resolve_compute(compute, model.precision, comfy.model_management.get_torch_device())
     status = describe_model(Path(path).name, model, mode, reason)
     patcher = build_model(model, mode, disable_dynamic)
     patcher.cached_patcher_init = (load_model, (path, compute))
-    return patcher, status
+    words = choose_attention(patcher, attention)
+    return patcher, f"{status}; {words}" if words else status
 
 
 def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = False):
@@ -172,10 +177,8 @@ def extract_model(patcher) -> QuantizedModel:
     layers = {key.removeprefix(PREFIX).removesuffix(".weight"): m for key, m in patcher.svdquant_layers().items()}
     for name, module in layers.items():
         layer = as_in_files(module.layer_on(torch.device("cpu")))
-        layer = baked_layer(layer, patcher.patches.get(f"{PREFIX}{name}.weight", []), name)
-        if f"{PREFIX}{name}.bias" in patcher.patches:
-            layer = replace(layer, bias=patched_weight(patcher, f"{PREFIX}{name}.bias"))
-        model.layers[name] = layer
+        weight, bias = (patcher.patches.get(f"{PREFIX}{name}.{end}", []) for end in ("weight", "bias"))
+        model.layers[name] = baked_layer(layer, weight, bias, name)
     dtype = _half_dtype(model)
     for name in _plain_names(patcher, layers):
         model.plain[name] = patched_weight(patcher, PREFIX + name, dtype)

@@ -19,7 +19,8 @@ from ....svdq_core.blob import BlobLayout, to_blob
 from ....svdq_core.errors import ArchitectureError
 from ....svdq_core.layer import QuantizedLayer
 from ....svdq_core.stack import as_in_files
-from ..lora.factors import LoraPlan, add_lora
+from ..lora.factors import add_bias, add_lora
+from ..lora.plan import LoraPlan
 from .joined import Joined
 from .norms import KernelLayerNorm, KernelRMSNorm
 
@@ -148,6 +149,7 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
             offloadable=True,
         )
         try:  # an exception must not leave a paged weight pinned
+            bias = add_bias(bias, self.lora_tensor("lora_bias", x.device), x)
             layer, gelu = (weight, self.layout_text, bias), None if self.wrapped else self.gelu
             # a layer that the host keeps on the CPU has its factors there as well
             down, up = self.lora_tensor("lora_down", x.device), self.lora_tensor("lora_up", x.device)
@@ -159,8 +161,11 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
             x = x.done() if isinstance(x, Joined) else x
             if gelu == "input":  # what is added reads it, too
                 x = torch.nn.functional.gelu(x, approximate="tanh")
-            out = apply_blob(*layer, x, self.compute, lora_down=down, lora_up=up)
-            out = add_lora(out, x, self.lora, self.lora_tensors())
+            if self.lora.scale != 1.0:
+                out = apply_blob(weight, self.layout_text, None, x, self.compute)
+            else:
+                out = apply_blob(*layer, x, self.compute, lora_down=down, lora_up=up)
+            out = add_lora(out, x, self.lora, self.lora_tensors(), bias)
             if gelu == "output":
                 activated = out[..., self.gelu_from :]
                 activated.copy_(torch.nn.functional.gelu(activated, approximate="tanh"))

@@ -11,7 +11,7 @@ from ....svdq_core.quantize import QuantSpec
 from ....svdq_core.quantize.calibration_file import Calibration
 from ....svdq_core.quantize.calibration_fit import FittedCalibration, hash_file
 from ....svdq_core.quantize.overrides import Overrides
-from ....svdq_core.quantize.to_file import Job
+from ....svdq_core.quantize.to_file import QuantizeJob
 from ..model.build import DenseWeights, architecture_of, compute_device, plain_extras
 from ..model.model_hash import patches_hash, weights_hash
 from .layer_progress import LayerProgress
@@ -31,7 +31,7 @@ def fit_calibration(weights: DenseWeights, path: Path) -> FittedCalibration:
 
 def make_job(
     weights: DenseWeights, target: Path, spec: QuantSpec, overrides: Overrides, calibration: FittedCalibration | None
-) -> Job:
+) -> QuantizeJob:
     """Everything checked that can be checked before the work.
 
     Args:
@@ -60,7 +60,7 @@ def make_job(
         "svdquant_made_with": made_with,
     }
     settings = (source, patches, method, recorded.rpartition(" ")[2], str(overrides), pack_version(), made_with)
-    return Job(
+    return QuantizeJob(
         architecture=architecture,
         weights=weights,
         names=weights.names,
@@ -89,7 +89,7 @@ def reserve_room(patcher, spec: QuantSpec) -> None:
     """Ask the host for the memory that the largest layer takes; it unloads models where it must."""
     shapes = layer_shapes(patcher, architecture_of(patcher)).values()
     rows, columns = max(shapes, key=lambda shape: shape[0] * shape[1])
-    # float32: the weight and its temporaries; with GPTQ a handful of Gram-sized matrices
+    # float32: the weight and its temporaries; with GPTQ a handful of Hessian-sized matrices
     nbytes = 4 * (12 * rows * columns + (8 * columns * columns if spec.method == "best" else 0))
     comfy.model_management.free_memory(nbytes, compute_device(patcher))
 

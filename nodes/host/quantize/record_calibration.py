@@ -1,9 +1,9 @@
 """Recording the inputs of a MODEL's layers while users run their prompts.
 
-A recording goes by its name. Nodes run again whenever their inputs change, or always, as the host's cache is set; so
-what begins a recording anew is a number, the take, and no action: the same name and take, the same recording, and where
-it is in memory no more, its file is read and goes on. The MODEL that records carries it in the host's list of wrappers,
-which clones, LoRA loaders and samplers pass on. Hooks lie on the layers only while that MODEL runs.
+A calibration goes by its name. Nodes run again whenever their inputs change, or always, as the host's cache is set; so
+what begins one anew is a number, the take, and no action: the same name and take, the same calibration, and where it is
+in memory no more, its file is read and goes on. The MODEL that records carries it in the host's list of wrappers, which
+clones, LoRA loaders and samplers pass on. Hooks lie on the layers only while that MODEL runs.
 """
 
 import json
@@ -24,7 +24,7 @@ from ....svdq_core.errors import SVDQuantError
 from ....svdq_core.models import Architecture
 from ....svdq_core.quantize.calibrate import Collector
 from ....svdq_core.quantize.calibration_file import Calibration
-from ....svdq_core.quantize.hessian_choice import choose_grams
+from ....svdq_core.quantize.hessian_choice import choose_hessians
 from ..files import output_path
 from ..model.build import architecture_of, is_quantized
 from ..model.model_hash import weights_hash
@@ -38,11 +38,11 @@ MOST_TIMES = 4096  # distinct times that are noted
 _WRAPPERS = comfy.patcher_extension.WrappersMP
 
 
-class Recording:
+class RunningCalibration:
     """What was recorded under a name so far.
 
     Args:
-        name: of its file. take: another number is another recording.
+        name: of its file. take: another number is another calibration.
         source: hash of the model's weights without LoRAs. architecture: its family.
         layers: host name -> (out_features, in_features) of what is to be seen.
         collector: what gathers.
@@ -139,19 +139,19 @@ def _uncompiled():
     return torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
 
 
-_alive: weakref.WeakValueDictionary[str, Recording] = weakref.WeakValueDictionary()
+_alive: weakref.WeakValueDictionary[str, RunningCalibration] = weakref.WeakValueDictionary()
 
 
-def start_recording(patcher, name: str, take: int, tokens: int, gram_mib: int):
+def start_calibration(patcher, name: str, take: int, tokens: int, hessian_mib: int):
     """A clone of a MODEL that records while it runs; pictures stay the same.
 
     Args:
-        name: of the recording and of its file below output/svdquant_calibration.
+        name: of the calibration and of its file below output/svdquant_calibration.
         take: another number forgets what was recorded under this name.
-        tokens: to keep of each input. gram_mib: memory for Gram matrices.
+        tokens: to keep of each input. hessian_mib: memory for Hessians.
 
     Raises:
-        SVDQuantError: the model is quantized already, or is not the one that this recording began with.
+        SVDQuantError: the model is quantized already, or is not the one that this calibration began with.
         ArchitectureError: it is of no family that can be quantized here.
     """
     if is_quantized(patcher):
@@ -160,42 +160,44 @@ def start_recording(patcher, name: str, take: int, tokens: int, gram_mib: int):
         )
     path = calibration_path(name)
     architecture, source = architecture_of(patcher), weights_hash(patcher)
-    recording = _alive.get(name)
-    if recording is None or recording.take != take:
-        recording = _open(path, name, take, source, architecture, layer_shapes(patcher, architecture), tokens)
-        if not recording.collector.names():
-            grams = choose_grams(architecture, recording.layers, gram_mib << 20)
-            recording.collector = Collector(tokens=tokens, grams=grams)
-    if recording.source != source:
+    calibration = _alive.get(name)
+    if calibration is None or calibration.take != take:
+        calibration = _open(path, name, take, source, architecture, layer_shapes(patcher, architecture), tokens)
+        if not calibration.collector.names():
+            hessians = choose_hessians(architecture, calibration.layers, hessian_mib << 20)
+            calibration.collector = Collector(tokens=tokens, hessians=hessians)
+    if calibration.source != source:
         raise SVDQuantError(
             f"{name}, take {take}, was begun with another model. Give this model another name, or another take to "
             "start over."
         )
-    _alive[name] = recording
-    recording.patched |= bool(patcher.patches)
+    _alive[name] = calibration
+    calibration.patched |= bool(patcher.patches)
     clone = patcher.clone()
-    for kind, wrapper in ((_WRAPPERS.OUTER_SAMPLE, recording.sampling), (_WRAPPERS.APPLY_MODEL, recording.step)):
+    for kind, wrapper in ((_WRAPPERS.OUTER_SAMPLE, calibration.sampling), (_WRAPPERS.APPLY_MODEL, calibration.step)):
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
     return clone
 
 
-def _open(path: Path, name: str, take: int, source: str, architecture: Architecture, layers, tokens: int) -> Recording:
-    """A new recording, or one that goes on from the file of the same take."""
+def _open(
+    path: Path, name: str, take: int, source: str, architecture: Architecture, layers, tokens: int
+) -> RunningCalibration:
+    """A new calibration, or one that goes on from the file of the same take."""
     collector, before = Collector(tokens=tokens), None
     if path.exists():
         file = Calibration(path)
         if file.metadata.get("take") == str(take):
             source, before = file.metadata.get("source", ""), file.metadata
             collector = Collector.resume(file, tokens=tokens)
-            logger.info("recording %s goes on from %s prompts", name, before.get("prompts"))
+            logger.info("calibration %s goes on from %s prompts", name, before.get("prompts"))
         else:
-            logger.info("recording %s starts over with take %d", name, take)
-    return Recording(name, take, source, architecture, layers, collector, before)
+            logger.info("calibration %s starts over with take %d", name, take)
+    return RunningCalibration(name, take, source, architecture, layers, collector, before)
 
 
-def recording_of(patcher) -> Recording:
-    """The recording that a MODEL makes.
+def calibration_of(patcher) -> RunningCalibration:
+    """The calibration that a MODEL makes.
 
     Raises:
         SVDQuantError: it makes none.
@@ -217,7 +219,7 @@ def layer_shapes(patcher, architecture: Architecture) -> dict[str, tuple[int, in
 
 
 def calibration_path(name: str) -> Path:
-    """Where the recording of that name is written.
+    """Where the calibration of that name is written.
 
     Raises:
         SVDQuantError: the name leads out of the folder.
@@ -230,7 +232,7 @@ def _folders() -> list[Path]:
 
 
 def list_calibrations() -> list[str]:
-    """Files of recordings, own ones and those that others gave, as the user's list shows them."""
+    """Files of calibrations, own ones and those that others gave, as the user's list shows them."""
     found = {path.relative_to(root).as_posix() for root in _folders() for path in root.rglob("*.safetensors")}
     return sorted(found)
 

@@ -4,19 +4,19 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from compare import assert_close
 from problems import branch, packed_codes, scales
 
+from svdquant_pack import ROOT
 from svdquant_pack.kernels import reference
 from svdquant_pack.kernels.packing import unpack_int4
 from svdquant_pack.kernels.step.fragments import to_activation_fragments, to_weight_fragments
 from svdquant_pack.kernels.step.quantize_act import quantize_act
 
-RUNNER = Path(__file__).with_name("run_native_ptx.py")
+RUNNER = ROOT / "tests" / "kernels" / "run_native_ptx.py"
 CASES = [
     # M, rows beyond M up to a whole tile, N, K, R, act_unsigned, half type, GPU
     {"M": 128, "N": 128, "K": 384, "R": 0, "act_unsigned": False, "dtype": "float16", "gpu": 89},
@@ -45,7 +45,7 @@ def run_ptx(case: dict) -> dict:
         "triton.experimental.gluon.language.nvidia.ampere", reason="this Triton has no Gluon for Ampere"
     )
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join((str(Path(__file__).parents[1]), str(Path(__file__).parent)))
+    environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / room) for room in ("tests", "tools", "tests/kernels"))
     command = [sys.executable, RUNNER, json.dumps(case)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -18,22 +18,22 @@ def _calls(count, rows=100, seed=0):
 
 
 def test_moments_are_those_of_all_tokens():
-    calls, collector = _calls(5), Collector(tokens=32, grams={"a": ((0, 64), (16, 48))})
+    calls, collector = _calls(5), Collector(tokens=32, hessians={"a": ((0, 64), (16, 48))})
     for x in calls:
         before = x.clone()
         collector.add("a", x)
         assert torch.equal(x, before)
     everything = torch.cat([x.flatten(0, 1) for x in calls])
     found = collector.statistics("a")
-    assert found.count == found.gram_count == 500
+    assert found.count == found.hessian_count == 500
     assert found.measured
     torch.testing.assert_close(found.mean_square, everything.square().mean(dim=0))
     assert torch.equal(found.absmax, everything.abs().amax(dim=0))
-    torch.testing.assert_close(found.grams[0, 64], everything.T @ everything / 500)
-    torch.testing.assert_close(found.grams[16, 48], found.grams[0, 64][16:48, 16:48])
-    gram, count = found.columns(16, 48).gram()
+    torch.testing.assert_close(found.hessians[0, 64], everything.T @ everything / 500)
+    torch.testing.assert_close(found.hessians[16, 48], found.hessians[0, 64][16:48, 16:48])
+    hessian, count = found.columns(16, 48).hessian()
     assert count == 500
-    assert torch.equal(gram, found.grams[0, 64][16:48, 16:48])
+    assert torch.equal(hessian, found.hessians[0, 64][16:48, 16:48])
 
 
 def test_every_call_gets_its_share():
@@ -93,7 +93,7 @@ def test_another_width_is_refused():
 
 
 def test_a_call_that_fails_counts_for_nothing(monkeypatch):
-    collector = Collector(tokens=16, grams={"a": ((0, K),)})
+    collector = Collector(tokens=16, hessians={"a": ((0, K),)})
     first, second = _calls(2)
     collector.add("a", first)
     before = collector.statistics("a")
@@ -105,14 +105,14 @@ def test_a_call_that_fails_counts_for_nothing(monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         collector.add("a", second)
     after = collector.statistics("a")
-    assert after.count == before.count == after.gram_count
+    assert after.count == before.count == after.hessian_count
     for one, other in ((before.tokens, after.tokens), (before.mean_square, after.mean_square)):
         assert torch.equal(one, other)
-    assert torch.equal(before.absmax, after.absmax) and torch.equal(before.grams[0, K], after.grams[0, K])
+    assert torch.equal(before.absmax, after.absmax) and torch.equal(before.hessians[0, K], after.hessians[0, K])
 
 
 def test_memory_does_not_grow_with_calls():
-    collector = Collector(tokens=16, grams={"a": ((0, K),)})
+    collector = Collector(tokens=16, hessians={"a": ((0, K),)})
     sizes = []
     for x in _calls(40):
         collector.add("a", x)
@@ -127,7 +127,7 @@ def _record(collector, calls):
 
 
 def _saved(tmp_path):
-    collector = Collector(tokens=16, grams={"blocks.0.fc": ((0, 64),)})
+    collector = Collector(tokens=16, hessians={"blocks.0.fc": ((0, 64),)})
     _record(collector, _calls(3))
     path = tmp_path / "calibration.safetensors"
     collector.save(path, {"model": "tiny"})
@@ -143,10 +143,10 @@ def test_a_recording_goes_on_from_its_file(tmp_path):
         whole, found = collector.statistics(name), resumed.statistics(name)
         torch.testing.assert_close(found.mean_square, whole.mean_square)
         assert torch.equal(found.absmax, whole.absmax)
-        assert (found.count, found.gram_count) == (whole.count, whole.gram_count)
+        assert (found.count, found.hessian_count) == (whole.count, whole.hessian_count)
         assert found.tokens.shape == whole.tokens.shape
-        for span, gram in whole.grams.items():
-            torch.testing.assert_close(found.grams[span], gram)
+        for span, hessian in whole.hessians.items():
+            torch.testing.assert_close(found.hessians[span], hessian)
     assert resumed.summary() == collector.summary()
 
 

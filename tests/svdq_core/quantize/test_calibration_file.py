@@ -14,7 +14,7 @@ K = 64
 
 
 def _saved(tmp_path):
-    collector = Collector(tokens=16, grams={"blocks.0.fc": ((0, K),)})
+    collector = Collector(tokens=16, hessians={"blocks.0.fc": ((0, K),)})
     g = torch.Generator().manual_seed(0)
     for scale in (1, 2, 3):
         x = scale * torch.randn(2, 50, K, generator=g)
@@ -38,9 +38,9 @@ def test_saved_and_read_again(tmp_path):
         assert torch.equal(found.tokens, expected.tokens)
         assert torch.equal(found.mean_square, expected.mean_square)
         assert torch.equal(found.absmax, expected.absmax)
-        assert (found.count, found.gram_count) == (expected.count, expected.gram_count)
-        assert found.grams.keys() == expected.grams.keys()
-        assert all(torch.equal(gram, expected.grams[span]) for span, gram in found.grams.items())
+        assert (found.count, found.hessian_count) == (expected.count, expected.hessian_count)
+        assert found.hessians.keys() == expected.hessians.keys()
+        assert all(torch.equal(hessian, expected.hessians[span]) for span, hessian in found.hessians.items())
     assert list(tmp_path.iterdir()) == [path]
     assert calibration.get("blocks.9.fc") is None and "blocks.9.fc" not in calibration
 

@@ -1,7 +1,7 @@
-"""Gram matrices within a budget: narrow ones first, spread over the model, never more than allowed."""
+"""Hessians within a budget: narrow ones first, spread over the model, never more than allowed."""
 
 from svdquant_pack.svdq_core.models import FLUX, PIXART
-from svdquant_pack.svdq_core.quantize.hessian_choice import choose_grams
+from svdquant_pack.svdq_core.quantize.hessian_choice import choose_hessians
 
 MIB = 1 << 20
 
@@ -19,23 +19,23 @@ def _bytes(chosen):
 
 
 def test_everything_fits_into_what_everything_takes():
-    chosen = choose_grams(FLUX, FLUX_DEV, 1 << 40)
+    chosen = choose_hessians(FLUX, FLUX_DEV, 1 << 40)
     modulations = 2 * 19 + 38
     assert len(chosen) == len(FLUX_DEV) - modulations
     assert chosen["single_blocks.3.linear2"] == ((0, 3072), (3072, 15360))
     assert abs(_bytes(chosen) / 2**30 - 49.4) < 0.6
-    assert abs(_bytes(choose_grams(PIXART, SIGMA, 1 << 40)) / 2**30 - 2.9) < 0.1
+    assert abs(_bytes(choose_hessians(PIXART, SIGMA, 1 << 40)) / 2**30 - 2.9) < 0.1
 
 
 def test_the_budget_is_kept_and_used():
     for mib in (0, 30, 36, 100, 2048, 8192):
-        chosen = choose_grams(FLUX, FLUX_DEV, mib * MIB)
+        chosen = choose_hessians(FLUX, FLUX_DEV, mib * MIB)
         assert _bytes(chosen) <= mib * MIB
         assert _bytes(chosen) > mib * MIB - (36 if mib < 6000 else 576) * MIB
 
 
 def test_narrow_ones_come_first_and_are_spread_over_the_model():
-    chosen = choose_grams(FLUX, FLUX_DEV, 20 * 36 * MIB)
+    chosen = choose_hessians(FLUX, FLUX_DEV, 20 * 36 * MIB)
     assert len(chosen) == 20
     assert all(b - a == 3072 for spans in chosen.values() for a, b in spans)
     assert sum(name.startswith("single") for name in chosen) == 8
@@ -44,4 +44,4 @@ def test_narrow_ones_come_first_and_are_spread_over_the_model():
 
 def test_a_layer_that_cannot_be_quantized_gets_none():
     shapes = {"blocks.0.mlp.fc1": (4608, 1100), "blocks.0.attn.proj": (1152, 1152)}
-    assert set(choose_grams(PIXART, shapes, 1 << 40)) == {"blocks.0.attn.proj"}
+    assert set(choose_hessians(PIXART, shapes, 1 << 40)) == {"blocks.0.attn.proj"}

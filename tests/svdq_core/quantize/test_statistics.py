@@ -31,9 +31,9 @@ def test_from_tokens_and_columns():
     assert part.count == 50
     assert part.channels == 4
     torch.testing.assert_close(part.mean_square, x[:, 2:6].square().mean(dim=0))
-    gram, count = part.gram()
+    hessian, count = part.hessian()
     assert count == 50
-    torch.testing.assert_close(gram, x[:, 2:6].T @ x[:, 2:6] / 50)
+    torch.testing.assert_close(hessian, x[:, 2:6].T @ x[:, 2:6] / 50)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, 1), (3, 3), (10, 10), (50, 50), (99, 50)])

@@ -34,7 +34,7 @@ from pathlib import Path
 from quantize_time import peak_memory
 from synthetic_model import Size, write_model
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, dense_read
-from svdquant_pack.svdq_core.quantize.to_file import Job, quantize_to_file
+from svdquant_pack.svdq_core.quantize.to_file import QuantizeJob, quantize_to_file
 from svdquant_pack.svdq_core.quantize.spec import QuantSpec
 from svdquant_pack.svdq_core.quantize.statistics import InputStatistics
 dense_read.RELEASE_BYTES = 4 << 20
@@ -46,14 +46,14 @@ source, cpu = Path({folder!r}) / "source.safetensors", torch.device("cpu")
 size = write_model(source, Size("flux", 256, (1, {blocks})), cpu)
 model = dense_read.DenseModel(Checkpoint(source))
 spec, target = QuantSpec(rank=0, score_tokens=32), source.with_name("out.safetensors")
-quantize_to_file(Job(model.architecture, model, list(model), spec, cpu, target, "x", calibration=Drawn()))
+quantize_to_file(QuantizeJob(model.architecture, model, list(model), spec, cpu, target, "x", calibration=Drawn()))
 print(peak_memory(), size)
 """
 
 
 def measured(folder: Path, blocks: int) -> tuple[int, int]:
     """Peak memory and size of the source, in bytes."""
-    places = {"tests": str(ROOT / "tests"), "benchmarks": str(ROOT / "benchmarks"), "folder": str(folder)}
+    places = {"tools": str(ROOT / "tools"), "benchmarks": str(ROOT / "benchmarks"), "folder": str(folder)}
     # what is freed goes back to the system, as it does by itself where layers are large
     variables = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
     command = [sys.executable, "-c", MEMORY.format(blocks=blocks, **places)]

@@ -12,7 +12,7 @@ from svdquant_pack.svdq_core.models import FLUX, PIXART
 from svdquant_pack.svdq_core.quantize import QuantSpec, whole_model
 from svdquant_pack.svdq_core.quantize.journal import journal_folder
 from svdquant_pack.svdq_core.quantize.overrides import Overrides
-from svdquant_pack.svdq_core.quantize.to_file import Job, quantize_to_file
+from svdquant_pack.svdq_core.quantize.to_file import QuantizeJob, quantize_to_file
 
 SPEC = QuantSpec(score_tokens=32, rank=16)
 
@@ -27,8 +27,10 @@ def dense():
     return weights
 
 
-def job(architecture, weights, target, **changes) -> Job:
-    return Job(architecture, weights, list(weights), SPEC, torch.device("cpu"), target, "fingerprint", **changes)
+def job(architecture, weights, target, **changes) -> QuantizeJob:
+    return QuantizeJob(
+        architecture, weights, list(weights), SPEC, torch.device("cpu"), target, "fingerprint", **changes
+    )
 
 
 def test_sizes_that_the_layout_cannot_hold_stay_in_16_bits(dense, tmp_path):
