@@ -73,6 +73,18 @@ def active_rows(loras: dict) -> list[tuple[str, float]]:
 
     Args:
         loras: the node's dynamic input: the number of rows under "loras", and on_i, lora_i, strength_i.
+
+    Raises:
+        LoraError: the number is none that the node offers, or a row is missing: the graph is not of this version.
     """
-    rows = range(1, int(loras.get("loras", 0)) + 1)
-    return [(loras[f"lora_{i}"], loras[f"strength_{i}"]) for i in rows if loras[f"on_{i}"]]
+    count = str(loras.get("loras", 0))
+    if not (count.isascii() and count.isdecimal() and len(count) < 4 and int(count) <= MOST_ROWS):
+        raise LoraError(f"{count[:20]!r} is no number of rows that this node has. Choose one from 1 to {MOST_ROWS}.")
+    found = []
+    for i in range(1, int(count) + 1):
+        row = [loras.get(f"{name}_{i}") for name in ("on", "lora", "strength")]
+        if None in row:
+            raise LoraError(f"row {i} of {count} is not in the graph. Choose the number of rows again.")
+        if row[0]:
+            found.append((row[1], row[2]))
+    return found
