@@ -8,6 +8,8 @@ from lora_files import diffusers_lora, host_lora
 from safetensors.torch import save_file
 from sampling import relative_error, sample_flux
 
+from svdquant_pack.svdq_core.errors import LoraError
+
 NAMES = ("stack-a.safetensors", "stack-b.safetensors", "stack-sdxl.safetensors")
 
 
@@ -94,3 +96,17 @@ def test_strength_changes_the_picture_smoothly(host, model):
         for strength in (0.0, 0.1, 0.2, 0.4)
     ]
     assert errors[0] == 0 and errors == sorted(errors) and errors[1] > 0
+
+
+@pytest.mark.parametrize("count", ["11", "0x2", "many", "-1", "1" * 5000, "٣", None])
+def test_a_number_of_rows_that_the_node_does_not_have(host, model, count):
+    """As in a workflow of another version."""
+    given = rows((True, NAMES[0], 0.8)) | {"loras": count}
+    with pytest.raises(LoraError, match=r"is no number of rows that this node has\. Choose one from 1 to 10"):
+        host.call("SVDQuantLoraStack", model=model, loras=given)
+
+
+def test_a_row_that_is_missing(host, model):
+    given = rows((True, NAMES[0], 0.8)) | {"loras": "2"}
+    with pytest.raises(LoraError, match="row 2 of 2 is not in the graph"):
+        host.call("SVDQuantLoraStack", model=model, loras=given)
