@@ -14,7 +14,7 @@ from .identity import is_finite, tensors_in
 from .misfit import misfit, shown
 from .open_file import open_lora, shown_name
 from .patches import resizes
-from .report import LoraReport, ignored_keys, refuse_nothing, refuse_whole_model, weight_key
+from .report import LoraReport, ignored_keys, refuse_nothing, refuse_quantized_model, weight_key
 from .spellings import split_key, to_host_names
 
 
@@ -43,7 +43,7 @@ def apply_lora_file(patcher, path: str, strength: float):
 
 
 def _apply(patcher, name: str, stored: dict[str, Tensor], strength: float):
-    refuse_whole_model(name, stored)
+    refuse_quantized_model(name, stored)
     keys_of_tensors = {id(tensor): key for key, tensor in stored.items()}
     targets = comfy.lora.model_lora_keys_unet(patcher.model, {})
     lora = to_host_names(dict(stored), targets, patcher)

@@ -45,7 +45,6 @@ _SKIPPED = "of a layer that ComfyUI leaves as it is"
 
 # how the tensors of whole models end; a LoRA that sets norms has some of them as well
 _MODEL_ENDINGS = (".weight", ".bias", ".scale", ".scale_weight", ".comfy_quant")
-_QUANTIZED_ENDING = ".qweight"
 
 
 @dataclass(frozen=True)
@@ -120,18 +119,22 @@ def weight_key(target: str | tuple) -> str:
     return target if isinstance(target, str) else target[0]
 
 
-def refuse_whole_model(name: str, stored: Iterable[str]) -> None:
-    """Raise LoraError for the file of a model: quantized ones call their own low-rank branches lora_down and lora_up.
+def refuse_quantized_model(name: str, stored: Iterable[str]) -> None:
+    """Raise LoraError for the file of a quantized model, which calls its own low-rank branches lora_down and lora_up.
 
     Args:
         stored: keys as the file has them.
     """
     keys = sorted(stored)
-    if any(key.endswith(_QUANTIZED_ENDING) for key in keys) or _is_whole_model(keys):
-        raise LoraError(
-            f"{name}: this is a whole model ({len(keys)} tensors, first {_short(keys[0])}), not a LoRA. Move it to "
-            "models/diffusion_models or models/checkpoints and load it there."
-        )
+    if any(key.endswith(".qweight") for key in keys):
+        raise _whole_model(name, keys)
+
+
+def _whole_model(name: str, keys: list[str]) -> LoraError:
+    return LoraError(
+        f"{name}: this is a whole model ({len(keys)} tensors, first {_short(keys[0])}), not a LoRA. Move it to "
+        "models/diffusion_models or models/checkpoints and load it there."
+    )
 
 
 def refuse_nothing(name: str, stored: Iterable[str], family: str, targets: dict, skipped: dict[str, str]) -> LoraError:
@@ -150,6 +153,8 @@ def refuse_nothing(name: str, stored: Iterable[str], family: str, targets: dict,
         return LoraError(f"{start}; {layer}: {reason} Nothing was applied.")
     if all(key.startswith(TEXT_ENCODER_MARKS) for key in keys):
         return LoraError(f"{start}; all of them are for the text encoder; use LoraLoader with a CLIP. Nothing applied.")
+    if _is_whole_model(keys):
+        return _whole_model(name, keys)
     kind = _foreign(keys, family)
     found = f"it looks like a LoRA for {kind}" if kind else _what_would_fit(keys, targets)
     return LoraError(f"{start}; {found}. Nothing was applied.")
@@ -157,7 +162,7 @@ def refuse_nothing(name: str, stored: Iterable[str], family: str, targets: dict,
 
 def _is_whole_model(keys: list[str]) -> bool:
     """Whether no key is of a LoRA, and most are what a model's file has."""
-    if not keys or any(split_key(key)[1] for key in keys):
+    if any(split_key(key)[1] for key in keys):
         return False
     return sum(key.endswith(_MODEL_ENDINGS) for key in keys) * 2 > len(keys)
 

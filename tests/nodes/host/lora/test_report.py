@@ -40,7 +40,7 @@ def test_a_whole_model_in_the_folder_of_loras(model, path, host):
 
     folder = host.model_folder("diffusion_models")
     for file in (path, folder / put_dense(folder)):
-        with pytest.raises(LoraError, match="this is a whole model .*models/diffusion_models"):
+        with pytest.raises(LoraError, match=r"this is a whole model .*models/diffusion_models"):
             apply_lora_file(model, str(file), 1.0)
 
 
