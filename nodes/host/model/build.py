@@ -14,6 +14,7 @@ from ....svdq_core.models import SUPPORTED
 from ....svdq_core.quantized_model import QuantizedModel
 from ....svdq_core.runtime import describe_model, folds_gelu, resolve_compute, with_derived
 from ..attention import choose_attention
+from ..graphs.forward import install_graphs
 from .fold import fold_gelus, speed_up_gelus, wants_folding
 from .patcher import adopt
 from .placeholder import Packed, placeholder
@@ -48,6 +49,7 @@ def load_model_with_status(path: str, compute: str, disable_dynamic: bool = Fals
     status = describe_model(Path(path).name, model, mode, reason)
     patcher = build_model(model, mode, disable_dynamic)
     patcher.cached_patcher_init = (load_model, (path, compute))
+    install_graphs(patcher)
     words = choose_attention(patcher, attention)
     return patcher, f"{status}; {words}" if words else status
 

@@ -110,10 +110,19 @@ class _SVDQuantPatching:
         return result
 
     def partially_unload(self, *args, **kwargs):
+        self.release_graphs()
         with self._patches_hidden():
             return super().partially_unload(*args, **kwargs)
 
+    def release_graphs(self) -> None:
+        """Free what CUDA graphs of the model work in: its weights are about to move."""
+        graphs = getattr(self.model, "svdquant_graphs", None)
+        if graphs is not None:
+            graphs.clear()
+
     def unpatch_model(self, device_to=None, unpatch_weights=True):
+        if unpatch_weights:
+            self.release_graphs()
         result = super().unpatch_model(device_to, unpatch_weights)
         if unpatch_weights:
             install(self, self.load_device, clear=True)
