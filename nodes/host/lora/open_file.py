@@ -3,19 +3,17 @@
 The host maps safetensors files, and a trainer that saves over a mapped file in place ends the process that reads it.
 """
 
-import io
 import threading
 from collections import OrderedDict
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from ....svdq_core.checkpoint.whole_file import read_whole
 from ....svdq_core.errors import LoraError
 from ..files import fingerprint
 
-SAFETENSORS_ENDINGS = (".safetensors", ".sft")
 # Tensors that are read again are new ones, which would have to be digested and go to the card again.
 KEPT_BYTES = 1 << 30
 MOST_TENSORS = 100_000  # the largest LoRAs have ten thousand
@@ -42,7 +40,7 @@ def open_lora(path: str) -> dict[str, Tensor]:
             if key in _kept:
                 _kept.move_to_end(key)
                 return dict(_kept[key])
-        tensors = _read(Path(path))
+        tensors = read_whole(Path(path))
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # each kind of file has its own errors, and all mean the same to the user
@@ -62,26 +60,3 @@ def open_lora(path: str) -> dict[str, Tensor]:
 
 def _nbytes(tensors: dict[str, Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    data = path.read_bytes()
-    if path.suffix.lower() in SAFETENSORS_ENDINGS:
-        return safetensors.torch.load(data)
-    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    content = _inner(content)
-    found = {}
-    for name, value in content.items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool):  # an alpha that was saved as a number
-            value = torch.tensor(float(value))
-        if isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided:
-            found[name] = value.detach()
-    return found
-
-
-def _inner(content: object) -> dict:
-    """The dictionary of tensors of a training program's file, which may lie in another."""
-    if isinstance(content, dict):
-        inner = content.get("state_dict", next(iter(content.values())) if len(content) == 1 else None)
-        return inner if isinstance(inner, dict) else content
-    raise TypeError(f"it holds a {type(content).__name__}, not tensors by name")

@@ -65,16 +65,6 @@ def test_only_recent_files_are_kept(tmp_path, monkeypatch):
     assert len(open_file._kept) == 1  # the last one always: changing its strength reads nothing
 
 
-def test_numbers_in_a_pickle_are_alphas(tmp_path):
-    torch.save(
-        {"a.alpha": 2, "a.lora_up.weight": torch.ones(2, 2), "note": "text", 7: torch.ones(1)}, tmp_path / "l.pt"
-    )
-    assert {key: tensor.tolist() for key, tensor in open_lora(str(tmp_path / "l.pt")).items()} == {
-        "a.alpha": 2.0,
-        "a.lora_up.weight": [[1.0, 1.0], [1.0, 1.0]],
-    }
-
-
 def test_more_tensors_than_any_lora_has(tmp_path, monkeypatch):
     monkeypatch.setattr(open_file, "MOST_TENSORS", 10)
     with pytest.raises(LoraError, match="holds 30 tensors"):
