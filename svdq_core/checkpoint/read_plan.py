@@ -17,6 +17,7 @@ from ..models import Architecture, BlockMap
 from ..quantized_model import QuantizedModel
 from ..values import FLOAT, check_values
 from .container import Checkpoint
+from .shared_inputs import name_inputs
 
 Entry = QuantizedLayer | Tensor
 NAMED_AT_MOST = 10  # names that a message lists
@@ -146,6 +147,7 @@ class Plan:
                     model.plain[host] = entry
         finally:
             pool.shutdown(cancel_futures=True)
+        name_inputs(model)
         return model
 
     def _checked(self, entries: Iterable[Entry]) -> Iterator[tuple[str, Entry]]:
