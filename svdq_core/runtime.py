@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from ..kernels.gpus import generation, why_no_triton
-from ..kernels.ladder import say_once
+from ..kernels.ladder import say_once, steps_left_behind
 from ..kernels.svdquant_linear import COMPUTE_MODES, choose_compute, find_channel_scales
 from ..kernels.tiles import folds_gelu as generation_folds_gelu
 from .layer import Part, QuantizedLayer, with_tensors
@@ -37,6 +37,11 @@ def folds_gelu(device: torch.device, compute: str) -> str | None:
 def prefers_cudnn_attention(device: torch.device) -> bool:
     """Whether cuDNN's attention is known to be faster than FlashAttention 2 on a device."""
     return generation(device) in CUDNN_ATTENTION_GENERATIONS
+
+
+def kernels_given_up() -> int:
+    """How many ways to compute have failed in this process so far; what came next computes the same, in other bits."""
+    return steps_left_behind()
 
 
 def with_derived(layer: QuantizedLayer, compute: str, device: torch.device) -> QuantizedLayer:
