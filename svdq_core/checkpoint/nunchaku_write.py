@@ -75,6 +75,11 @@ class NunchakuFormat(Format):
                 if found is not None:
                     yield whole(f"{names[0]}.{end}", torch.cat(found))
                 return
+            if linear.apart:
+                names = [names[0].removesuffix(linear.sources[0]) + name for name in linear.apart]
+                for name, piece in zip(names, tensor.chunk(len(names)), strict=True):
+                    yield whole(f"{name}.{end}", piece)
+                return
             yield from self._plain_linear(names, linear, end, layouts.swap_halves(tensor) if linear.swapped else tensor)
             return
         place = self.architecture.find_block(host)
