@@ -7,6 +7,7 @@ import comfy.sd
 from torch import Tensor
 
 from ....svdq_core.apply_layer import dense_bias, dense_weight
+from ....svdq_core.blob import to_blob
 from ....svdq_core.checkpoint import Checkpoint, read_checkpoint
 from ....svdq_core.errors import ArchitectureError
 from ....svdq_core.layer import QuantizedLayer
@@ -14,6 +15,7 @@ from ....svdq_core.models import SUPPORTED
 from ....svdq_core.quantized_model import QuantizedModel
 from ....svdq_core.runtime import describe_model, folds_gelu, resolve_compute, with_derived
 from ..attention import choose_attention
+from ..graphs.forward import install_graphs
 from .fold import fold_gelus, speed_up_gelus, wants_folding
 from .patcher import adopt
 from .placeholder import Packed, placeholder
@@ -48,6 +50,7 @@ def load_model_with_status(path: str, compute: str, disable_dynamic: bool = Fals
     status = describe_model(Path(path).name, model, mode, reason)
     patcher = build_model(model, mode, disable_dynamic)
     patcher.cached_patcher_init = (load_model, (path, compute))
+    install_graphs(patcher)
     words = choose_attention(patcher, attention)
     return patcher, f"{status}; {words}" if words else status
 
@@ -66,7 +69,7 @@ def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = Fal
             state_dict |= {key: tensor.to(dtype) for key, tensor in _dense(name, layer).items()}
             continue
         layer = with_derived(layer, compute, device)
-        state_dict[f"{name}.weight"] = placeholder(Packed(*layer.to_blob()), dtype)
+        state_dict[f"{name}.weight"] = placeholder(Packed(*to_blob(layer)), dtype)
         if layer.bias is not None:
             state_dict[f"{name}.bias"] = layer.bias
     options = {"custom_operations": operations(compute)}

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import comfy.model_patcher
 
 from ....svdq_core.apply_layer import dense_bias, dense_weight
+from ....svdq_core.blob import to_blob
 from ....svdq_core.errors import SVDQuantError
 from ....svdq_core.stack import as_in_files
 from ..lora.bake import baked_layer
@@ -110,10 +111,19 @@ class _SVDQuantPatching:
         return result
 
     def partially_unload(self, *args, **kwargs):
+        self.release_graphs()
         with self._patches_hidden():
             return super().partially_unload(*args, **kwargs)
 
+    def release_graphs(self) -> None:
+        """Free what CUDA graphs of the model work in: its weights are about to move."""
+        graphs = getattr(self.model, "svdquant_graphs", None)
+        if graphs is not None:
+            graphs.clear()
+
     def unpatch_model(self, device_to=None, unpatch_weights=True):
+        if unpatch_weights:
+            self.release_graphs()
         result = super().unpatch_model(device_to, unpatch_weights)
         if unpatch_weights:
             install(self, self.load_device, clear=True)
@@ -163,7 +173,7 @@ class _SVDQuantPatching:
                     where = key.removeprefix("diffusion_model.").removesuffix(".weight")
                     patches = self.patches.get(key, []), self.patches.get(bias_key(key), [])
                     layer = baked_layer(as_in_files(module.layer()), *patches, where)
-                    module.saved_as, biases[bias_key(key)] = layer.to_blob(), layer.bias
+                    module.saved_as, biases[bias_key(key)] = to_blob(layer), layer.bias
             state = super().model_state_dict_for_saving(model, prefix)
         finally:
             for key, module in layers.items():
