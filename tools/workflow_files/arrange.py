@@ -8,6 +8,8 @@ import math
 import random
 from dataclasses import dataclass
 
+import numpy as np
+
 from .layout import COLUMN_GAP, HEADING, MARGIN, ROW_GAP, STAGE_GAP, TITLE, Box, columns_of_stage
 
 STARTS = (0, 60, 120, 190, 260, 340, 430, 520, 640, 780)  # pixels below the heading at which a column may begin
@@ -32,37 +34,40 @@ class Wire:
 Places = dict[int, tuple[int, int]]
 
 
-def wire_points(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[float, float]]:
-    """Points of the curve that the page draws between two slots."""
-    reach = math.dist(start, end) * 0.25
-    controls = (start, (start[0] + reach, start[1]), (end[0] - reach, end[1]), end)
-    points = []
-    for step in range(1, POINTS):
-        t = step / POINTS
-        weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3)
-        points.append(tuple(sum(w * c[axis] for w, c in zip(weights, controls, strict=True)) for axis in (0, 1)))
-    return points
+def wire_ends(boxes: dict[int, Box], wires: list[Wire], places: Places) -> np.ndarray:
+    """(wires, 2, 2): where each wire starts and ends, x and y."""
+    found = []
+    for wire in wires:
+        (x, y), (to_x, to_y) = places[wire.origin], places[wire.target]
+        start = (x + boxes[wire.origin].width, y + (wire.origin_slot + SLOT_SHIFT) * SLOT_HEIGHT)
+        found.append((start, (to_x, to_y + (wire.target_slot + SLOT_SHIFT) * SLOT_HEIGHT)))
+    return np.array(found, dtype=float).reshape(-1, 2, 2)
+
+
+def wire_points(ends: np.ndarray) -> np.ndarray:
+    """(wires, points, 2): points of the curves that the page draws between slots."""
+    start, end = ends[:, 0], ends[:, 1]
+    reach = np.linalg.norm(end - start, axis=1, keepdims=True) * 0.25 * np.array([1.0, 0.0])
+    t = np.arange(1, POINTS)[:, None] / POINTS
+    parts = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3)
+    controls = (start, start + reach, end - reach, end)
+    return sum(part * control[:, None] for part, control in zip(parts, controls, strict=True))
 
 
 def hidden_wires(boxes: dict[int, Box], wires: list[Wire], places: Places) -> list[tuple[Wire, int]]:
     """(wire, node) of each wire that runs behind a node, its own two included."""
-    frames = [(n, *places[n], places[n][0] + box.width, places[n][1] + box.height) for n, box in boxes.items()]
-    found = []
-    for wire in wires:
-        points = wire_points(*ends(boxes, wire, places))
-        for number, left, top, right, bottom in frames:
-            if any(left + 3 < x < right - 3 and top - TITLE < y < bottom for x, y in points):
-                found.append((wire, number))
-    return found
+    hidden = _behind(boxes, wire_ends(boxes, wires, places), places)
+    numbers = list(boxes)
+    return [(wires[i], numbers[j]) for i, j in zip(*np.nonzero(hidden), strict=True)]
 
 
-def ends(boxes: dict[int, Box], wire: Wire, places: Places) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Where a wire starts and ends."""
-    (x, y), (to_x, to_y) = places[wire.origin], places[wire.target]
-    return (
-        (x + boxes[wire.origin].width, y + (wire.origin_slot + SLOT_SHIFT) * SLOT_HEIGHT),
-        (to_x, to_y + (wire.target_slot + SLOT_SHIFT) * SLOT_HEIGHT),
-    )
+def _behind(boxes: dict[int, Box], ends: np.ndarray, places: Places) -> np.ndarray:
+    """(wires, nodes): whether a wire runs behind a node."""
+    frames = np.array([(*places[n], places[n][0] + box.width, places[n][1] + box.height) for n, box in boxes.items()])
+    left, top, right, bottom = (frames[:, side] for side in range(4))
+    points = wire_points(ends)
+    x, y = points[..., 0, None], points[..., 1, None]
+    return ((x > left + 3) & (x < right - 3) & (y > top - TITLE) & (y < bottom)).any(axis=1)
 
 
 class Arrangement:
@@ -115,11 +120,13 @@ class Arrangement:
     def cost(self) -> float:
         """Hidden wires above all, then wires that run backwards, then their length and the height of it all."""
         places = self.places()
-        total = HIDDEN * len(hidden_wires(self.boxes, self.wires, places))
-        for wire in self.wires:
-            start, end = ends(self.boxes, wire, places)
-            total += math.dist(start, end) / 50 + abs(start[1] - end[1]) / 25 + BACKWARDS * (end[0] <= start[0])
-        return total + max(y + self.boxes[n].height for n, (_, y) in places.items()) / 10
+        ends = wire_ends(self.boxes, self.wires, places)
+        total = max(y + self.boxes[n].height for n, (_, y) in places.items()) / 10
+        if len(ends):
+            across, down = (ends[:, 1] - ends[:, 0]).T
+            total += HIDDEN * _behind(self.boxes, ends, places).sum() + BACKWARDS * (across <= 0).sum()
+            total += (np.hypot(across, down) / 50 + np.abs(down) / 25).sum()
+        return float(total)
 
     def shuffle(self, turn: int) -> None:
         """Begin from another order: as described, reversed, then random ones."""

@@ -9,6 +9,7 @@ with --arrange where nodes were added, taken out or have another size.
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,12 +26,20 @@ from workflow_files.ui_form import to_ui_form
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "workflows"
 DEMO = FOLDER / "demo"
+ORDER_FILE = ROOT / "web" / "template_order.js"
 PLACES = Path(__file__).with_name("places.json")
 
 
 def workflows() -> list[Workflow]:
     """All workflows, as described."""
     return [*flux.workflows(), *making.workflows()]
+
+
+def template_order() -> str:
+    """web/template_order.js with the names of all workflows, in order."""
+    text = ORDER_FILE.read_text(encoding="utf-8")
+    names = "".join(f'  "{workflow.name}",\n' for workflow in workflows())
+    return re.sub(r"(?<=const ORDER = \[\n).*?(?=\];)", names, text, flags=re.DOTALL)
 
 
 def read_places() -> dict[str, dict[int, tuple[int, int]]]:
@@ -90,6 +99,7 @@ def contents(object_info: dict) -> Iterator[tuple[Path, str]]:
     for workflow in workflows():
         yield FOLDER / f"{workflow.name}.json", as_text(ui_form(workflow, object_info))
         yield FOLDER / "api" / f"{workflow.name}.json", as_text(workflow.api_form(object_info))
+    yield ORDER_FILE, template_order()
     for path in sorted(DEMO.glob("*.json")):
         api = json.loads(path.read_text(encoding="utf-8"))
         yield DEMO / "ui" / path.name, as_text(demo_ui_form(path.stem, api, object_info))
