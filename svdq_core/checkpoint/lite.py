@@ -16,10 +16,11 @@ from ..layer import QuantizedLayer
 from ..models import BlockMap, LinearMap
 from ..models.layer_maps import Modules
 from .assemble import combine
+from .base_file import require_base
 from .container import Checkpoint, lite_targets, read_json
 from .nunchaku_layers import room_for, unpack_layer, unpack_modulation
 from .nunchaku_names import NEWER_SUFFIXES, Spelling
-from .nunchaku_read import check_counts, plan_outside_blocks, plan_plain, plan_unquantized, want_layer
+from .nunchaku_read import check_counts, finish, plan_outside_blocks, plan_plain, plan_unquantized, want_layer
 from .read_plan import Plan
 from .recognize import recognize_source
 from .source_rows import own_rows
@@ -35,7 +36,8 @@ def is_lite(checkpoint: Checkpoint) -> bool:
     if isinstance(manifest, dict) and manifest.get("schema") == MANIFEST_SCHEMA:
         return True
     split = (".to_q.qweight", ".add_q_proj.qweight", ".proj_out.qweight", ".proj_mlp.qweight")
-    if any(name.endswith(split) for name in checkpoint if ".attn2." not in name):
+    older = any(name.endswith((".lora_down", ".smooth")) for name in checkpoint)  # which this kind never has
+    if not older and any(name.endswith(split) for name in checkpoint if ".attn2." not in name):
         return True
     factors = [name for name in checkpoint if name.endswith((".smooth", ".smooth_factor"))]
     return (
@@ -74,12 +76,14 @@ def plan_lite(checkpoint: Checkpoint) -> Plan:
     """
     architecture = recognize_source(checkpoint.name, checkpoint)
     plan = Plan(checkpoint, architecture, metadata=_metadata(checkpoint))
+    require_base(plan)
     counts = architecture.count_blocks(checkpoint, "source")
     check_counts(plan, counts)
     for block in architecture.blocks:
         for index in range(counts[block.host]):
             _plan_block(plan, block, index)
     plan_outside_blocks(plan)
+    finish(plan)
     return plan
 
 
@@ -111,6 +115,8 @@ def _plan_block(plan: Plan, block: BlockMap, index: int) -> None:
                 f"{plan.checkpoint.name}: {' and '.join(modules)} feed one layer of ComfyUI's model, but only some of "
                 "them are quantized. Quantize all of them or none."
             )
+        elif plan.base is not None and not any(f"{module}.weight" in plan.checkpoint for module in modules):
+            continue
         elif linear.piece is not None or linear.swapped:
             plan_unquantized(plan, host, linear, modules)
         else:

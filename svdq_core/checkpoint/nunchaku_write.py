@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.format import GELU_SHIFT
-from ...kernels.svdquant_linear import dequantize
+from ...kernels.weights import dequantize
 from .. import layouts
 from ..errors import ArchitectureError
 from ..layer import Part, QuantizedLayer
@@ -74,6 +74,11 @@ class NunchakuFormat(Format):
                 found = self._pieces.put(names[0], end, module, linear, tensor)
                 if found is not None:
                     yield whole(f"{names[0]}.{end}", torch.cat(found))
+                return
+            if linear.apart:
+                names = [names[0].removesuffix(linear.sources[0]) + name for name in linear.apart]
+                for name, piece in zip(names, tensor.chunk(len(names)), strict=True):
+                    yield whole(f"{name}.{end}", piece)
                 return
             yield from self._plain_linear(names, linear, end, layouts.swap_halves(tensor) if linear.swapped else tensor)
             return

@@ -17,6 +17,7 @@ from ..models import Architecture, BlockMap
 from ..quantized_model import QuantizedModel
 from ..values import FLOAT, check_values
 from .container import Checkpoint
+from .shared_inputs import name_inputs
 
 Entry = QuantizedLayer | Tensor
 NAMED_AT_MOST = 10  # names that a message lists
@@ -56,6 +57,8 @@ class Plan:
         self._jobs: list[Job] = []
         self._wanted: set[str] = set()
         self._missing: list[str] = []
+        self._others_ignored = False
+        self._watch: Callable[[str, QuantizedLayer], None] | None = None
         self._widths: dict[str, int] = {}  # features of the residual stream, by kind of block
         self._outputs: dict[str, int] = {}  # rows of the weights read so far, by module
 
@@ -68,6 +71,24 @@ class Plan:
             self._wanted.add(name)
             if name not in self.checkpoint:
                 self._missing.append(name)
+
+    @property
+    def base(self) -> Checkpoint | None:
+        """The second file, which has what is not quantized."""
+        return self.checkpoint.base
+
+    @property
+    def hosts(self) -> set[str]:
+        """Host names of all pieces so far: modules of quantized layers, full names of plain tensors."""
+        return {job.host for job in self._jobs}
+
+    def ignore_others(self) -> None:
+        """Tensors of the checkpoint that make no piece are left over without complaint."""
+        self._others_ignored = True
+
+    def watch(self, check: Callable[[str, QuantizedLayer], None]) -> None:
+        """Have the first quantized layer that is read looked at."""
+        self._watch = check
 
     def add(self, host: str, source: str, read: Callable[[], Entry]) -> None:
         """Append a piece whose tensors were noted with want()."""
@@ -87,8 +108,9 @@ class Plan:
 
     def check_names(self) -> None:
         """Raise CheckpointError where tensors are missing or left over."""
-        extra = sorted(set(self.checkpoint) - self._wanted) if not self._missing else []
-        for title, names in (("missing", self._missing), ("unexpected", extra)):
+        complete = not self._missing and not self._others_ignored
+        extra = sorted(set(self.checkpoint) - self._wanted) if complete else []
+        for title, names in (("missing", list(dict.fromkeys(self._missing))), ("unexpected", extra)):
             if names:
                 first = ", ".join(names[:NAMED_AT_MOST])
                 raise CheckpointError(
@@ -125,6 +147,7 @@ class Plan:
                     model.plain[host] = entry
         finally:
             pool.shutdown(cancel_futures=True)
+        name_inputs(model)
         return model
 
     def _checked(self, entries: Iterable[Entry]) -> Iterator[tuple[str, Entry]]:
@@ -136,6 +159,9 @@ class Plan:
         where = f"{self.checkpoint.name}: {job.source}"
         if isinstance(entry, QuantizedLayer):
             entry.check_tiling(where)  # what is in the parts was checked when they were read
+            if self._watch is not None:
+                self._watch(job.host, entry)
+                self._watch = None
             shape, tensor_name = (entry.out_features, entry.in_features), f"{job.host}.weight"
         else:
             check_values(entry, FLOAT, where)

@@ -6,27 +6,21 @@ from ..errors import CheckpointError
 from ..models import FAMILIES, SUPPORTED, Architecture
 from .container import Checkpoint
 
-# a piece of a name that only this family has, in either spelling
+# families that have no description here -> pieces of names that only they have, in diffusers' spelling
 _OTHERS = {
-    "distilled_guidance_layer.": "Chroma",
-    "to_qkv_mlp_proj.": "FLUX.2",
-    "double_stream_modulation": "FLUX.2",
-    "img_mod.1.": "Qwen-Image",
-    "feed_forward.net.": "Z-Image",
-    "noise_refiner.": "Z-Image",
-    "down_blocks.": "SDXL",
-    "input_blocks.": "SDXL",
-    "inverted_conv": "SANA",
+    "SANA": ("inverted_conv",),
 }
 
 
 def recognize_source(file: str, names: Iterable[str]) -> Architecture:
-    """The family of a checkpoint with diffusers' names for its blocks.
+    """The family of a checkpoint with nunchaku's or diffusers' names, in the spelling of its publisher.
 
     Raises:
-        CheckpointError: a family that is known and not supported yet, or an unknown one.
+        CheckpointError: a family that is known and not supported, or an unknown one.
     """
-    return _recognize(file, list(names), [(family, family.source_marks) for family in FAMILIES])
+    names = list(names)
+    family = _recognize(file, names, [(family, family.source_marks) for family in FAMILIES])
+    return next((v for v in family.variants if any(_occurs(mark, names) for mark in v.source_marks)), family)
 
 
 def recognize_host(file: str, names: Iterable[str]) -> Architecture:
@@ -48,8 +42,8 @@ def recognize_dense(file: str, names: Iterable[str]) -> Architecture:
 
 
 def _recognize(file: str, names: list[str], marks: list[tuple[Architecture, tuple[str, ...]]]) -> Architecture:
-    for mark, title in _OTHERS.items():
-        if _occurs(mark, names):
+    for title, its_marks in _OTHERS.items():
+        if any(_occurs(mark, names) for mark in its_marks):
             raise CheckpointError(f"{file}: {title} recognised, not supported yet. Supported: {SUPPORTED}.")
     for architecture, its_marks in marks:
         if any(_occurs(mark, names) for mark in its_marks):

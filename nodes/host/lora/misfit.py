@@ -6,6 +6,7 @@ Here every patch is tried on tensors without memory first, with the host's own a
 
 import logging
 import math
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from .kron import kron_shapes
 from .patches import adds_nothing, diff_of, resizes
 
 Shape = tuple[int, ...]
+_HOST_PREFIX = re.compile(r"^(ERROR|WARNING:?) \w+ weight ")  # the kind of adapter and the key, which we say ourselves
 # what tensors of wrong shapes, and attributes that are missing, make the host's arithmetic raise
 _DAMAGE = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
 
@@ -133,7 +135,7 @@ def _complaints() -> Iterator[list[str]]:
         if record.thread != thread:
             return True
         if record.levelno >= logging.WARNING:
-            said.append(record.getMessage().split("\n")[0][:200])
+            said.append(_HOST_PREFIX.sub("", record.getMessage().split("\n")[0])[:200])
         return False
 
     root = logging.getLogger()

@@ -51,7 +51,7 @@ def to_host_names(lora: dict[str, Tensor], targets: dict, patcher) -> dict[str, 
     for key, tensor in lora.items():
         module, suffix = split_key(key)
         if suffix and module not in targets:
-            module = cores.get(_core(module), module)
+            module = cores.get(core_of(module), module)
         renamed.setdefault(module + _host_suffix(suffix), tensor)
     _scale_biases(renamed)
     _widen_inputs(renamed, targets, patcher)
@@ -72,7 +72,7 @@ def _convert(lora: dict[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def _core(name: str) -> str:
+def core_of(name: str) -> str:
     """A module's name without prefixes and with one kind of separator."""
     stripped = True
     while stripped:
@@ -85,7 +85,7 @@ def _cores(targets: dict) -> dict[str, str]:
     """Core -> one of the host's names for it; a core that means two things is left out."""
     cores: dict[str, str] = {}
     for name, target in targets.items():
-        core = _core(name)
+        core = core_of(name)
         if core in cores and targets.get(cores[core]) != target:
             cores[core] = ""
         else:
@@ -108,17 +108,21 @@ def _scale_biases(lora: dict[str, Tensor]) -> None:
         down = next(
             (lora[module + end] for end in (".lora_A.weight", ".lora_down.weight") if module + end in lora), None
         )
-        if alpha is not None and down is not None:
+        if alpha is not None and down is not None and alpha.numel() == 1 and down.shape[:1] != (0,):
             lora[key] = lora[key].float() * (alpha.item() / down.shape[0])
 
 
 def _widen_inputs(lora: dict[str, Tensor], targets: dict, patcher) -> None:
-    """Tell the host that a LoRA gives the image input more channels (FLUX tools in diffusers' spelling)."""
+    """Tell the host that a LoRA gives the image input twice the channels (FLUX tools in diffusers' spelling).
+
+    Other numbers are left to the host, which then leaves img_in as it is: a LoRA that was trained on FLUX Fill has 384
+    channels, and would make of another FLUX a model that wants a mask and was never trained with one.
+    """
     network = patcher.model.diffusion_model
     weight = getattr(getattr(network, "img_in", None), "weight", None)
     for name, target in targets.items():
         down = lora.get(f"{name}.lora_A.weight")
         if target != "diffusion_model.img_in.weight" or down is None or weight is None or weight.ndim != 2:
             continue
-        if down.shape[1] > weight.shape[1]:
+        if down.ndim == 2 and down.shape[1] == 2 * weight.shape[1]:
             lora.setdefault(f"{name}.reshape_weight", torch.tensor([weight.shape[0], down.shape[1]]))
