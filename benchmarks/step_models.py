@@ -198,13 +198,14 @@ def _ours(mode: str, options: argparse.Namespace):
     from svdquant_pack.nodes.host.model.fold import fold_gelus, speed_up_gelus, wants_folding
     from svdquant_pack.nodes.host.model.placeholder import Packed, placeholder
     from svdquant_pack.nodes.host.model.quantized_linear import operations
+    from svdquant_pack.svdq_core.blob import to_blob
     from svdquant_pack.svdq_core.runtime import folds_gelu, with_derived
 
     device, draw, state = torch.device(options.device), Draw(options.device, options.rank), {}
     model = _empty(operations(mode), options, options.device)
     for name, size in linears(options.depth, options.singles, options.hidden).items():
         layer = with_derived(draw.layer(name, *size), mode, device)
-        state[f"{name}.weight"] = placeholder(Packed(*layer.to_blob()), torch.bfloat16)
+        state[f"{name}.weight"] = placeholder(Packed(*to_blob(layer)), torch.bfloat16)
         state[f"{name}.bias"] = layer.bias
     model = _fill(model, state, draw, options)
     where = wants_folding(folds_gelu(device, mode))
