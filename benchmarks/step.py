@@ -140,13 +140,14 @@ def _quantized_model(mode: str, options: argparse.Namespace):
 
     from svdquant_pack.nodes.host.model.fold import fold_gelus, speed_up_gelus, wants_folding
     from svdquant_pack.nodes.host.model.quantized_linear import LAYOUT_KEY, layout_to_tensor, operations
+    from svdquant_pack.svdq_core.blob import to_blob
     from svdquant_pack.svdq_core.runtime import folds_gelu, with_derived
 
     device, draw, state = torch.device(options.device), Draw(options.device, options.rank), {}
     model = _empty_model(operations(mode), options)
     for name, size in linears(options.depth, options.singles, options.hidden).items():
         layer = with_derived(draw.layer(name, *size), mode, device)
-        blob, layout = layer.to_blob()
+        blob, layout = to_blob(layer)
         state |= {f"{name}.weight": blob, f"{name}.{LAYOUT_KEY}": layout_to_tensor(layout), f"{name}.bias": layer.bias}
     for name, (n, k) in plain_linears(options.hidden).items():
         state[f"{name}.weight"], state[f"{name}.bias"] = draw.normal(n, k, scale=k**-0.5), draw.normal(n, scale=0.02)

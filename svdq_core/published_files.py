@@ -2,7 +2,7 @@
 
 import torch
 
-from ..kernels.gpus import FP4_GENERATIONS, generation
+from ..kernels.gpus import generation
 from .layer import GROUP_SIZE
 from .models import FLUX, Architecture
 
@@ -14,7 +14,7 @@ FP4, INT4 = "fp4", "int4"  # as the names of published files spell the precision
 
 def file_precision(device: torch.device) -> str:
     """What to download for a device, as file names spell it: "fp4" for native FP4 tensor cores, else "int4"."""
-    return FP4 if generation(device) in FP4_GENERATIONS else INT4
+    return FP4 if generation(device).fp4 else INT4
 
 
 def example_name(device: torch.device, model: str = "flux.1-dev", rank: int = 32) -> str:
@@ -34,7 +34,9 @@ def weight_bytes(
     """
     total = 2 * outside
     for _, linear in architecture.linears(counts):
-        rows, columns = (size * width for size in linear.shape)
+        sizes = [size * width for size in linear.shape if size is not None]
+        assert len(sizes) == 2, "a published model whose sizes its width decides"
+        rows, columns = (int(size) for size in sizes)
         for (start, stop), (left, right) in linear.rectangles(rows, columns):
             n, k = stop - start, right - left
             if linear.modulation_chunks:

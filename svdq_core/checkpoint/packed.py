@@ -1,6 +1,6 @@
 """Files of packed_write.py and of the host's own save nodes: host names, one packed weight for each layer.
 
-`<layer>.weight` is the blob of layer.py, `<layer>.svdq_layout` its BlobLayout as JSON bytes, the rest ordinary tensors.
+`<layer>.weight` is the blob of blob.py, `<layer>.svdq_layout` its BlobLayout as JSON bytes, the rest ordinary tensors.
 """
 
 import math
@@ -8,8 +8,9 @@ import math
 import torch
 
 from ...kernels.format import BLOB_ALIGNMENT
+from ..blob import BlobLayout
 from ..errors import CheckpointError
-from ..layer import BlobLayout, QuantizedLayer
+from ..layer import QuantizedLayer
 from .container import Checkpoint
 from .read_plan import Plan, has_bias, plain_names
 from .recognize import recognize_host

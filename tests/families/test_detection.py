@@ -7,7 +7,7 @@ from families.network import differing, without_memory
 from families.registry import FAMILIES
 
 from svdquant_pack.nodes.host.model.placeholder import Packed, placeholder
-from svdquant_pack.svdq_core.layer import BlobLayout
+from svdquant_pack.svdq_core.blob import BlobLayout
 
 
 def packed(outputs: int, inputs: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ import comfy.sd
 from torch import Tensor
 
 from ....svdq_core.apply_layer import dense_bias, dense_weight
+from ....svdq_core.blob import to_blob
 from ....svdq_core.checkpoint import Checkpoint, read_checkpoint
 from ....svdq_core.errors import ArchitectureError
 from ....svdq_core.layer import QuantizedLayer
@@ -68,7 +69,7 @@ def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = Fal
             state_dict |= {key: tensor.to(dtype) for key, tensor in _dense(name, layer).items()}
             continue
         layer = with_derived(layer, compute, device)
-        state_dict[f"{name}.weight"] = placeholder(Packed(*layer.to_blob()), dtype)
+        state_dict[f"{name}.weight"] = placeholder(Packed(*to_blob(layer)), dtype)
         if layer.bias is not None:
             state_dict[f"{name}.bias"] = layer.bias
     options = {"custom_operations": operations(compute)}

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import comfy.model_patcher
 
 from ....svdq_core.apply_layer import dense_bias, dense_weight
+from ....svdq_core.blob import to_blob
 from ....svdq_core.errors import SVDQuantError
 from ....svdq_core.stack import as_in_files
 from ..lora.bake import baked_layer
@@ -172,7 +173,7 @@ class _SVDQuantPatching:
                     where = key.removeprefix("diffusion_model.").removesuffix(".weight")
                     patches = self.patches.get(key, []), self.patches.get(bias_key(key), [])
                     layer = baked_layer(as_in_files(module.layer()), *patches, where)
-                    module.saved_as, biases[bias_key(key)] = layer.to_blob(), layer.bias
+                    module.saved_as, biases[bias_key(key)] = to_blob(layer), layer.bias
             state = super().model_state_dict_for_saving(model, prefix)
         finally:
             for key, module in layers.items():

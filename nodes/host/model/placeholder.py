@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ....svdq_core.layer import BlobLayout
+from ....svdq_core.blob import BlobLayout
 
 _ATTRIBUTE = "svdq_packed"
 

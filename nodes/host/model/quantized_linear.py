@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ....svdq_core.apply_layer import apply_blob
+from ....svdq_core.blob import BlobLayout, to_blob
 from ....svdq_core.errors import ArchitectureError
-from ....svdq_core.layer import BlobLayout, QuantizedLayer
+from ....svdq_core.layer import QuantizedLayer
 from ....svdq_core.stack import as_in_files
 from ..lora.factors import add_bias, add_lora
 from ..lora.plan import LoraPlan
@@ -140,7 +141,7 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
         """The blob as files hold it, where possible a view, and its layout."""
         assert self.layout is not None, "asked of a layer that is not quantized"
         if any(part.pieces for part in self.layout.parts):
-            return as_in_files(self.layer()).to_blob()
+            return to_blob(as_in_files(self.layer()))
         return self.layout.without_derived(self.weight.detach())
 
     def layer_on(self, device: torch.device) -> QuantizedLayer:
@@ -170,14 +171,16 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
             down, up = self.lora_tensor("lora_down", x.device), self.lora_tensor("lora_up", x.device)
             if self.lora is None or not self.lora.reads_input:
                 sides = x.cut_at([part.columns for part in self.layout.parts]) if isinstance(x, Joined) else x
-                return apply_blob(*layer, sides, self.compute, down, up, gelu, self.gelu_from)
+                return apply_blob(
+                    *layer, sides, self.compute, lora_down=down, lora_up=up, gelu=gelu, gelu_from=self.gelu_from
+                )
             x = x.done() if isinstance(x, Joined) else x
             if gelu == "input":  # what is added reads it, too
                 x = torch.nn.functional.gelu(x, approximate="tanh")
             if self.lora.scale != 1.0:
                 out = apply_blob(weight, self.layout_text, None, x, self.compute)
             else:
-                out = apply_blob(*layer, x, self.compute, down, up)
+                out = apply_blob(*layer, x, self.compute, lora_down=down, lora_up=up)
             out = add_lora(out, x, self.lora, self.lora_tensors(), bias)
             if gelu == "output":
                 activated = out[..., self.gelu_from :]
