@@ -138,6 +138,14 @@ GENERATIONS = (
         target=Target(100, 32, 232448, "mma.sync", {"gemm_nvfp4": 2}),
     ),
     Generation(
+        "sm_110",
+        "Jetson Thor",
+        ((11, 0),),
+        fp4=True,
+        max_fused_rank=0,
+        target=Target(110, 32, 232448, "mma.sync", {"gemm_nvfp4": 2}),
+    ),
+    Generation(
         "sm_120",
         "RTX 50, RTX PRO 6000, DGX Spark",
         ((12, 0), (12, 1)),

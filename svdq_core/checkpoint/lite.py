@@ -40,9 +40,17 @@ def is_lite(checkpoint: Checkpoint) -> bool:
     if not older and any(name.endswith(split) for name in checkpoint if ".attn2." not in name):
         return True
     factors = [name for name in checkpoint if name.endswith((".smooth", ".smooth_factor"))]
-    return (
-        bool(factors) and not any(f"{name}_orig" in checkpoint for name in factors) and factors[0].endswith("_factor")
-    )
+    bare = bool(factors) and not any(f"{name}_orig" in checkpoint for name in factors)
+    return bare and factors[0].endswith("_factor") and not _has_plus_one(checkpoint)
+
+
+def _has_plus_one(checkpoint: Checkpoint) -> bool:
+    """Whether a modulation's bias has 1 added to its scales, every third of interleaved rows, as only nunchaku does."""
+    name = next((n.removesuffix("wzeros") + "bias" for n in checkpoint if n.endswith(".wzeros")), "")
+    if name not in checkpoint or len(checkpoint.shape(name)) != 1 or checkpoint.shape(name)[0] % 3:
+        return False
+    shifts, scales, _ = checkpoint[name].float().view(-1, 3).mean(dim=0).tolist()
+    return scales - shifts > 0.5
 
 
 def refuse_logical(checkpoint: Checkpoint) -> None:

@@ -63,7 +63,8 @@ def refuse_text_encoder(checkpoint: Checkpoint) -> None:
     dtypes = {checkpoint.dtype(name) for name in checkpoint if name.endswith(".qweight")}
     if dtypes == {"I16"}:
         raise CheckpointError(
-            f"{checkpoint.name}: this is a 4-bit text encoder (T5), not a diffusion model. Use a text-encoder loader."
+            f"{checkpoint.name}: this is a 4-bit text encoder (T5), not a diffusion model. Use Load SVDQuant Text "
+            "Encoder."
         )
 
 

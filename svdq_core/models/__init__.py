@@ -14,6 +14,7 @@ from .minimax_h3 import MINIMAX_H3
 from .pixart import PIXART
 from .qwen_image import QWEN_IMAGE
 from .sdxl import SDXL
+from .t5 import T5
 from .zimage import ZIMAGE
 
 FAMILIES = (CHROMA, FLUX2, FLUX, ZIMAGE, KREA2, QWEN_IMAGE, SDXL, PIXART, MINIMAX_H3)
@@ -35,6 +36,7 @@ __all__ = [
     "QWEN_IMAGE",
     "SDXL",
     "SUPPORTED",
+    "T5",
     "ZIMAGE",
     "Architecture",
     "BlockMap",

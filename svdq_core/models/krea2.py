@@ -147,7 +147,7 @@ KREA2 = Architecture(
     },
     shapes={
         "first.weight": ("H", "*"),
-        "tproj.1.weight": ("6H", "H"),
+        "tproj.1.weight": ("6H", "*"),
         "last.linear.weight": ("*", "H"),
         "last.norm.scale": ("H",),
         "last.modulation.lin": ("2", "H"),

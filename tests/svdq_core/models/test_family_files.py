@@ -9,6 +9,7 @@ from checkpoint_files import write_tensors
 from family_files import FamilyFile, chroma, flux2, minimax_h3, qwen_image, sdxl
 
 from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
+from svdquant_pack.svdq_core.blob import to_blob
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.checkpoint.formats import FORMATS, save_model
 from svdquant_pack.svdq_core.errors import ArchitectureError, CheckpointError
@@ -178,7 +179,7 @@ class TestPieces:
 
     def test_the_name_of_the_input_travels_in_the_blob(self, tmp_path):
         layer = read(qwen_image("int4"), tmp_path).layers["transformer_blocks.0.attn.to_k"]
-        blob, layout = layer.to_blob()
+        blob, layout = to_blob(layer)
         assert type(layout).from_json(layout.to_json()).read(blob).input == layer.input != ""
 
     def test_a_piece_alone_cannot_be_written(self, tmp_path):
