@@ -116,7 +116,7 @@ WRONG_FILES = {
     "pickle": (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(100)), "pickle"),
     "text": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "not a safetensors file"),
     "plain bf16": (lambda path: save_file({"a.weight": torch.zeros(2, 2).bfloat16()}, path), "no SVDQuant layers"),
-    "fp8": (lambda path: save_file({"a.weight": torch.zeros(2, 2).to(torch.float8_e4m3fn)}, path), "fp8 model"),
+    "fp8": (lambda path: save_file({"a.weight": torch.zeros(2, 2).to(torch.float8_e4m3fn)}, path), "layers .F8_E4M3"),
     "4-bit T5": (_changed(_t5), "text encoder"),
     "missing tensor": (_changed(lambda t: t.pop(f"{QKV}.smooth")), "smooth_factor is missing"),
     "missing layer": (_changed(_without_qkv), f"missing.*{QKV}"),
