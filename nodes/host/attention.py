@@ -29,8 +29,9 @@ DEPRIORITIZED = "TORCH_CUDNN_SDPA_DEPRIORITIZED"  # torch's own environment vari
 
 DEVICES = ("cuda",)
 DTYPES = (torch.bfloat16, torch.float16)
-# H200, torch 2.11: cuDNN is 1.7 times as fast with heads of 72 and 80 channels, 1.9 of 64, 2.0 of 128, 2.2 of 256 at 4096
-# to 4608 tokens; with 128 channels 1.9 at 1536 tokens, 1.2 at 1024; 0.9 with 77 keys. A new size costs 35 to 40 ms once.
+# H200, torch 2.11, 4096 to 4608 tokens: cuDNN is 1.7 times as fast with heads of 72 and 80 channels, 1.9 with 64, 2.0
+# with 128, 2.2 with 256. Shorter, 128 channels: 1.9 at 1536 tokens, 1.2 at 1024; 0.9 with 77 keys. A new size costs 35
+# to 40 ms once.
 LARGEST_HEAD = 256
 LEAST_TOKENS = 1024  # queries, and keys
 HANDED_ON = ("scale", "enable_gqa")  # what the host passes on to torch
