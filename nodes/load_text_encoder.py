@@ -45,7 +45,7 @@ class SVDQuantTextEncoderLoader(io.ComfyNode):
                     default="default",
                     optional=True,
                     advanced=True,
-                    tooltip="default: where ComfyUI wants it. cpu: text is encoded there and takes no memory of the card.",
+                    tooltip="default: where ComfyUI wants it. cpu: takes no memory of the card.",
                 ),
             ],
             outputs=[io.Clip.Output()],
