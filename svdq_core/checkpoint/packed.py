@@ -32,7 +32,7 @@ def plan_packed(checkpoint: Checkpoint) -> Plan:
     plan = Plan(checkpoint, architecture, metadata)
     counts = architecture.count_blocks(checkpoint, "host")
     for host, _ in architecture.linears(counts):
-        _plan_linear(plan, host)
+        plan_linear(plan, host)
     for block in architecture.blocks:
         for index in range(counts[block.host]):
             for name in plain_names(plan, block, index):
@@ -40,13 +40,14 @@ def plan_packed(checkpoint: Checkpoint) -> Plan:
     expected = architecture.expected_tensors(lambda host, source: host in checkpoint)
     for module in architecture.modules:
         if f"{module}.weight" in expected:
-            _plan_linear(plan, module)
+            plan_linear(plan, module)
     for name in (n for n in architecture.tensors if n in expected):
         plan.add_plain(name, [name])
     return plan
 
 
-def _plan_linear(plan: Plan, host: str) -> None:
+def plan_linear(plan: Plan, host: str) -> None:
+    """Append a Linear, packed or plain."""
     names = [f"{host}.weight"] + ([f"{host}.bias"] if has_bias(plan, host) else [])
     if host + LAYOUT_SUFFIX in plan.checkpoint:
         plan.want(*names, host + LAYOUT_SUFFIX)
