@@ -6,6 +6,8 @@ import json
 import pytest
 from migrate_workflow import NoWorkflowError, main, migrate
 
+LOADER = {"compute": "auto", "attention": "auto", "second_file": "none"}
+
 
 def node(number, class_type, values, inputs=(), outputs=(), **more):
     """A node as the page saves it; inputs: (name, type, link[, is a widget]), outputs: (type, [links])."""
@@ -127,7 +129,7 @@ def test_files_strengths_and_links_stay():
     form, _ = migrate(flux())
     check_links(form)
     (loader,) = find(form, "SVDQuantModelLoader")
-    assert loader["widgets_values"] == ["svdq-int4-flux.1-dev", "auto"] and loader["pos"] == [10, 20]
+    assert loader["widgets_values"] == ["svdq-int4-flux.1-dev", *LOADER.values()] and loader["pos"] == [10, 20]
     first, second = find(form, "SVDQuantLoraLoader")
     assert (first["widgets_values"], second["widgets_values"]) == (["a.safetensors", 0.8], ["b.safetensors", 1.0])
     assert second["title"] == "My LoRA"
@@ -136,19 +138,14 @@ def test_files_strengths_and_links_stay():
     assert source_of(form, second, "strength")["type"] == "PrimitiveNode"
 
 
-def test_text_encoders_become_core_nodes_with_the_same_length():
-    form, lines = migrate(flux())
-    (loader,), (options,) = find(form, "DualCLIPLoader"), find(form, "T5TokenizerOptions")
-    assert loader["widgets_values"] == [
-        "clip_l.safetensors",
-        "t5xxl_fp8_e4m3fn_scaled.safetensors",
-        "flux",
-        "default",
-    ]
+def test_text_encoders_keep_their_files_and_length():
+    form, _ = migrate(flux())
+    (loader,), (options,) = find(form, "SVDQuantTextEncoderLoader"), find(form, "T5TokenizerOptions")
+    four_bit = "awq-int4-flux.1-t5xxl.safetensors"
+    assert loader["widgets_values"] == [four_bit, "flux", "clip_l.safetensors", "none", "default"]
     assert options["widgets_values"] == [0, 512]
     assert source_of(form, options, "clip") is loader
     assert all(source_of(form, text, "clip") is options for text in find(form, "CLIPTextEncode"))
-    assert any("4-bit T5 has no loader" in line for line in lines)
 
 
 def test_a_length_that_is_comfyuis_own_needs_no_node():
@@ -156,7 +153,7 @@ def test_a_length_that_is_comfyuis_own_needs_no_node():
     form["nodes"][3]["widgets_values"][3] = 256
     form, _ = migrate(form)
     check_links(form)
-    assert not find(form, "T5TokenizerOptions") and find(form, "DualCLIPLoader")
+    assert not find(form, "T5TokenizerOptions") and find(form, "SVDQuantTextEncoderLoader")
 
 
 def test_what_is_left_out_is_said_and_its_link_goes():
@@ -190,7 +187,7 @@ def test_a_stack_without_loras_is_taken_out():
     assert any("taken out" in line for line in lines)
 
 
-@pytest.mark.parametrize("class_type", ["NunchakuFluxPuLIDApplyV2", "NunchakuQwenImageDiTLoader", "NunchakuNewThing"])
+@pytest.mark.parametrize("class_type", ["NunchakuFluxPuLIDApplyV2", "NunchakuModelMerger", "NunchakuNewThing"])
 def test_what_has_no_counterpart_stays_and_is_said(class_type):
     before = page_form([node(1, class_type, [1])], [])
     after, lines = migrate(before)
@@ -232,7 +229,7 @@ def test_the_api_form_too():
     after, _ = migrate(before)
     assert before == untouched
     assert after == {
-        "1": {"class_type": "SVDQuantModelLoader", "inputs": {"model_name": "m", "compute": "auto"}},
+        "1": {"class_type": "SVDQuantModelLoader", "inputs": {**LOADER, "model_name": "m"}},
         "2": {
             "class_type": "SVDQuantLoraStack",
             "inputs": {
@@ -297,3 +294,16 @@ def test_a_further_node_covers_no_other_one():
         assert added["pos"][1] - 30 >= other["pos"][1] + other["size"][1] or (
             added["pos"][1] + added["size"][1] <= other["pos"][1] - 30
         )
+
+
+@pytest.mark.parametrize("class_type", ["NunchakuQwenImageDiTLoader", "NunchakuZImageDiTLoader"])
+def test_loaders_of_other_families(class_type):
+    nodes = [
+        node(1, class_type, ["svdq-int4_r32-x.safetensors", "enable", 20, "disable"], [], [("MODEL", [1])]),
+        node(2, "KSampler", [], [("model", "MODEL", 1)]),
+    ]
+    form, lines = migrate(page_form(nodes, [[1, 1, 0, 2, 0, "MODEL"]]))
+    check_links(form)
+    (loader,) = find(form, "SVDQuantModelLoader")
+    assert loader["widgets_values"] == ["svdq-int4_r32-x.safetensors", *LOADER.values()]
+    assert any("--lowvram" in line for line in lines)
