@@ -2,12 +2,13 @@
 
 import logging
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..svdq_core.models import SUPPORTED
 from ..svdq_core.runtime import COMPUTE_CHOICES
 from .host import files
 from .host.attention import CHOICES as ATTENTION_CHOICES
+from .host.memory_words import memory_line
 from .host.model.build import load_model_with_status
 
 logger = logging.getLogger("svdquant")
@@ -23,7 +24,7 @@ class SVDQuantModelLoader(io.ComfyNode):
         names = files.list_models()
         return io.Schema(
             node_id="SVDQuantModelLoader",
-            display_name="Load SVDQuant Model",
+            display_name="Load Model (SVDQuant)",
             category="SVDQuant",
             description="Loads a 4-bit SVDQuant model (svdq-*.safetensors). The MODEL works with the ordinary nodes: "
             f"LoRA, ControlNet, samplers. Families: {SUPPORTED}.",
@@ -63,7 +64,10 @@ class SVDQuantModelLoader(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(),
-                io.String.Output(display_name="status", tooltip="What was loaded, and which kernels run it."),
+                io.String.Output(
+                    display_name="status",
+                    tooltip="What was loaded, which kernels run it, and the memory it takes; the node shows it, too.",
+                ),
             ],
         )
 
@@ -80,5 +84,6 @@ class SVDQuantModelLoader(io.ComfyNode):
     ) -> io.NodeOutput:
         base = None if second_file == NO_FILE else files.model_path(second_file)
         model, status = load_model_with_status(files.model_path(model_name), compute, base, attention=attention)
+        status = f"{status}; {memory_line(model)}"
         logger.info("loaded %s", status)
-        return io.NodeOutput(model, status)
+        return io.NodeOutput(model, status, ui=ui.PreviewText(status))

@@ -16,7 +16,7 @@ class SVDQuantTextEncoderLoader(io.ComfyNode):
         names = files.list_text_encoders()
         return io.Schema(
             node_id="SVDQuantTextEncoderLoader",
-            display_name="Load SVDQuant Text Encoder",
+            display_name="Load Text Encoder (SVDQuant)",
             category="SVDQuant",
             description="Loads a 4-bit T5-XXL (awq-int4-flux.1-t5xxl.safetensors), for FLUX.1 together with clip_l. "
             "The CLIP works with the ordinary nodes.",
