@@ -30,9 +30,10 @@ class Published:
     Args:
         name: as file names spell it, "flux.1-dev".
         width: features of the residual stream. counts: blocks of each kind, by BlockMap.host.
-        outside: parameters outside the blocks; they stay in 16 bits.
+        outside: parameters in no Linear of a block; they stay in 16 bits.
         precisions: of the files, "int4" and "fp4". ranks: of their low-rank branches.
         shapes: Linear within a block -> (out_features, in_features), where LinearMap.shape leaves a size open.
+        widths: kind of block, by BlockMap.host -> its width, where that is another one.
     """
 
     name: str
@@ -41,7 +42,14 @@ class Published:
     outside: int
     precisions: tuple[str, ...] = ("int4", "fp4")
     ranks: tuple[int, ...] = (32,)
-    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    widths: Mapping[str, int] = field(default_factory=dict)
+
+    def linear_size(self, block: BlockMap, linear: LinearMap) -> tuple[int, int]:
+        """(out_features, in_features) of a Linear."""
+        width = self.widths.get(block.host, self.width)
+        rows, columns = (0 if size is None else int(size * width) for size in linear.shape)
+        return self.shapes.get(linear.host, (rows, columns))
 
 
 @dataclass(frozen=True)
