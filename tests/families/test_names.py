@@ -4,8 +4,13 @@ import math
 
 import comfy.utils
 import pytest
+import torch
+from checkpoint_files import write_tensors
 from families.registry import FAMILIES as HOST
 
+from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
+from svdquant_pack.svdq_core.checkpoint.recognize import recognize_host
+from svdquant_pack.svdq_core.errors import CheckpointError
 from svdquant_pack.svdq_core.models import FAMILIES, FLUX2, KREA2, SDXL, ZIMAGE
 
 IN_THE_HOST = {
@@ -96,3 +101,24 @@ def test_diffusers_names_are_those_of_comfyui(family, make):
     both = {name: target for name, target in theirs.items() if isinstance(target, str) and name in ours}
     assert len(both) > 40
     assert {n: (ours[n], t) for n, t in both.items() if ours[n] != t and f"{ours[n]}" != f"diffusion_model.{t}"} == {}
+
+
+SAME_NAMES = {"mage_flow": "qwen_image", "minimax_h3": "minimax_h3"}
+
+
+@pytest.mark.parametrize("name", HOST)
+def test_every_family_of_comfyui_is_named(name):
+    """By its description, or by its title; a file of none is taken for another family's."""
+    family = recognize_host("x.safetensors", HOST[name].published_shapes)
+    ours = {host: own for own, host in IN_THE_HOST.items()} | SAME_NAMES
+    if name in ours:
+        assert family.name == ours[name]
+    else:
+        assert family.generic and family.title != "unknown"
+
+
+def test_a_file_in_nunchakus_layout_of_a_family_without_description_is_refused_by_name(tmp_path):
+    code = torch.zeros(128, 64, dtype=torch.int8)
+    path = write_tensors(tmp_path / "x.safetensors", {"double_stream_blocks.0.block.attn1.to_q.qweight": code})
+    with pytest.raises(CheckpointError, match="HiDream recognised, not supported yet"):
+        read_checkpoint(Checkpoint(path))
