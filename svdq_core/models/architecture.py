@@ -93,8 +93,8 @@ class Architecture:
         base_file: what the second file is called that holds all that is not quantized; "" where one file holds all.
         kept: patterns of host Linears that the quantizer leaves in 16 bits.
         extras: (file name, its config) -> host tensors that ComfyUI wants and the file has no place for.
-        shift_in_bias: publishers disagree about unsigned activations, so the biases are asked whether they hold the
-            shift.
+        behind_gelu: host Linear of a block -> its sources behind a GELU, where publishers disagree whether activations
+            are unsigned there, so that biases are asked.
         variants: the same family as other publishers spell it, each recognised by marks of its own; the first is taken.
         row_major: the same family as vLLM-Omni spells it; None: as here.
     """
@@ -118,7 +118,7 @@ class Architecture:
     base_file: str = ""
     kept: tuple[str, ...] = ()
     extras: Callable[[str, dict], dict[str, Tensor]] | None = None
-    shift_in_bias: bool = False
+    behind_gelu: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     variants: "tuple[Architecture, ...]" = ()
     row_major: "Architecture | None" = None
 

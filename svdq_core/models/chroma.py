@@ -101,7 +101,7 @@ _SHARED = Architecture(
     },
     older_tensors={".weight": ".scale"},
     older_suffixes=True,
-    shift_in_bias=True,
+    behind_gelu={"img_mlp.2": (0,), "txt_mlp.2": (0,), "linear2": (1,)},
 )
 
 CHROMA_SIGNED = replace(
