@@ -39,6 +39,13 @@ class Int8Weight(NamedTuple):
     channel_scales: Tensor
 
 
+def label_of(scheme: str, mode: str) -> str:
+    """The arithmetic of a scheme in a mode, as the user knows it."""
+    if scheme == "awq":
+        return "awq"
+    return "w8a8" if scheme == "int8" and mode != "w4a16" else mode
+
+
 @dataclass(frozen=True, slots=True)
 class LayerCall:
     """A quantized part applied to activations.
@@ -67,10 +74,7 @@ class LayerCall:
 
     @property
     def label(self) -> str:
-        """The arithmetic, as the user knows it."""
-        if self.scheme == "awq":
-            return "awq"
-        return "w8a8" if self.scheme == "int8" and self.mode != "w4a16" else self.mode
+        return label_of(self.scheme, self.mode)
 
     @property
     def out_features(self) -> int:

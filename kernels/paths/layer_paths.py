@@ -16,7 +16,7 @@ from torch import Tensor
 from ..epilogue import settle
 from ..gpus import Generation, generation
 from ..ladder import attempts, is_elsewhere, say_once
-from ..layer_call import COMPUTE_MODES, Int8Weight, LayerCall
+from ..layer_call import COMPUTE_MODES, Int8Weight, LayerCall, label_of
 from ..tiles import GEMV_ROWS, HOPPER_PART_N, NATIVE_INT4_ROWS, fills_hopper
 from .on_cpu import Reference
 from .path import KernelPath, Path
@@ -137,14 +137,15 @@ class Int8(KernelPath):
         from ..step.quantize_act_int8 import quantize_act_int8
         from ..step.requantize_weight import plan_requantization
 
-        operands = call.x, call.tensors["smooth_factor"], call.branch.down, call.act_unsigned, call.gelu
+        down, up = call.branch
+        operands = call.x, call.tensors["smooth_factor"], down, call.act_unsigned, call.gelu
         if call.scheme == "int8":
             quantized = quantize_act_int8(*operands)
             weight = Int8Weight(call.tensors["qweight"], call.tensors["wscales"])
         else:
             plan = plan_requantization(call.tensors, call.scheme)
             quantized, weight = quantize_act_int8(*operands, weight=plan), plan.weight
-        return self.gemm()(quantized, weight, call.branch.up, call.bias, call.epilogue)
+        return self.gemm()(quantized, weight, up, call.bias, call.epilogue)
 
     def gemm(self) -> Callable[..., Tensor]:
         from ..step.gemm_w4a8 import gemm_w4a8
@@ -249,28 +250,36 @@ def paths_for(scheme: str, mode: str) -> tuple[Path, ...]:
     return found
 
 
+@cache
+def _steps_here(scheme: str, mode: str, device: torch.device, dtype: torch.dtype) -> list[tuple[str, Path]]:
+    """(its name in messages, path) of what the machine and a dtype of activations allow, best first."""
+    label, reasons, steps = label_of(scheme, mode), [], []
+    for path in paths_for(scheme, mode):
+        reason = path.why_not_here(device, dtype)
+        if reason is None:
+            steps.append((f"{label} with {path.name}", path))
+        elif isinstance(path, KernelPath):
+            reasons.append(reason)
+    if steps[0][1] is PLAIN_TORCH:
+        say_once("%s runs in plain torch: %s.", label, reasons[0] if reasons else "no kernel is made for it")
+    return steps
+
+
 def run(call: LayerCall) -> Tensor:
     """The result of the first path that works: (M, N) of x.dtype, the epilogue's `out` if given.
 
     Raises:
         ValueError: there is no such scheme or mode.
     """
-    x, usable = call.x, []
+    x = call.x
     if x.shape[0] == 0:
         return x.new_empty((0, call.out_features)) if call.epilogue.out is None else call.epilogue.out
     if is_elsewhere(x.device):
         with torch.cuda.device(x.device):  # Triton launches on the current device
             return run(call)
-    reason = "no kernel is made for it"
-    for path in paths_for(call.scheme, call.mode):
-        problem = path.can_run(call)
-        if problem is None:
-            usable.append((f"{call.label} with {path.name}", path))
-        elif not usable and isinstance(path, KernelPath):
-            reason = problem
-    if usable[0][1] is PLAIN_TORCH:
-        say_once("%s runs in plain torch: %s.", call.label, reason)
-    for attempt in attempts(x.device, usable):
+    steps = _steps_here(call.scheme, call.mode, x.device, x.dtype)
+    steps = [step for step in steps if step[1].why_not_for(call) is None]
+    for attempt in attempts(x.device, steps):
         with attempt as path:
             return path.run(call)
     raise AssertionError("the last path returns or raises")

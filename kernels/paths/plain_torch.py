@@ -21,8 +21,8 @@ from .path import Path
 class PlainTorch(Path):
     name = "plain torch"
 
-    def can_run(self, call: LayerCall) -> str | None:
-        return "on the CPU the reference is as fast" if call.x.device.type == "cpu" else None
+    def why_not_here(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        return "on the CPU the reference is as fast" if device.type == "cpu" else None
 
     def run(self, call: LayerCall) -> Tensor:
         return settle(compute(call), call.epilogue)

@@ -9,7 +9,7 @@ from problems import REAL, activations, awq_layer, int4_layer, int8_layer, nvfp4
 from svdquant_pack.kernels import gpus, ladder, reference
 from svdquant_pack.kernels.epilogue import Epilogue
 from svdquant_pack.kernels.layer_call import COMPUTE_MODES
-from svdquant_pack.kernels.paths import layer_paths
+from svdquant_pack.kernels.paths import layer_paths, path
 from svdquant_pack.kernels.paths.layer_paths import paths_for
 
 LAYERS = {"int4": int4_layer, "nvfp4": nvfp4_layer, "int8": int8_layer}
@@ -134,11 +134,11 @@ def test_every_path_through_kernels(M, scheme, mode, dtype, device):
     plain = on_reference(layer_call(x, tensors, scheme, mode, bias, lora))
     calls = [layer_call(x, tensors, scheme, mode, bias, lora)]
     calls.append(layer_call(x, tensors, scheme, mode, bias, lora, epilogue=Epilogue(before.clone(), accumulate=True)))
-    for path in kernel_paths(calls[0]):
-        if type(path).__name__ not in GENERATION_OF_ITS_OWN:
-            assert_close(path.run(calls[0]), plain, op="16-bit product")
+    for one in kernel_paths(calls[0]):
+        if type(one).__name__ not in GENERATION_OF_ITS_OWN:
+            assert_close(one.run(calls[0]), plain, op="16-bit product")
             calls[1].epilogue.out.copy_(before)
-            assert_close(path.run(calls[1]), plain.float() + before.float(), op="16-bit product")
+            assert_close(one.run(calls[1]), plain.float() + before.float(), op="16-bit product")
 
 
 @pytest.mark.parametrize("M", [1, 19])
@@ -150,8 +150,8 @@ def test_activations_that_want_gradients_are_taken(M, dtype, device):
     wanted = on_reference(layer_call(x, tensors, "awq", "w4a16", bias, lora))
     wanting = [t.requires_grad_() for t in (x, bias, *lora)]
     call = layer_call(wanting[0], tensors, "awq", "w4a16", wanting[1], (wanting[2], wanting[3]))
-    for path in kernel_paths(call):
-        assert_close(path.run(call), wanted, op="16-bit product")
+    for one in kernel_paths(call):
+        assert_close(one.run(call), wanted, op="16-bit product")
 
 
 @pytest.mark.gpu
@@ -179,13 +179,13 @@ def on_a_gpu(monkeypatch):
 
     def pretend(name):
         row = next(row for row in gpus.GENERATIONS if row.name == name)
-        monkeypatch.setattr(gpus, "generation", lambda _device: row)
-        for module in (layer_paths, layer_paths.KernelPath.can_run.__globals__):
-            setter = monkeypatch.setitem if isinstance(module, dict) else monkeypatch.setattr
-            setter(module, "generation", lambda _device: row)
-        monkeypatch.setitem(layer_paths.KernelPath.can_run.__globals__, "why_no_triton", lambda _device: None)
+        monkeypatch.setattr(path, "generation", lambda _device: row)
+        monkeypatch.setattr(path, "why_no_triton", lambda _device: None)
+        layer_paths._steps_here.cache_clear()
 
-    return pretend
+    yield pretend
+    monkeypatch.undo()
+    layer_paths._steps_here.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_each_generation_has_its_paths(gpu, scheme, mode, names, on_a_gpu):
     on_a_gpu(gpu)
     cpu = torch.device("cpu")
     call = layer_call(torch.empty(4608, 192).half(), LAYERS[scheme](3072, 192, 16, torch.float16, cpu), scheme, mode)
-    found = {path.name: path.can_run(call) for path in paths_for(scheme, mode)}
+    found = {one.name: one.can_run(call) for one in paths_for(scheme, mode)}
     assert [name for name, reason in found.items() if reason is None] == [*names, "the reference"]
     for name, reason in found.items():
         assert reason is None or len(reason) > 8, f"no reason in words for {name}"
@@ -243,7 +243,7 @@ def test_what_fails_is_left_behind_and_the_next_path_runs(on_a_gpu, monkeypatch,
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(first, "run", fail)
-    monkeypatch.setattr(layer_paths.PLAIN_TORCH, "can_run", lambda _call: None)
+    monkeypatch.setattr(layer_paths.PLAIN_TORCH, "why_not_here", lambda _device, _dtype: None)
     half = torch.float16, torch.device("cpu")
     call = layer_call(activations(19, 192, *half), int4_layer(72, 192, 16, *half), "int4", "w4a8")
     for _ in range(2):
