@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .epilogue import NOTHING_MORE, Epilogue
@@ -71,6 +72,12 @@ class LayerCall:
     act_unsigned: bool = False
     gelu: bool = False
     epilogue: Epilogue = NOTHING_MORE
+
+    @property
+    def wants_gradient(self) -> bool:
+        """Whether autograd follows what the call reads; no kernel tells it how."""
+        read = (self.x, self.bias, *(self.factors or ()))
+        return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in read)
 
     @property
     def label(self) -> str:

@@ -1,5 +1,8 @@
 """What a path is: one way to compute a layer's call, which says in words where it cannot."""
 
+from functools import cache
+from importlib import import_module
+
 import torch
 from torch import Tensor
 
@@ -49,3 +52,18 @@ class KernelPath(Path):
         if problem is None and dtype == torch.float32:
             problem = "float32 activations have no kernel"
         return problem or self.why_not_on(generation(device))
+
+
+@cache
+def why_no_language(kernel: str) -> str | None:
+    """Why a kernel of step/ cannot be imported with the Triton that is installed; None if it can."""
+    try:
+        import_module(f"..step.{kernel}", __package__)
+    except (ImportError, AttributeError) as error:
+        return f"this Triton lacks the language of the kernel ({error}); newer ones have it"
+    return None
+
+
+def outer_scales(call: LayerCall) -> dict[str, Tensor | None]:
+    """What nvfp4 weights may have beside the scales of groups, by name."""
+    return {name: call.tensors.get(name) for name in ("wtscale", "wcscales")}
