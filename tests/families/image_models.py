@@ -23,8 +23,9 @@ def _unet(c: dict[str, Any], s: Sizes):
 
 
 def _unet_control(c: dict[str, Any], s: Sizes):
-    height, width = s.side
-    residual = 0.1 * s.normal(c["model_channels"], height, width)
+    """What a ControlNet adds to the deepest of the skip connections."""
+    shrink = 2 ** (len(c["channel_mult"]) - 1)
+    residual = s.normal(c["model_channels"] * c["channel_mult"][-1], *(n // shrink for n in s.side))
     return {"control": {"output": [residual], "input": [], "middle": []}}
 
 
@@ -79,10 +80,7 @@ IMAGE_MODELS = {
         published("chroma"),
         TWO_BLOCKS | {"out_dim": 256, "hidden_dim": 128, "n_layers": 2},
         lambda c, s: (s.image(16), {"c_crossattn": s.text(64), "guidance": s.number(0.0)}),
-        more={
-            "control": _flux_control,
-            "mask": lambda c, s: {"attention_mask": torch.ones(s.batch, s.tokens).tril()[:, :]},
-        },
+        more={"control": _flux_control},
     ),
     "zimage": Family(
         "lumina.model:NextDiT",

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import comfy.utils
+import torch
 from families.image_models import TWO_BLOCKS
 from families.network import Family, Sizes, published
 
@@ -78,7 +79,7 @@ VIDEO_MODELS = {
         published("ltxv"),
         {"num_layers": 2, "attention_head_dim": 8, "cross_attention_dim": 256, "caption_channels": 64},
         _text(128, 64, 4, attention_mask=None, frame_rate=25),
-        more={"mask": lambda c, s: {"attention_mask": (s.text(1)[..., 0] > -1).long()}},
+        more={"mask": lambda c, s: {"attention_mask": (torch.arange(s.tokens) < s.tokens - 5).long()[None]}},
     ),
     "ltx23": Family(
         "lightricks.av_model:LTXAVModel",

@@ -127,3 +127,17 @@ def test_the_same_line_is_said_once(caplog):
         say_once("%s runs in plain torch", "w4a8")
         say_once("%s runs in plain torch", "w4a4")
     assert len(caplog.records) == 2
+
+
+def test_nothing_is_given_up_while_a_cuda_graph_is_captured(monkeypatch):
+    monkeypatch.setattr(ladder, "_is_capturing", lambda device: True)
+    steps = [
+        step("fast", error=ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")),
+        step("slow", 2),
+    ]
+    with pytest.raises(ValueError, match="Pointer argument"):
+        descend(CPU, steps)
+    assert not ladder._broken
+    monkeypatch.undo()
+    monkeypatch.setattr(ladder, "_broken", set())
+    assert not ladder._is_capturing(CPU)
