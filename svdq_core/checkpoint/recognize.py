@@ -76,8 +76,8 @@ def refuse_text_encoder(checkpoint: Checkpoint) -> None:
     dtypes = {checkpoint.dtype(name) for name in checkpoint if name.endswith(".qweight")}
     if dtypes == {"I16"}:
         raise CheckpointError(
-            f"{checkpoint.name}: this is a 4-bit text encoder (T5), not a diffusion model. Use Load SVDQuant Text "
-            "Encoder."
+            f"{checkpoint.name}: this is a 4-bit text encoder (T5), not a diffusion model. Use Load Text "
+            "Encoder (SVDQuant)."
         )
 
 
@@ -86,8 +86,17 @@ def describe_unquantized(checkpoint: Checkpoint) -> str:
     if not len(checkpoint):
         return f"{checkpoint.name}: the file holds no tensors."
     dtypes = {checkpoint.dtype(name) for name in checkpoint}
-    kind = "an fp8" if any(d.startswith("F8") for d in dtypes) else "an unquantized"
+    reduced = any(dtype.startswith("F8") for dtype in dtypes)
+    says = f"{checkpoint.name}: this file has no SVDQuant layers ({', '.join(sorted(dtypes))})."
+    try:
+        family = recognize_dense(checkpoint.name, checkpoint)
+    except CheckpointError:  # a VAE, a text encoder, a model of another family
+        return f"{says} If it is a diffusion model, load it with Load Diffusion Model."
+    if reduced:
+        return (
+            f"{says} It is an fp8 {family.title} model: load it with Load Diffusion Model. To quantize it, take BF16."
+        )
     return (
-        f"{checkpoint.name}: this is {kind} model ({', '.join(sorted(dtypes))}), without SVDQuant layers. "
-        "Load it with Load Diffusion Model, and use Quantize Model (SVDQuant) to make an SVDQuant file of it."
+        f"{says} It is a 16-bit {family.title} model: load it with Load Diffusion Model, and use Quantize Model "
+        "(SVDQuant) to make a 4-bit file of it."
     )

@@ -37,7 +37,7 @@ def read_text_encoder(checkpoint: Checkpoint) -> QuantizedModel:
     if not is_t5(checkpoint):
         raise CheckpointError(
             f"{checkpoint.name}: no 4-bit T5 text encoder. Choose awq-int4-flux.1-t5xxl.safetensors; load 16-bit and "
-            "fp8 text encoders with Load CLIP, and diffusion models with Load SVDQuant Model."
+            "fp8 text encoders with Load CLIP, and diffusion models with Load Model (SVDQuant)."
         )
     return _plan(checkpoint).read()
 

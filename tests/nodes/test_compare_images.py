@@ -128,5 +128,11 @@ def test_colours_of_the_map():
 
 def test_the_node_shows_its_sheets(host):
     node = host.nodes.NODE_CLASS_MAPPINGS["SVDQuantCompareImages"]
-    shown = node.execute(pictures(2), pictures(2)).ui.as_dict()["images"]
+    shown = node.execute(pictures(2), pictures(2)).ui["images"]
     assert len(shown) == 2
+
+
+def test_the_page_gets_both_pictures_for_its_slider(host):
+    node = host.nodes.NODE_CLASS_MAPPINGS["SVDQuantCompareImages"]
+    shown = node.execute(pictures(2), pictures(2)).ui
+    assert len(shown["a_images"]) == len(shown["b_images"]) == 1 and "PSNR" in shown["text"][0]

@@ -19,7 +19,13 @@ class UnequalError(Exception):
 
 
 class CudaGraph:
-    """What torch captures on the current GPU."""
+    """What torch captures on the current GPU.
+
+    What a call allocates while it is captured belongs to the graph. Under cudaMallocAsync it is no memory at all until
+    the graph runs, and whoever frees it outside of the capture ends the process. So nothing of it is kept: the result
+    is copied to a place made before, and the call has run once on the stream of the capture, where cuBLAS then has its
+    workspace.
+    """
 
     def __init__(self, device: torch.device):
         self.device, self._graph = device, torch.cuda.CUDAGraph()
@@ -27,9 +33,15 @@ class CudaGraph:
     def capture(self, compute: Callable[[], Tensor]) -> Tensor:
         """The result's place; other threads of the host may use the GPU meanwhile."""
         with torch.cuda.device(self.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                out = torch.empty_like(compute())
+            torch.cuda.current_stream().wait_stream(stream)
             torch.cuda.synchronize()
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                return compute()
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+                out.copy_(compute())
+        return out
 
     def replay(self) -> None:
         self._graph.replay()

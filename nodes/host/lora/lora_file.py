@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....svdq_core.errors import LoraError, SVDQuantError
 from .identity import is_finite, tensors_in
-from .misfit import misfit, shown
+from .misfit import beyond, misfit, shown
 from .open_file import open_lora, shown_name
 from .patches import resizes
 from .report import LoraReport, ignored_keys, refuse_nothing, refuse_quantized_model, weight_key
@@ -112,6 +112,8 @@ def _misfits(patcher, patches: dict) -> dict:
         if weight is None or resizes(value):
             continue
         shape = comfy.lora.calculate_shape(patcher.patches.get(key, []), weight, key)
+        if problem := beyond(offset, tuple(shape)):
+            raise LoraError(f"{shown(key)}: {problem}")  # where ComfyUI fails, and does not only leave it out
         problem = misfit(value, offset, tuple(shape))
         if problem is not None:
             found[target] = problem

@@ -1,7 +1,8 @@
 """Spellings of LoRA files, brought to those that the host's own loader knows.
 
-What the host converts itself goes through the host's functions. Added here: prefixes in any mixture, adapters that PEFT
-has named, biases, FLUX-tools LoRAs in diffusers' spelling, and files that were converted for nunchaku.
+What the host converts itself goes through the host's functions. Added here, for every family: prefixes in any mixture,
+adapters that PEFT has named, biases, FLUX-tools LoRAs in diffusers' spelling, files that were converted for nunchaku,
+and names of families for which the host knows its own alone.
 """
 
 import re
@@ -10,6 +11,7 @@ import comfy.lora_convert
 import torch
 from torch import Tensor
 
+from .family_names import family_names, swap_halves
 from .nunchaku_lora import from_nunchaku, is_nunchaku
 
 # what tools put in front of a module's name; stripped one after the other, in any order
@@ -40,19 +42,26 @@ def to_host_names(lora: dict[str, Tensor], targets: dict, patcher) -> dict[str, 
     """The tensors of a LoRA file under names that the host's loader finds, where there is such a name.
 
     Args:
-        lora: as the file has them; consumed. targets: the host's key map for this model.
+        lora: as the file has them; consumed.
+        targets: the host's key map for this model; gains the names of the family that the host does not know.
         patcher: the MODEL; a file converted for nunchaku is told from its base branch by it.
     """
     if is_nunchaku(lora):
         lora = from_nunchaku(lora, patcher)
     lora = _convert(lora)
     cores = _cores(targets)
+    more = {core_of(name): (name, named) for name, named in family_names(patcher).items()}
     renamed: dict[str, Tensor] = {}
     for key, tensor in lora.items():
         module, suffix = split_key(key)
+        found, end = None, _host_suffix(suffix)
         if suffix and module not in targets:
-            module = cores.get(core_of(module), module)
-        renamed.setdefault(module + _host_suffix(suffix), tensor)
+            core = core_of(module)
+            module, found = (cores[core], None) if core in cores else more.get(core, (module, None))
+        if found is not None:
+            targets[module] = found.target
+            tensor = swap_halves(module, end, tensor) if found.swapped else tensor
+        renamed.setdefault(module + end, tensor)
     _scale_biases(renamed)
     _widen_inputs(renamed, targets, patcher)
     return renamed
