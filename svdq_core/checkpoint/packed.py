@@ -12,7 +12,7 @@ from ..blob import BlobLayout
 from ..errors import CheckpointError
 from ..layer import QuantizedLayer
 from .container import Checkpoint
-from .read_plan import Plan, has_bias, plain_names
+from .read_plan import Plan, has_bias, host_modules, plain_names, plan_rest
 from .recognize import recognize_host
 
 LAYOUT_SUFFIX = ".svdq_layout"
@@ -30,6 +30,11 @@ def plan_packed(checkpoint: Checkpoint) -> Plan:
     architecture = recognize_host(checkpoint.name, checkpoint)
     metadata = {key: text for key, text in checkpoint.metadata.items() if key not in PACKED_METADATA}
     plan = Plan(checkpoint, architecture, metadata)
+    if architecture.generic:
+        for module in host_modules(plan, LAYOUT_SUFFIX):
+            plan_linear(plan, module)
+        plan_rest(plan)
+        return plan
     counts = architecture.count_blocks(checkpoint, "host")
     for host, _ in architecture.linears(counts):
         plan_linear(plan, host)
@@ -48,7 +53,8 @@ def plan_packed(checkpoint: Checkpoint) -> Plan:
 
 def plan_linear(plan: Plan, host: str) -> None:
     """Append a Linear, packed or plain."""
-    names = [f"{host}.weight"] + ([f"{host}.bias"] if has_bias(plan, host) else [])
+    biased = has_bias(plan, host) if not plan.architecture.generic else f"{host}.bias" in plan.checkpoint
+    names = [f"{host}.weight"] + ([f"{host}.bias"] if biased else [])
     if host + LAYOUT_SUFFIX in plan.checkpoint:
         plan.want(*names, host + LAYOUT_SUFFIX)
         plan.add(host, host, lambda: _read_layer(plan.checkpoint, host))
