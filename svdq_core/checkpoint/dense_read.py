@@ -15,7 +15,6 @@ from .dialects import DIALECTS
 from .read_plan import NAMED_AT_MOST, join
 from .recognize import recognize_host, recognize_source
 
-RELEASE_BYTES = 256 << 20  # read from the file, after which its pages are let go
 DTYPES = ("BF16", "F16", "F32")
 
 # kind of block, host Linear -> the Linears of diffusers' models whose rows it stacks
@@ -79,7 +78,6 @@ class DenseModel(Mapping[str, Tensor]):
         self._swapped = {f"{module}.{end}" for module in self.architecture.swapped_halves for end in ("weight", "bias")}
         self._swapped = self._swapped if diffusers else set()
         self._check()
-        self._read = 0
 
     @property
     def ignored(self) -> list[str]:
@@ -91,10 +89,6 @@ class DenseModel(Mapping[str, Tensor]):
         where = f"{self.checkpoint.name}: {self._sources[name][0]}"
         pieces = [self.checkpoint[source] for source in self._sources[name]]
         tensor = join(pieces, 0, where)
-        self._read += tensor.nbytes
-        if self._read > RELEASE_BYTES:
-            self._read = 0
-            self.checkpoint.release()
         return layouts.swap_halves(tensor) if name in self._swapped else tensor
 
     def __iter__(self) -> Iterator[str]:

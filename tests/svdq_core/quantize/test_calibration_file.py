@@ -49,7 +49,7 @@ def test_saved_and_read_again(tmp_path):
     ("damage", "message"),
     [
         ("truncate", "not a readable calibration file"),
-        ("empty", "not a readable calibration file"),
+        ("empty", "the file is empty"),
         ("plain", "not a calibration file"),
         ("version", "calibration version 7, expected 1"),
         ("counts", "table of inputs is damaged"),
@@ -88,5 +88,5 @@ def test_damaged_files_are_refused_by_name(tmp_path, damage, message):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="not a readable calibration file"):
+    with pytest.raises(CheckpointError, match="there is no such file"):
         Calibration(tmp_path / "nowhere.safetensors")
