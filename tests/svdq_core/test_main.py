@@ -13,6 +13,7 @@ import pytest
 from checkpoint_files import TINY, read_tensors, write_tensors
 
 from svdquant_pack import ROOT
+from svdquant_pack.svdq_core.checkpoint import Checkpoint
 from svdquant_pack.svdq_core.quantize import spec
 
 
@@ -71,7 +72,7 @@ def test_names_that_are_no_text(tmp_path):
     done = run(source, target, "--to", "bf16", env=plain)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert "\\udcfe.safetensors: " in done.stdout
-    assert read_tensors(target)[1]["svdquant_source"].endswith("\\udcff.safetensors")
+    assert Checkpoint(target).metadata["svdquant_source"].endswith("\\udcff.safetensors")
     again = run(source, target, "--to", "bf16", env=plain)
     assert again.returncode == 1 and "exists already" in again.stderr
 
