@@ -7,6 +7,7 @@ import folder_paths
 
 from ...svdq_core.checkpoint.container import LEGACY_FILES, NATIVE_FILES
 from ...svdq_core.errors import SVDQuantError
+from ...svdq_core.file_names import check_name
 
 MODEL_KIND = "diffusion_models"
 FILE_ENDINGS = (".safetensors", ".sft")
@@ -63,13 +64,17 @@ def output_path(name: str, overwrite: bool, kind: str = MODEL_KIND) -> Path:
         name: file name without ending; subfolders with "/" are allowed.
 
     Raises:
-        SVDQuantError: the name leads out of the folder, or the file exists and overwrite is False.
+        SVDQuantError: it is no name for a file, or leads out of the folder; or the file exists and overwrite is False.
     """
     root = Path(folder_paths.get_output_directory()) / kind
-    path = root / f"{name.strip()}.safetensors"
-    if not name.strip() or not path.resolve().is_relative_to(root.resolve()):
-        raise SVDQuantError(f"{name!r} is no file name inside {root}. Use letters, digits, '-' and '/' for subfolders.")
-    if path.exists() and not overwrite:
+    path = root / f"{check_name(name)}.safetensors"
+    try:
+        inside, there = path.resolve().is_relative_to(root.resolve()), path.exists()
+    except (OSError, RuntimeError) as error:  # a folder that cannot be looked into, a loop of links
+        raise SVDQuantError(f"{path}: cannot be written ({error}). Choose another name.") from error
+    if not inside:
+        raise SVDQuantError(f"{path} is no file inside {root}. Choose another name.")
+    if there and not overwrite:
         raise SVDQuantError(f"{path} exists already. Choose another name, or switch overwrite on.")
     return path
 

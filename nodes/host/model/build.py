@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ....svdq_core.checkpoint import Checkpoint, read_checkpoint
+from ....svdq_core.checkpoint.read_errors import printable
 from ....svdq_core.errors import ArchitectureError, SVDQuantError
 from ....svdq_core.models import ARCHITECTURES, SUPPORTED, Architecture
 from ....svdq_core.quantized_model import QuantizedModel
@@ -45,7 +46,7 @@ def load_model_with_status(path: str, compute: str, disable_dynamic: bool = Fals
     """
     model = read_checkpoint(Checkpoint(Path(path)))
     mode, reason = resolve_compute(compute, model.precision, comfy.model_management.get_torch_device())
-    status = describe_model(Path(path).name, model, mode, reason)
+    status = describe_model(printable(Path(path).name), model, mode, reason)
     patcher = build_model(model, mode, disable_dynamic)
     patcher.cached_patcher_init = (load_model, (path, compute))
     words = choose_attention(patcher, attention)
