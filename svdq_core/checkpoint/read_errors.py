@@ -37,5 +37,6 @@ def reason(error: Exception) -> str:
 
 
 def printable(name: str) -> str:
-    """A file's name as text that can be shown and stored; bytes of it that are no UTF-8 are spelled out."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    """A name as one line that can be shown and stored: bytes that are no UTF-8, and control letters, spelled out."""
+    text = name.encode("utf-8", "backslashreplace").decode()
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

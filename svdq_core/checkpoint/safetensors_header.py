@@ -47,6 +47,9 @@ def parse_header(text: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str
     Raises:
         HeaderError: it is no such header, or says what the file cannot hold.
     """
+    count = text.count(b'"data_offsets"')  # parsing hundreds of thousands would take seconds
+    if count > MOST_NAMES:
+        raise HeaderError(f"{count} tensors, more than any model has ({MOST_NAMES})")
     try:
         entries = json.loads(text, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
@@ -57,7 +60,7 @@ def parse_header(text: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str
     if not isinstance(metadata, dict) or not all(_is_text(t) for pair in metadata.items() for t in pair):
         raise HeaderError(f"{METADATA} is not a table of texts")
     if len(entries) > MOST_NAMES:
-        raise HeaderError(f"{len(entries)} tensors, more than any model has ({MOST_NAMES})")
+        raise HeaderError(f"{len(entries)} names, more than any model has ({MOST_NAMES})")
     places = {name: _place(name, entry) for name, entry in entries.items()}
     at = 0
     for place, name in sorted(((p, n) for n, p in places.items()), key=lambda pair: (pair[0].begin, pair[0].end)):

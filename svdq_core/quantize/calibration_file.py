@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checkpoint.container import MAX_NAME_LENGTH
 from ..checkpoint.read_errors import printable, reason
 from ..checkpoint.safetensors_file import SafetensorsFile
 from ..errors import CheckpointError
@@ -27,6 +28,7 @@ KEYS = "keys"
 RECORD_AGAIN = "Record it again."
 MOST_COUNTED = 1 << 53  # tokens, which are counted in floats, too
 HESSIAN = "gram"  # the Gram matrix of the inputs, which GPTQ takes for the Hessian
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _PARTS = ("tokens", KEYS, "mean_square", "absmax")
 
 
@@ -55,6 +57,12 @@ class Counts:
         return cls(*numbers)
 
 
+def _layer_name(name: str) -> str:
+    if len(name) > MAX_NAME_LENGTH or not name.isprintable():
+        raise ValueError(f"{name[:40]!a}... is no name of a layer")
+    return name
+
+
 class Calibration(Mapping[str, InputStatistics]):
     """A calibration file; statistics are read one layer at a time.
 
@@ -75,12 +83,12 @@ class Calibration(Mapping[str, InputStatistics]):
             )
         if self.metadata.get("version") != str(VERSION):
             raise CheckpointError(
-                f"{self.shown}: calibration version {self.metadata.get('version')}, expected {VERSION}. "
+                f"{self.shown}: calibration version {self.metadata.get('version', '')[:20]!a}, expected {VERSION}. "
                 "Update this pack, or record it again."
             )
         try:
             table = json.loads(self.metadata["counts"])
-            self._counts = {name: Counts.from_list(numbers) for name, numbers in table.items()}
+            self._counts = {_layer_name(name): Counts.from_list(numbers) for name, numbers in table.items()}
         except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"{self.shown}: its table of inputs is damaged ({reason(error)}). {RECORD_AGAIN}"
@@ -125,8 +133,8 @@ class Calibration(Mapping[str, InputStatistics]):
         fits = len(keys) == 1 and found.tokens.shape == (*keys, width) and found.mean_square.shape == (width,)
         if not fits or any(h.shape != (b - a, b - a) or b > width for (a, b), h in found.hessians.items()):
             raise self._misfit(name)
-        if not all(bool(torch.isfinite(t).all()) for t in (found.mean_square, found.absmax)):
-            raise CheckpointError(f"{self.shown}: the statistics of {name} are not finite. {RECORD_AGAIN}")
+        if bool((found.mean_square < 0).any()) or bool((found.absmax < 0).any()):
+            raise CheckpointError(f"{self.shown}: the statistics of {name} are below zero. {RECORD_AGAIN}")
         return found
 
     def _hessian_spans(self, name: str) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -141,8 +149,10 @@ class Calibration(Mapping[str, InputStatistics]):
 
     def _read(self, key: str) -> Tensor:
         tensor = self._file.read(key)
-        if not tensor.dtype.is_floating_point:
+        if tensor.dtype not in _DTYPES:
             raise CheckpointError(f"{self.shown}: {key} is {self._file.dtype(key)}, expected a float. {RECORD_AGAIN}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{self.shown}: {key}: the statistics are not finite. {RECORD_AGAIN}")
         return tensor
 
     def _misfit(self, name: str) -> CheckpointError:
