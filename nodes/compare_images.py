@@ -81,7 +81,18 @@ class SVDQuantCompareImages(io.ComfyNode):
         scale = difference_scale or _choose_scale(differences)
         sheets = torch.stack([draw_pair(pair, (reference_name, image_name), scale) for pair in pairs])
         report = "\n".join([*_report(pairs), f"difference map: x {scale:g}", *notes])
-        return io.NodeOutput(sheets, heat_map(differences, scale), report, ui=ui.PreviewImage(sheets, cls=cls))
+        shown = {
+            "images": _preview(sheets, cls),
+            "a_images": _preview(reference[:1], cls),  # for the slider that web/node_results.js puts on the node
+            "b_images": _preview(image[:1], cls),
+            "text": (report,),
+        }
+        return io.NodeOutput(sheets, heat_map(differences, scale), report, ui=shown)
+
+
+def _preview(images: Tensor, node: type) -> list:
+    """Write pictures to the host's temporary folder; return what the page asks for them by."""
+    return ui.PreviewImage(images, cls=node).as_dict()["images"]
 
 
 def _check(images: Tensor, name: str) -> None:

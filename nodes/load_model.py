@@ -2,11 +2,12 @@
 
 import logging
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..svdq_core.runtime import COMPUTE_CHOICES
 from .host import files
 from .host.attention import CHOICES as ATTENTION_CHOICES
+from .host.memory_words import memory_line
 from .host.model.build import load_model_with_status
 
 logger = logging.getLogger("svdquant")
@@ -19,7 +20,7 @@ class SVDQuantModelLoader(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SVDQuantModelLoader",
-            display_name="Load SVDQuant Model",
+            display_name="Load Model (SVDQuant)",
             category="SVDQuant",
             description="Loads a 4-bit SVDQuant model (svdq-*.safetensors) of FLUX.1 or PixArt. The MODEL works with "
             "the ordinary nodes: LoRA, ControlNet, samplers.",
@@ -50,7 +51,10 @@ class SVDQuantModelLoader(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(),
-                io.String.Output(display_name="status", tooltip="What was loaded, and which kernels run it."),
+                io.String.Output(
+                    display_name="status",
+                    tooltip="What was loaded, which kernels run it, and the memory it takes; the node shows it, too.",
+                ),
             ],
         )
 
@@ -61,5 +65,6 @@ class SVDQuantModelLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model_name: str, compute: str, attention: str = "auto") -> io.NodeOutput:
         model, status = load_model_with_status(files.model_path(model_name), compute, attention=attention)
+        status = f"{status}; {memory_line(model)}"
         logger.info("loaded %s", status)
-        return io.NodeOutput(model, status)
+        return io.NodeOutput(model, status, ui=ui.PreviewText(status))

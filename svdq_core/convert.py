@@ -1,7 +1,7 @@
 """From a file of any kind that is read here to one of another kind, piece by piece, in memory that stays small.
 
-The source is read twice: once to check all of it and to learn the shapes of what comes out, so that nothing is
-    written of a damaged file and the header can go first; once to write.
+The source is read twice: once to check all of it and to learn the shapes of what comes out, so that nothing is written
+of a damaged file and the header can go first; once to write.
 """
 
 import time
@@ -99,6 +99,7 @@ def _write(plan: Plan, target: Path, form: Format, on_progress: Progress) -> lis
         on_progress(step, total, host)
         outputs += [_without_data(output) for output in form.outputs(host, entry)]
         _add_outline(outline, host, entry)
+    form.finish()
 
     def made() -> Iterator[Output]:
         for step, (host, entry) in enumerate(plan.entries(), start=len(plan)):

@@ -45,7 +45,7 @@ WITHOUT_COUNTERPART = {
     "NunchakuFluxPuLIDApplyV2": "PuLID: take a PuLID pack for FLUX.",
     "NunchakuIPAdapterLoader": "IP-Adapter: take an IP-Adapter pack for FLUX, or FLUX.1 Redux (core nodes).",
     "NunchakuFluxIPAdapterApply": "IP-Adapter: take an IP-Adapter pack for FLUX, or FLUX.1 Redux (core nodes).",
-    "NunchakuModelMerger": "Not needed: Load SVDQuant Model reads folders of older releases; Export SVDQuant Model "
+    "NunchakuModelMerger": "Not needed: Load Model (SVDQuant) reads folders of older releases; Export Model (SVDQuant) "
     "writes one file.",
     "NunchakuQwenImageDiTLoader": "Qwen-Image is not supported by this pack.",
     "NunchakuZImageDiTLoader": "Z-Image is not supported by this pack.",

@@ -53,7 +53,7 @@ def _launch_key(kernel: Any, arguments: tuple, constants: dict[str, Any]) -> tup
 @cache
 def overlaps_launches(device: torch.device) -> bool:
     """Whether a kernel launched with launch_pdl begins while the one before it runs, and can wait for it."""
-    if generation(device) != "sm_90":
+    if not generation(device).overlaps_launches:
         return False
     from triton.backends.nvidia.compiler import CUDAOptions
 
@@ -81,8 +81,10 @@ def launch(kernel: Any, grid: tuple[int, ...], arguments: tuple, constants: dict
         note_launch(compiled, grid, arguments, tuple(constants[name] for name in names))
         return
     values = tuple(constants[name] for name in names)
+    # addresses, not tensors: asked about those, the driver does not know memory of a CUDA graph that is being captured
+    placed = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
     try:
-        compiled[grid](*arguments, *values)
+        compiled[grid](*placed, *values)
     except TypeError as error:
         _refused.append(str(error))
         kernel[grid](*arguments, **constants)

@@ -30,13 +30,15 @@ class Checkpoint(Mapping[str, Tensor]):
     Args:
         path: a .safetensors file, or a folder: nunchaku's older one, one that diffusers saved, or deepcompressor's own
             output, whose tensors are named FILE/NAME.
+        base: a second file, with everything that is not quantized, where `path` does not have it.
 
     Raises:
         CheckpointError: the path is none of these, is damaged, or is a kind of file that cannot hold SVDQuant layers.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, base: Path | None = None):
         self.path = path
+        self.base = None if base is None else Checkpoint(base)
         with reading(self.name):
             self._open_all()
 
@@ -94,7 +96,7 @@ class Checkpoint(Mapping[str, Tensor]):
     @property
     def files(self) -> list[Path]:
         """The files it consists of, config files aside."""
-        return [file.path for file in self._files]
+        return [file.path for file in self._files] + ([] if self.base is None else self.base.files)
 
     def sidecar(self) -> str:
         """The text of NAME.config.yaml beside a single file NAME.safetensors, or ""; diffuse-compressor writes one."""
@@ -105,11 +107,15 @@ class Checkpoint(Mapping[str, Tensor]):
         """Raise CheckpointError, which says which, if one of the files is another one than when it was opened."""
         for file in self._files:
             file.check_unchanged()
+        if self.base is not None:
+            self.base.check_unchanged()
 
     def release(self) -> None:
         """Close the files until the next read."""
         for file in self._files:
             file.release()
+        if self.base is not None:
+            self.base.release()
 
     def _paths(self) -> list[Path]:
         if not self.path.is_dir():

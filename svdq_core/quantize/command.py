@@ -186,9 +186,9 @@ def estimate_seconds(model: DenseModel, spec: QuantSpec) -> float:
     tokens @ weight
     seconds = time.perf_counter() - started
     name, linear = next(model.architecture.linears(model.counts))
-    columns = model.shape(f"{name}.weight")[1] // linear.shape[1]
-    units = sum(li.shape[0] * li.shape[1] for _, li in model.architecture.linears(model.counts))
-    return seconds * units * columns**2 / TRIAL_SIZE**2
+    width = model.shape(f"{name}.weight")[1] / linear.relative_size[1]
+    sizes = (linear.relative_size for _, linear in model.architecture.linears(model.counts))
+    return seconds * sum(rows * columns for rows, columns in sizes) * width**2 / TRIAL_SIZE**2
 
 
 def describe(outcome: Outcome, target: Path, seconds: float) -> list[str]:

@@ -134,6 +134,10 @@ def test_templates_show_their_thumbnails_and_open(page):
     page.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.page.get_by_role("dialog").get_by_text(PACK_NAME, exact=True).first.click()
     names = [workflow.name for workflow in write.workflows()]
+    cards = page.page.locator("[data-testid^=template-workflow-]")
+    cards.first.wait_for(timeout=10_000)
+    shown = [card.get_attribute("data-testid").removeprefix("template-workflow-") for card in cards.all()]
+    assert shown == names[: len(shown)], "in the order of the descriptions"
     for name in names:
         card = page.page.get_by_test_id(f"template-workflow-{name}")
         card.scroll_into_view_if_needed(timeout=15_000)  # the page fetches a thumbnail when its card comes into view

@@ -131,7 +131,7 @@ def test_colours_of_the_map():
 
 def test_the_node_shows_its_sheets(host):
     node = host.nodes.NODE_CLASS_MAPPINGS["SVDQuantCompareImages"]
-    shown = node.execute(pictures(2), pictures(2)).ui.as_dict()["images"]
+    shown = node.execute(pictures(2), pictures(2)).ui["images"]
     assert len(shown) == 2
 
 
@@ -191,3 +191,9 @@ def test_what_is_no_picture_is_refused(compare, image, words):
 def test_a_scale_that_is_none_is_refused(compare, scale):
     with pytest.raises(SVDQuantError, match=r"difference_scale is .*, expected a number from 0 on"):
         compare(pictures(1, 8, 8), pictures(1, 8, 8), difference_scale=scale)
+
+
+def test_the_page_gets_both_pictures_for_its_slider(host):
+    node = host.nodes.NODE_CLASS_MAPPINGS["SVDQuantCompareImages"]
+    shown = node.execute(pictures(2), pictures(2)).ui
+    assert len(shown["a_images"]) == len(shown["b_images"]) == 1 and "PSNR" in shown["text"][0]

@@ -5,9 +5,11 @@ from .graph import ModelFile
 HUB = "https://huggingface.co"
 
 
-def _file(name: str, folder: str, repository: str, path: str = "", gib: float | None = None) -> ModelFile:
+def _file(
+    name: str, folder: str, repository: str, path: str = "", gib: float | None = None, gated: bool = False
+) -> ModelFile:
     page = f"{HUB}/{repository}"
-    return ModelFile(name, folder, f"{page}/resolve/main/{path or name}", page, gib)
+    return ModelFile(name, folder, f"{page}/resolve/main/{path or name}", page, gib, gated)
 
 
 def svdquant_flux(model: str) -> ModelFile:
@@ -26,7 +28,7 @@ FLUX_VAE = _file(
     gib=0.3,
 )
 SIGCLIP = _file("sigclip_vision_patch14_384.safetensors", "clip_vision", "Comfy-Org/sigclip_vision_384", gib=0.9)
-REDUX = _file("flux1-redux-dev.safetensors", "style_models", "black-forest-labs/FLUX.1-Redux-dev", gib=0.1)
+REDUX = _file("flux1-redux-dev.safetensors", "style_models", "black-forest-labs/FLUX.1-Redux-dev", gib=0.1, gated=True)
 CONTROLNET = _file(
     "FLUX.1-dev-ControlNet-Union-Pro-2.0.safetensors",
     "controlnet",
@@ -44,7 +46,7 @@ TURBO_LORA = _file(
 GHIBSKY_LORA = _file(
     "flux.1-ghibsky.safetensors", "loras", "aleksa-codes/flux-ghibsky-illustration", "lora.safetensors", gib=0.1
 )
-FLUX_DEV_BF16 = _file("flux1-dev.safetensors", "diffusion_models", "black-forest-labs/FLUX.1-dev", gib=23.8)
+FLUX_DEV_BF16 = _file("flux1-dev.safetensors", "diffusion_models", "black-forest-labs/FLUX.1-dev", gib=23.8, gated=True)
 PIXART_BF16 = _file(
     "pixart-sigma-xl-2-1024-ms.safetensors",
     "diffusion_models",
