@@ -9,8 +9,11 @@ _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt"
 _SHOWN = 80
 
 
-def check_name(name: str) -> str:
+def check_name(name: str, folder: str) -> str:
     """A file's name without ending, with "/" between subfolders, as it can be used; spaces around it are dropped.
+
+    Args:
+        folder: that it is to be in, for the message.
 
     Raises:
         SVDQuantError: some system cannot have a file of that name; the message says why.
@@ -22,7 +25,7 @@ def check_name(name: str) -> str:
             shown = f"{name[:_SHOWN]!r}" + ("..." if len(name) > _SHOWN else "")
             shown = shown.encode("utf-8", "backslashreplace").decode()
             raise SVDQuantError(
-                f"{shown} is no file name: {why}. Use letters, digits, '-', and '/' for subfolders; without ending."
+                f"{shown} is no file name inside {folder}: {why}. Use letters, digits, '-', and '/' for subfolders."
             )
     return stripped
 

@@ -74,7 +74,7 @@ def output_path(name: str, overwrite: bool, kind: str = MODEL_KIND) -> Path:
         SVDQuantError: it is no name for a file, or leads out of the folder.
     """
     root = Path(folder_paths.get_output_directory()) / kind
-    path = root / f"{check_name(name)}.safetensors"
+    path = root / f"{check_name(name, str(root))}.safetensors"
     try:
         if not path.resolve().is_relative_to(root.resolve()):
             raise SVDQuantError(f"{path} is no file inside {root}. Choose another name.")

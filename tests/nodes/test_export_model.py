@@ -95,7 +95,7 @@ def test_cancelling_leaves_nothing(host, folder, monkeypatch):
 @pytest.mark.parametrize("name", ["../out", "a/../../out", "", "  "])
 def test_a_name_that_leads_out_is_refused(host, folder, name):
     model, _ = load(host, put_tiny(folder))
-    with pytest.raises(SVDQuantError, match="is no file name: "):
+    with pytest.raises(SVDQuantError, match="is no file name inside"):
         export(host, model, "nunchaku", name)
 
 

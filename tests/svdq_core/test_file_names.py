@@ -14,7 +14,7 @@ NAMES = 2000
 
 @pytest.mark.parametrize("name", ["a", " svdq-int4_r32-x ", "v1.0/my model (2)", "日本語✨", "console", "com", "a.con"])
 def test_good_names_stay(name):
-    assert check_name(name) == name.strip()
+    assert check_name(name, "output") == name.strip()
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_good_names_stay(name):
     ],
 )
 def test_bad_names_are_refused(name, why):
-    with pytest.raises(SVDQuantError, match=f"is no file name: .*{why}") as caught:
-        check_name(name)
+    with pytest.raises(SVDQuantError, match=f"is no file name inside output: .*{why}") as caught:
+        check_name(name, "output")
     assert len(str(caught.value)) < 400
     str(caught.value).encode()
 
@@ -63,7 +63,7 @@ def test_random_names(tmp_path, capsys):
     for _ in range(NAMES):
         name = random_name(random)
         try:
-            checked = check_name(name)
+            checked = check_name(name, "output")
         except SVDQuantError as error:
             counts["refused"] += 1
             str(error).encode()
