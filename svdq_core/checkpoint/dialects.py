@@ -9,11 +9,13 @@ from .comfy_read import plan_comfy
 from .container import NATIVE_FILES, Checkpoint
 from .deepcompressor import plan_deepcompressor
 from .lite import is_lite, plan_lite, refuse_logical
+from .modelopt import MARK, plan_modelopt
 from .nunchaku_read import plan_nunchaku
 from .packed import LAYOUT_SUFFIX, plan_packed
 from .read_errors import reading
 from .read_plan import Plan
 from .recognize import describe_unquantized, refuse_text_encoder
+from .row_major import is_row_major, plan_row_major
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def _find_comfy(checkpoint: Checkpoint) -> str | None:
 
 def _plan_tiled(checkpoint: Checkpoint) -> Plan:
     refuse_text_encoder(checkpoint)
+    if is_row_major(checkpoint):
+        return plan_row_major(checkpoint)
     refuse_logical(checkpoint)
     return plan_lite(checkpoint) if is_lite(checkpoint) else plan_nunchaku(checkpoint)
 
@@ -64,6 +68,7 @@ DIALECTS = (
     Dialect("packed", "a model saved by ComfyUI or this pack", _ending(LAYOUT_SUFFIX), plan_packed),
     Dialect("native", "deepcompressor's own output", _find_native, plan_deepcompressor),
     Dialect("comfy", "comfy-native", _find_comfy, plan_comfy),
+    Dialect("modelopt", "NVIDIA ModelOpt's NVFP4_SVD", _ending(MARK), plan_modelopt),
     Dialect("nunchaku", "nunchaku", _ending(".qweight"), _plan_tiled),
 )
 

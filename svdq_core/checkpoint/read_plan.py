@@ -84,6 +84,10 @@ class Plan:
         """Tensors of the checkpoint that make no piece are left over without complaint."""
         self._others_ignored = True
 
+    def unwanted(self) -> list[str]:
+        """Tensors of the checkpoint that no piece takes so far."""
+        return [name for name in self.checkpoint if name not in self._wanted]
+
     def watch(self, check: Callable[[str, QuantizedLayer], None]) -> None:
         """Have the first quantized layer that is read looked at."""
         self._watch = check
@@ -208,6 +212,17 @@ def plain_names(plan: Plan, block: BlockMap, index: int) -> Iterator[str]:
         former = [full.removesuffix(newer) + end for newer, end in older.items() if full.endswith(newer)]
         if name not in block.optional or any(n in plan.checkpoint for n in (full, *former)):
             yield name
+
+
+def host_modules(plan: Plan, suffix: str) -> list[str]:
+    """Every module of a file that has a tensor of that suffix, in the order of the file."""
+    return [name.removesuffix(suffix) for name in plan.checkpoint if name.endswith(suffix)]
+
+
+def plan_rest(plan: Plan) -> None:
+    """Append every tensor that no piece takes so far, under its own name."""
+    for name in plan.unwanted():
+        plan.add_plain(name, [name])
 
 
 def has_bias(plan: Plan, host: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.formats import FORMATS, QUANTIZED_FORMAT
+from ..checkpoint.formats import FORMATS, quantized_format
 from ..checkpoint.output import Output, whole
 from ..checkpoint.read_plan import Entry as Piece
 from ..checkpoint.save import require_space
@@ -110,7 +110,7 @@ def quantize_to_file(
     """
     share = share or Share()
     journal = Journal(job.target, job.fingerprint)
-    form = FORMATS[QUANTIZED_FORMAT[job.spec.precision]](job.architecture)
+    form = FORMATS[quantized_format(job.architecture, job.spec.precision)](job.architecture)
     if not share.first:
         share.wait()  # until the first has looked through the journal
         _quantize(job, journal, form, share, on_layer)
