@@ -54,6 +54,19 @@ def model_path(name: str) -> str:
     raise SVDQuantError(f"{name}: not found in the folders of diffusion models. Refresh the page and choose again.")
 
 
+def list_text_encoders() -> list[str]:
+    return folder_paths.get_filename_list("text_encoders")
+
+
+def text_encoder_path(name: str) -> str:
+    return folder_paths.get_full_path_or_raise("text_encoders", name)
+
+
+def embedding_folders() -> list[str]:
+    """Where textual inversions lie."""
+    return folder_paths.get_folder_paths("embeddings")
+
+
 def lora_path(name: str) -> str:
     return folder_paths.get_full_path_or_raise("loras", name)
 

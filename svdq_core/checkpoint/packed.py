@@ -32,12 +32,12 @@ def plan_packed(checkpoint: Checkpoint) -> Plan:
     plan = Plan(checkpoint, architecture, metadata)
     if architecture.generic:
         for module in host_modules(plan, LAYOUT_SUFFIX):
-            _plan_linear(plan, module)
+            plan_linear(plan, module)
         plan_rest(plan)
         return plan
     counts = architecture.count_blocks(checkpoint, "host")
     for host, _ in architecture.linears(counts):
-        _plan_linear(plan, host)
+        plan_linear(plan, host)
     for block in architecture.blocks:
         for index in range(counts[block.host]):
             for name in plain_names(plan, block, index):
@@ -45,13 +45,14 @@ def plan_packed(checkpoint: Checkpoint) -> Plan:
     expected = architecture.expected_tensors(lambda host, source: host in checkpoint)
     for module in architecture.modules:
         if f"{module}.weight" in expected:
-            _plan_linear(plan, module)
+            plan_linear(plan, module)
     for name in (n for n in architecture.tensors if n in expected):
         plan.add_plain(name, [name])
     return plan
 
 
-def _plan_linear(plan: Plan, host: str) -> None:
+def plan_linear(plan: Plan, host: str) -> None:
+    """Append a Linear, packed or plain."""
     biased = has_bias(plan, host) if not plan.architecture.generic else f"{host}.bias" in plan.checkpoint
     names = [f"{host}.weight"] + ([f"{host}.bias"] if biased else [])
     if host + LAYOUT_SUFFIX in plan.checkpoint:
