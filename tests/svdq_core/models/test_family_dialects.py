@@ -139,7 +139,8 @@ def test_the_dense_model_is_quantized_again(make, tmp_path):
     first = file.family.blocks[0].host if file.family.name == "sdxl" else ""
     few = {n: t for n, t in dense.items() if not first or n.startswith(first) or "blocks" not in n}
     spec = QuantSpec(rank=16)
-    made, reports, _ = quantize_model(dense.architecture, few, list(few), spec, torch.device("cpu"))
+    made, reports, kept = quantize_model(dense.architecture, few, list(few), spec, torch.device("cpu"))
+    assert [text for text in kept if "as in files of" not in text] == []
     assert reports and made.layers.keys() == {n for n in model.layers if f"{n}.weight" in few}
     form = FORMATS[quantized_format(made.architecture, "int4")](made.architecture)
     save_model(tmp_path / "made.safetensors", made, form)
