@@ -26,6 +26,8 @@ from .recording import Launch, Recorder, Write, is_recording
 SWITCH = "SVDQUANT_REPLAY"  # environment: 0 records nothing
 ALIGNMENT = 16  # bytes; kernels are compiled for pointers that are multiples of it
 ATTEMPTS = 3  # calls in one situation that may leave no recording: first ones also check kernels and step down ladders
+# Calls that run as usual after a recorded one found no memory: each try has the allocator give back its whole cache.
+PAUSE = 200
 LARGEST_COUNT = 1024  # recordings kept by a thread
 RECORDS = os.environ.get(SWITCH) != "0"  # asked once: to look takes as long as a tensor
 
@@ -56,6 +58,7 @@ class Replay:
         self.steps = [placed[type(step)](step, places) for step in recorder.steps]
         self._out = _form(out.device, out.dtype, out.shape)
         self._scratch = _form(out.device, torch.uint8, (places.scratch_bytes,))
+        self.pause = 0  # calls that run as usual, after memory ran out
 
     def __call__(self, sources: Sequence[Tensor | None]) -> Tensor | None:
         """The result for other tensors of the same shapes and strides; None where addresses do not allow it."""
@@ -145,12 +148,15 @@ def replay(situation: Hashable, sources: Sequence[Tensor | None]) -> Tensor | Ca
     key = (situation, first.device, *(None if t is None else (t.dtype, t.shape, t.stride()) for t in sources))
     known = _thread.known
     found = known.get(key, 0)
+    if isinstance(found, Replay) and found.pause:
+        found.pause -= 1
+        return Call(None, sources)
     if not isinstance(found, Replay):
         return Call(None if found >= ATTEMPTS or is_recording() else key, sources)
     try:
         out = found(sources)
-    except torch.cuda.OutOfMemoryError:
-        out = None  # scratch is in one piece; as usual, one part is freed before the next
+    except torch.cuda.OutOfMemoryError:  # scratch is in one piece; as usual, one part is freed before the next
+        found.pause, out = PAUSE, None
     except RuntimeError as error:  # of one of torch's operations; whether it comes again, running it will show
         logger.debug("A recorded call failed: %s", error)
         known[key], out = ATTEMPTS, None

@@ -9,10 +9,13 @@ from .comfy_read import plan_comfy
 from .container import NATIVE_FILES, Checkpoint
 from .deepcompressor import plan_deepcompressor
 from .lite import is_lite, plan_lite, refuse_logical
+from .modelopt import MARK, plan_modelopt
 from .nunchaku_read import plan_nunchaku
 from .packed import LAYOUT_SUFFIX, plan_packed
+from .read_errors import reading
 from .read_plan import Plan
 from .recognize import describe_unquantized, refuse_text_encoder
+from .row_major import is_row_major, plan_row_major
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,15 @@ class Dialect:
     find_mark: Callable[[Checkpoint], str | None]
     plan: Callable[[Checkpoint], Plan]
 
+    def read_plan(self, checkpoint: Checkpoint) -> Plan:
+        """How to read a checkpoint of this dialect.
+
+        Raises:
+            CheckpointError: it is damaged, or of a model that is not supported.
+        """
+        with reading(checkpoint.name):
+            return self.plan(checkpoint)
+
 
 def _ending(suffix: str) -> Callable[[Checkpoint], str | None]:
     return lambda checkpoint: next((name for name in checkpoint if name.endswith(suffix)), None)
@@ -46,6 +58,8 @@ def _find_comfy(checkpoint: Checkpoint) -> str | None:
 
 def _plan_tiled(checkpoint: Checkpoint) -> Plan:
     refuse_text_encoder(checkpoint)
+    if is_row_major(checkpoint):
+        return plan_row_major(checkpoint)
     refuse_logical(checkpoint)
     return plan_lite(checkpoint) if is_lite(checkpoint) else plan_nunchaku(checkpoint)
 
@@ -54,6 +68,7 @@ DIALECTS = (
     Dialect("packed", "a model saved by ComfyUI or this pack", _ending(LAYOUT_SUFFIX), plan_packed),
     Dialect("native", "deepcompressor's own output", _find_native, plan_deepcompressor),
     Dialect("comfy", "comfy-native", _find_comfy, plan_comfy),
+    Dialect("modelopt", "NVIDIA ModelOpt's NVFP4_SVD", _ending(MARK), plan_modelopt),
     Dialect("nunchaku", "nunchaku", _ending(".qweight"), _plan_tiled),
 )
 
@@ -79,4 +94,4 @@ def plan_checkpoint(checkpoint: Checkpoint) -> Plan:
     Raises:
         CheckpointError: it is of none, of several, or of a model that is not supported.
     """
-    return find_dialect(checkpoint).plan(checkpoint)
+    return find_dialect(checkpoint).read_plan(checkpoint)

@@ -12,7 +12,7 @@ from ..blob import BlobLayout
 from ..errors import CheckpointError
 from ..layer import QuantizedLayer
 from .container import Checkpoint
-from .read_plan import Plan, has_bias, plain_names
+from .read_plan import Plan, has_bias, host_modules, plain_names, plan_rest
 from .recognize import recognize_host
 
 LAYOUT_SUFFIX = ".svdq_layout"
@@ -30,9 +30,14 @@ def plan_packed(checkpoint: Checkpoint) -> Plan:
     architecture = recognize_host(checkpoint.name, checkpoint)
     metadata = {key: text for key, text in checkpoint.metadata.items() if key not in PACKED_METADATA}
     plan = Plan(checkpoint, architecture, metadata)
+    if architecture.generic:
+        for module in host_modules(plan, LAYOUT_SUFFIX):
+            plan_linear(plan, module)
+        plan_rest(plan)
+        return plan
     counts = architecture.count_blocks(checkpoint, "host")
     for host, _ in architecture.linears(counts):
-        _plan_linear(plan, host)
+        plan_linear(plan, host)
     for block in architecture.blocks:
         for index in range(counts[block.host]):
             for name in plain_names(plan, block, index):
@@ -40,14 +45,16 @@ def plan_packed(checkpoint: Checkpoint) -> Plan:
     expected = architecture.expected_tensors(lambda host, source: host in checkpoint)
     for module in architecture.modules:
         if f"{module}.weight" in expected:
-            _plan_linear(plan, module)
+            plan_linear(plan, module)
     for name in (n for n in architecture.tensors if n in expected):
         plan.add_plain(name, [name])
     return plan
 
 
-def _plan_linear(plan: Plan, host: str) -> None:
-    names = [f"{host}.weight"] + ([f"{host}.bias"] if has_bias(plan, host) else [])
+def plan_linear(plan: Plan, host: str) -> None:
+    """Append a Linear, packed or plain."""
+    biased = has_bias(plan, host) if not plan.architecture.generic else f"{host}.bias" in plan.checkpoint
+    names = [f"{host}.weight"] + ([f"{host}.bias"] if biased else [])
     if host + LAYOUT_SUFFIX in plan.checkpoint:
         plan.want(*names, host + LAYOUT_SUFFIX)
         plan.add(host, host, lambda: _read_layer(plan.checkpoint, host))

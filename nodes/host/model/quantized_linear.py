@@ -14,13 +14,14 @@ import comfy.ops
 import torch
 from torch import Tensor
 
-from ....svdq_core.apply_layer import apply_blob
+from ....svdq_core.apply_layer import apply_blob, dense_bias, dense_weight
 from ....svdq_core.blob import BlobLayout, to_blob
 from ....svdq_core.errors import ArchitectureError
 from ....svdq_core.layer import QuantizedLayer
 from ....svdq_core.stack import as_in_files
 from ..lora.factors import add_bias, add_lora
 from ..lora.plan import LoraPlan
+from .dense_view import DenseView
 from .joined import Joined
 from .norms import KernelLayerNorm, KernelRMSNorm
 from .placeholder import Packed, is_empty_shape, packed_of
@@ -62,6 +63,7 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
         self.comfy_need_lazy_init_bias = bias
         # the host casts a weight to these when it pages it in; a blob must stay bytes
         self.weight_comfy_model_dtype: torch.dtype | None = dtype
+        self.shown_dtype = dtype or torch.float32  # of the dense weight that others see
         self.bias_comfy_model_dtype: torch.dtype | None = dtype
 
     @property
@@ -119,6 +121,25 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
         if self.saved_as is not None:
             blob, layout = self.saved_as
             destination[prefix + "weight"], destination[prefix + LAYOUT_KEY] = blob, layout_to_tensor(layout)
+        elif not keep_vars:
+            destination.update({prefix + name: view for name, view in self.dense_views().items()})
+
+    def dense_views(self) -> dict[str, Tensor]:
+        """weight, and bias where the stored one is not the true one, as others are to see them."""
+        assert self.layout is not None, "asked of a layer that is not quantized"
+        shape = self.out_features, self.in_features
+        device, dtype, weight, bias = self.weight.device, self.shown_dtype, self.weight, self.bias
+        views: dict[str, Tensor] = {
+            "weight": DenseView(shape, dtype, device, lambda on: dense_weight(self.layer_on(on)), weight.nbytes)
+        }
+        if bias is not None and any(part.act_unsigned or "bias" in part.slices for part in self.layout.parts):
+            views["bias"] = DenseView(shape[:1], dtype, device, self._true_bias, bias.nbytes)
+        return views
+
+    def _true_bias(self, device: torch.device) -> Tensor:
+        bias = dense_bias(self.layer_on(device))
+        assert bias is not None, "a layer with a stored bias has one"
+        return bias
 
     @property
     def wrapped(self) -> bool:

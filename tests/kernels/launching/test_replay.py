@@ -191,6 +191,8 @@ def test_a_triton_that_refuses_is_not_asked_again(monkeypatch):
     layer(numbers(), blob)
 
     class Refusal:
+        pause = 0
+
         def __call__(self, sources):
             raise TypeError("takes 9 arguments")
 
