@@ -8,6 +8,7 @@ Standard library only until the arguments are read: --help works in every Python
 
 import argparse
 import importlib
+import io
 import logging
 import sys
 from pathlib import Path
@@ -133,6 +134,9 @@ def main(argv: list[str]) -> int:
     if missing:
         sys.stderr.write(f"error: {command_line.use_comfyui_python(missing, ' '.join(argv))}\n")
         return 1
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what a terminal cannot print
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         options.run(options)

@@ -12,6 +12,7 @@ from .lite import is_lite, plan_lite, refuse_logical
 from .modelopt import MARK, plan_modelopt
 from .nunchaku_read import plan_nunchaku
 from .packed import LAYOUT_SUFFIX, plan_packed
+from .read_errors import reading
 from .read_plan import Plan
 from .recognize import describe_unquantized, refuse_text_encoder
 from .row_major import is_row_major, plan_row_major
@@ -31,6 +32,15 @@ class Dialect:
     title: str
     find_mark: Callable[[Checkpoint], str | None]
     plan: Callable[[Checkpoint], Plan]
+
+    def read_plan(self, checkpoint: Checkpoint) -> Plan:
+        """How to read a checkpoint of this dialect.
+
+        Raises:
+            CheckpointError: it is damaged, or of a model that is not supported.
+        """
+        with reading(checkpoint.name):
+            return self.plan(checkpoint)
 
 
 def _ending(suffix: str) -> Callable[[Checkpoint], str | None]:
@@ -84,4 +94,4 @@ def plan_checkpoint(checkpoint: Checkpoint) -> Plan:
     Raises:
         CheckpointError: it is of none, of several, or of a model that is not supported.
     """
-    return find_dialect(checkpoint).plan(checkpoint)
+    return find_dialect(checkpoint).read_plan(checkpoint)

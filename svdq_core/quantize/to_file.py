@@ -50,6 +50,7 @@ class QuantizeJob:
         overrides: layers that stay in 16 bits.
         extras: host tensors that the file needs and `weights` lacks.
         poll, make_room: as quantize_layers.
+        verify: raises if what was read has changed since the run began; called before anything is written.
     """
 
     architecture: Architecture
@@ -65,6 +66,7 @@ class QuantizeJob:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     poll: Callable[[], None] = lambda: None
     make_room: Callable[[], None] = lambda: None
+    verify: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,7 @@ def _put_together(job: QuantizeJob, journal: Journal, form: Format, names: list[
     outside = [output for host, tensor in plain.items() for output in form.outputs(host, tensor)]
 
     def made() -> Iterator[Output]:
+        job.verify()
         yield from outside
         for name in names:
             yield from (instead.get(name) or journal.get(name)).outputs

@@ -6,6 +6,7 @@ import comfy.model_management
 import comfy.sd
 
 from ....svdq_core.checkpoint import Checkpoint, read_checkpoint
+from ....svdq_core.checkpoint.read_errors import printable
 from ....svdq_core.errors import ArchitectureError
 from ....svdq_core.models import SUPPORTED
 from ....svdq_core.quantized_model import QuantizedModel
@@ -42,7 +43,8 @@ def load_model_with_status(
     """
     model = read_checkpoint(Checkpoint(Path(path), None if base is None else Path(base)))
     mode, reason = resolve_compute(compute, model.precision, comfy.model_management.get_torch_device())
-    status = describe_model(" + ".join(Path(p).name for p in (path, base) if p is not None), model, mode, reason)
+    names = " + ".join(printable(Path(p).name) for p in (path, base) if p is not None)
+    status = describe_model(names, model, mode, reason)
     patcher = build_model(model, mode, disable_dynamic)
     patcher.cached_patcher_init = (load_model, (path, compute, base))
     install_graphs(patcher)
