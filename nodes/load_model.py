@@ -28,7 +28,15 @@ class SVDQuantModelLoader(io.ComfyNode):
             category="SVDQuant",
             description="Loads a 4-bit SVDQuant model (svdq-*.safetensors). The MODEL works with the ordinary nodes: "
             f"LoRA, ControlNet, samplers. Families: {SUPPORTED}.",
-            search_aliases=["nunchaku", "Nunchaku FLUX DiT Loader", "svdq", "int4", "nvfp4", "4-bit"],
+            search_aliases=[
+                "nunchaku",
+                "Nunchaku FLUX DiT Loader",
+                "Load SVDQuant Model",
+                "svdq",
+                "int4",
+                "nvfp4",
+                "4-bit",
+            ],
             inputs=[
                 io.Combo.Input(
                     "model_name",

@@ -1,4 +1,4 @@
-"""The node Load SVDQuant Text Encoder in a graph: its lists, its types, its refusals."""
+"""The node Load Text Encoder (SVDQuant) in a graph: its lists, its types, its refusals."""
 
 import shutil
 
