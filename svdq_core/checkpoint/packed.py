@@ -41,19 +41,29 @@ def plan_packed(checkpoint: Checkpoint) -> Plan:
     for block in architecture.blocks:
         for index in range(counts[block.host]):
             for name in plain_names(plan, block, index):
-                plan.add_plain(f"{block.host}.{index}.{name}", [f"{block.host}.{index}.{name}"])
+                _plan_tensor(plan, f"{block.host}.{index}.{name}")
     expected = architecture.expected_tensors(lambda host, source: host in checkpoint)
     for module in architecture.modules:
         if f"{module}.weight" in expected:
             plan_linear(plan, module)
     for name in (n for n in architecture.tensors if n in expected):
-        plan.add_plain(name, [name])
+        _plan_tensor(plan, name)
     return plan
+
+
+def _plan_tensor(plan: Plan, name: str) -> None:
+    """Append a tensor that published files leave in 16 bits, or the packed layer whose weight or bias it is."""
+    module, _, end = name.rpartition(".")
+    if module + LAYOUT_SUFFIX not in plan.checkpoint:
+        plan.add_plain(name, [name])
+    elif end == "weight":
+        plan_linear(plan, module)
 
 
 def plan_linear(plan: Plan, host: str) -> None:
     """Append a Linear, packed or plain."""
-    biased = has_bias(plan, host) if not plan.architecture.generic else f"{host}.bias" in plan.checkpoint
+    described = plan.architecture.find_linear(host) is not None or host in plan.architecture.modules
+    biased = has_bias(plan, host) if described else f"{host}.bias" in plan.checkpoint
     names = [f"{host}.weight"] + ([f"{host}.bias"] if biased else [])
     if host + LAYOUT_SUFFIX in plan.checkpoint:
         plan.want(*names, host + LAYOUT_SUFFIX)
