@@ -22,6 +22,7 @@ IN_THE_HOST = {
     "qwen_image": "qwen_image",
     "minimax_h3": "minimax_h3_curve",  # the pruned form, which is the smaller second file
     "sdxl": "sdxl",
+    "ernie": "ernie",
     "pixart": "pixart",
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_files import write_tensors
-from family_files import FamilyFile, chroma, flux2, minimax_h3, qwen_image, sdxl
+from family_files import FamilyFile, chroma, ernie, flux2, minimax_h3, qwen_image, sdxl
 
 from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
 from svdquant_pack.svdq_core.blob import to_blob
@@ -22,6 +22,7 @@ MAKERS = {
     "chroma spooknik": lambda precision: chroma(precision, tonera=False),
     "chroma tonera": lambda precision: chroma(precision, tonera=True),
     "sdxl": sdxl,
+    "ernie": ernie,
     "minimax_h3": minimax_h3,
     "minimax_h3 with names of ComfyUI": lambda precision: minimax_h3(precision, host_named=True),
     "qwen_image": qwen_image,
