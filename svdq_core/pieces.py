@@ -14,15 +14,18 @@ from .stack import join_rows, same_bits, slice_rows
 _SHARED = ("smooth_factor", "smooth_factor_orig", "proj_down", "wtscale")
 
 
-def join_pieces(layers: Sequence[QuantizedLayer]) -> QuantizedLayer | None:
+def join_pieces(layers: Sequence[QuantizedLayer], alike: bool = False) -> QuantizedLayer | None:
     """Layers on top of each other that read the same tensor, as one; None where they do not share their smoothing.
 
-    Where their low-rank branches begin with the same proj_down it is kept once, else the branches stand side by side.
+    Where their low-rank branches have the same proj_down it is kept once, else the branches stand side by side.
+
+    Args:
+        alike: only where the branches have the same proj_down.
     """
     if any(len(layer.parts) != 1 for layer in layers) or len({layer.bias is None for layer in layers}) > 1:
         return None
     parts = [layer.parts[0] for layer in layers]
-    joined = _join_alike(parts) or join_rows(parts)
+    joined = _join_alike(parts) or (None if alike else join_rows(parts))
     if joined is None:
         return None
     rows = sum(layer.out_features for layer in layers)

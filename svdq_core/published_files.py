@@ -1,10 +1,12 @@
 """Which published file suits a GPU, and how much memory a model needs, computed from the shapes of its layers."""
 
+from fnmatch import fnmatchcase
+
 import torch
 
-from ..kernels.gpus import FP4_GENERATIONS, generation
+from ..kernels.gpus import generation
 from .layer import GROUP_SIZE
-from .models import FLUX, Architecture
+from .models import FLUX, Architecture, LinearMap, Published
 
 WORKING_GIB = 0.5  # activations of FLUX.1 at 1024 x 1024; 0.42 GiB measured with BF16 weights on an H200
 RESERVED_GIB = 1.0  # the CUDA context, the desktop, the host's own reserve
@@ -14,7 +16,7 @@ FP4, INT4 = "fp4", "int4"  # as the names of published files spell the precision
 
 def file_precision(device: torch.device) -> str:
     """What to download for a device, as file names spell it: "fp4" for native FP4 tensor cores, else "int4"."""
-    return FP4 if generation(device) in FP4_GENERATIONS else INT4
+    return FP4 if generation(device).fp4 else INT4
 
 
 def example_name(device: torch.device, model: str = "flux.1-dev", rank: int = 32) -> str:
@@ -34,15 +36,37 @@ def weight_bytes(
     """
     total = 2 * outside
     for _, linear in architecture.linears(counts):
-        rows, columns = (size * width for size in linear.shape)
-        for (start, stop), (left, right) in linear.rectangles(rows, columns):
-            n, k = stop - start, right - left
-            if linear.modulation_chunks:
-                total += n * k // 2 + 2 * 2 * n * (k // GROUP_SIZE["awq"]) + 4 * n
-                continue
-            scale_bytes = 2 if precision == "int4" else 1
-            scales = scale_bytes * n * (k // GROUP_SIZE[precision])
-            total += n * k // 2 + scales + 2 * rank * (n + k) + 2 * k + 2 * n
+        sizes = [size * width for size in linear.shape if size is not None]
+        assert len(sizes) == 2, "a published model whose sizes its width decides"
+        rows, columns = (int(size) for size in sizes)
+        total += _linear_bytes(linear, rows, columns, precision, rank)
+    return total
+
+
+def published_bytes(family: Architecture, model: Published, precision: str, rank: int) -> int:
+    """Bytes of the tensors of a published model's file; arguments as weight_bytes."""
+    total = 2 * model.outside
+    for block in family.blocks:
+        for linear in block.linears:
+            rows, columns = model.linear_size(block, linear)
+            kept = any(fnmatchcase(f"{block.host}.0.{linear.host}", pattern) for pattern in family.kept)
+            each = 2 * rows * (columns + 1) if kept else _linear_bytes(linear, rows, columns, precision, rank)
+            total += model.counts[block.host] * each
+    return total
+
+
+def _linear_bytes(linear: LinearMap, rows: int, columns: int, precision: str, rank: int) -> int:
+    """One Linear; of the pieces of a source the first has what they share."""
+    total = 0
+    for (start, stop), (left, right) in linear.rectangles(rows, columns):
+        n, k = stop - start, right - left
+        if linear.modulation_chunks:
+            total += n * k // 2 + 2 * 2 * n * (k // GROUP_SIZE["awq"]) + 4 * n
+            continue
+        scale_bytes = 2 if precision == "int4" else 1
+        scales = scale_bytes * n * (k // GROUP_SIZE[precision])
+        shared = 0 if linear.piece else 2 * (rank + 1) * k
+        total += n * k // 2 + scales + 2 * rank * n + shared + (2 * n if linear.bias else 0)
     return total
 
 

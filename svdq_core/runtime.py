@@ -4,18 +4,17 @@ from dataclasses import replace
 
 import torch
 
+from ..kernels.choose_compute import choose_compute
 from ..kernels.gpus import generation, why_no_triton
-from ..kernels.ladder import say_once
-from ..kernels.svdquant_linear import COMPUTE_MODES, choose_compute, find_channel_scales
+from ..kernels.ladder import say_once, steps_left_behind
+from ..kernels.layer_call import COMPUTE_MODES
 from ..kernels.tiles import folds_gelu as generation_folds_gelu
+from ..kernels.weights import find_channel_scales
 from .layer import Part, QuantizedLayer, with_tensors
 from .quantized_model import QuantizedModel
 from .stack import as_in_files, join_inputs
 
 COMPUTE_CHOICES = ("auto", *COMPUTE_MODES)
-# Where cuDNN's attention beats FlashAttention 2. sm_90: 0.44 ms against 0.78 for 24 heads, 4608 tokens of 128 channels
-# (H200, torch 2.11). sm_100: not measured here; it and sm_90 are the two on which torch itself puts cuDNN first.
-CUDNN_ATTENTION_GENERATIONS = ("sm_90", "sm_100")
 
 
 def resolve_compute(choice: str, precision: str, device: torch.device) -> tuple[str, str]:
@@ -36,7 +35,12 @@ def folds_gelu(device: torch.device, compute: str) -> str | None:
 
 def prefers_cudnn_attention(device: torch.device) -> bool:
     """Whether cuDNN's attention is known to be faster than FlashAttention 2 on a device."""
-    return generation(device) in CUDNN_ATTENTION_GENERATIONS
+    return generation(device).cudnn_attention
+
+
+def kernels_given_up() -> int:
+    """How many ways to compute have failed in this process so far; what came next computes the same, in other bits."""
+    return steps_left_behind()
 
 
 def with_derived(layer: QuantizedLayer, compute: str, device: torch.device) -> QuantizedLayer:

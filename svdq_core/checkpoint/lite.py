@@ -16,10 +16,11 @@ from ..layer import QuantizedLayer
 from ..models import BlockMap, LinearMap
 from ..models.layer_maps import Modules
 from .assemble import combine
+from .base_file import require_base
 from .container import Checkpoint, lite_targets, read_json
 from .nunchaku_layers import room_for, unpack_layer, unpack_modulation
 from .nunchaku_names import NEWER_SUFFIXES, Spelling
-from .nunchaku_read import check_counts, plan_outside_blocks, plan_plain, plan_unquantized, want_layer
+from .nunchaku_read import check_counts, finish, plan_outside_blocks, plan_plain, plan_unquantized, want_layer
 from .read_plan import Plan
 from .recognize import recognize_source
 from .source_rows import own_rows
@@ -35,12 +36,21 @@ def is_lite(checkpoint: Checkpoint) -> bool:
     if isinstance(manifest, dict) and manifest.get("schema") == MANIFEST_SCHEMA:
         return True
     split = (".to_q.qweight", ".add_q_proj.qweight", ".proj_out.qweight", ".proj_mlp.qweight")
-    if any(name.endswith(split) for name in checkpoint if ".attn2." not in name):
+    older = any(name.endswith((".lora_down", ".smooth")) for name in checkpoint)  # which this kind never has
+    if not older and any(name.endswith(split) for name in checkpoint if ".attn2." not in name):
         return True
     factors = [name for name in checkpoint if name.endswith((".smooth", ".smooth_factor"))]
-    return (
-        bool(factors) and not any(f"{name}_orig" in checkpoint for name in factors) and factors[0].endswith("_factor")
-    )
+    bare = bool(factors) and not any(f"{name}_orig" in checkpoint for name in factors)
+    return bare and factors[0].endswith("_factor") and not _has_plus_one(checkpoint)
+
+
+def _has_plus_one(checkpoint: Checkpoint) -> bool:
+    """Whether a modulation's bias has 1 added to its scales, every third of interleaved rows, as only nunchaku does."""
+    name = next((n.removesuffix("wzeros") + "bias" for n in checkpoint if n.endswith(".wzeros")), "")
+    if name not in checkpoint or len(checkpoint.shape(name)) != 1 or checkpoint.shape(name)[0] % 3:
+        return False
+    shifts, scales, _ = checkpoint[name].float().view(-1, 3).mean(dim=0).tolist()
+    return scales - shifts > 0.5
 
 
 def refuse_logical(checkpoint: Checkpoint) -> None:
@@ -74,12 +84,14 @@ def plan_lite(checkpoint: Checkpoint) -> Plan:
     """
     architecture = recognize_source(checkpoint.name, checkpoint)
     plan = Plan(checkpoint, architecture, metadata=_metadata(checkpoint))
+    require_base(plan)
     counts = architecture.count_blocks(checkpoint, "source")
     check_counts(plan, counts)
     for block in architecture.blocks:
         for index in range(counts[block.host]):
             _plan_block(plan, block, index)
     plan_outside_blocks(plan)
+    finish(plan)
     return plan
 
 
@@ -111,6 +123,8 @@ def _plan_block(plan: Plan, block: BlockMap, index: int) -> None:
                 f"{plan.checkpoint.name}: {' and '.join(modules)} feed one layer of ComfyUI's model, but only some of "
                 "them are quantized. Quantize all of them or none."
             )
+        elif plan.base is not None and not any(f"{module}.weight" in plan.checkpoint for module in modules):
+            continue
         elif linear.piece is not None or linear.swapped:
             plan_unquantized(plan, host, linear, modules)
         else:

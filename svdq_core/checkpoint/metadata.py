@@ -3,8 +3,12 @@
 import json
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from ...kernels.format import GROUP_SIZE_INT4, GROUP_SIZE_NVFP4
 from ..errors import ArchitectureError
+from ..layer import QuantizedLayer
 from ..quantized_model import QuantizedModel
 
 _INT4 = {"dtype": "int4", "scale_dtype": None, "group_size": GROUP_SIZE_INT4}
@@ -47,6 +51,13 @@ def nunchaku_metadata(model: QuantizedModel) -> dict[str, str]:
             "written. Write svdquant, comfy or bf16."
         )
     depths = family.count_blocks([*model.layers, *model.plain], "host")
-    made = {"quantization_config": quantization} | family.metadata(model.plain, depths)
+    tensors = model.plain | {f"{host}.weight": _outline(layer) for host, layer in model.layers.items()}
+    said = family.metadata(tensors, depths)
+    made = said | {"quantization_config": quantization | said.get("quantization_config", {})}
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in made.items()}
     return texts | model.metadata | {"quantization_config": texts["quantization_config"]}
+
+
+def _outline(layer: QuantizedLayer) -> Tensor:
+    """The shape of a quantized layer's weight, which is all that metadata are made of."""
+    return torch.empty(layer.out_features, layer.in_features, device="meta")

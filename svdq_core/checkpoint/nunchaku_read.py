@@ -12,13 +12,16 @@ from ..arena import Arena, aligned
 from ..errors import CheckpointError
 from ..layer import QuantizedLayer
 from ..models import BlockMap, LinearMap
+from ..pieces import join_pieces
 from ..stack import holds_bits
 from .assemble import combine
+from .base_file import plan_base, require_base
 from .container import Checkpoint, read_json
 from .nunchaku_layers import MODULATION_TENSORS, SVDQUANT_TENSORS, room_for, unpack_layer, unpack_modulation
 from .nunchaku_names import EXACT, NEWER_SUFFIXES, SIGNED_BIAS, Spelling, spelling_of
 from .read_plan import Plan, join
 from .recognize import recognize_source
+from .shift_check import check_shift
 from .source_rows import own_rows, plain_rows, row_spans
 
 StoredLayer = tuple[str, dict[str, str]]  # its name, and canonical tensor name -> full name in the file
@@ -32,13 +35,26 @@ def plan_nunchaku(checkpoint: Checkpoint) -> Plan:
     """
     architecture = recognize_source(checkpoint.name, checkpoint)
     plan, spelling = Plan(checkpoint, architecture), spelling_of(architecture, checkpoint)
+    require_base(plan)
     counts = architecture.count_blocks(checkpoint, "source")
     check_counts(plan, counts)
     for block in architecture.blocks:
         for index in range(counts[block.host]):
             _plan_block(plan, spelling, block, index)
     plan_outside_blocks(plan, spelling=spelling)
+    finish(plan)
     return plan
+
+
+def finish(plan: Plan) -> None:
+    """Append what comes from a second file, and what ComfyUI wants and no file has."""
+    if plan.base is not None:
+        plan_base(plan, plan.base)
+    if plan.architecture.extras is not None:
+        config = read_json(plan.checkpoint, "config")
+        for host, tensor in plan.architecture.extras(plan.checkpoint.name, config).items():
+            if host not in plan.hosts:
+                plan.add(host, host, lambda tensor=tensor: tensor)
 
 
 def _plan_block(plan: Plan, spelling: Spelling, block: BlockMap, index: int) -> None:
@@ -55,7 +71,7 @@ def _plan_block(plan: Plan, spelling: Spelling, block: BlockMap, index: int) -> 
                 f"{plan.checkpoint.name}: {' and '.join(names)} feed one layer, but only some of them are quantized. "
                 "The file is incomplete; download it again."
             )
-        else:
+        elif plan.base is None or any(f"{name}.weight" in plan.checkpoint for name in names):
             plan_unquantized(plan, host, *_found_apart(plan, block, index, linear, names))
     plan_plain(plan, block, index, spelling)
 
@@ -75,7 +91,8 @@ def _found_apart(
 def plan_quantized(plan: Plan, host: str, linear: LinearMap, stored: list[StoredLayer]) -> None:
     """Append a Linear that is made of quantized layers of the file."""
     name = plan.architecture.input_name(host)
-    plan.add(host, stored[0][0], lambda: _read_linear(plan.checkpoint, linear, stored, name))
+    asked = plan.architecture.behind_gelu.get(linear.host, ())
+    plan.add(host, stored[0][0], lambda: _read_linear(plan.checkpoint, linear, stored, name, asked))
 
 
 def plan_unquantized(plan: Plan, host: str, linear: LinearMap, names: list[str]) -> None:
@@ -107,7 +124,8 @@ def plan_plain(plan: Plan, block: BlockMap, index: int, spelling: Spelling, pref
     for host in block.plain:
         form = block.plain_map(host)
         names = [prefix + spelling.layer(block.source, index, source) for source in form.sources]
-        if host in block.optional and not any(name in plan.checkpoint for name in names):
+        may_lack = host in block.optional or plan.base is not None
+        if may_lack and not any(name in plan.checkpoint for name in names):
             continue
         plan.add_plain(f"{block.host}.{index}.{host}", names, _flattening(form.rows, names[0]) if form.rows else None)
 
@@ -140,9 +158,17 @@ def want_layer(plan: Plan, name: str, suffixes: dict[str, str], modulation: bool
 
 
 def _read_linear(
-    checkpoint: Checkpoint, linear: LinearMap, layers: list[StoredLayer], input_name: str
+    checkpoint: Checkpoint,
+    linear: LinearMap,
+    layers: list[StoredLayer],
+    input_name: str,
+    behind_gelu: tuple[int, ...] = (),
 ) -> QuantizedLayer:
-    """One host Linear from the checkpoint layers that it is made of, as want_layer returns them."""
+    """One host Linear from the checkpoint layers that it is made of, as want_layer returns them.
+
+    Args:
+        behind_gelu: sources whose biases are asked whether they hold the shift of unsigned activations.
+    """
     found = [(name, {kind: checkpoint[full] for kind, full in stored.items()}) for name, stored in layers]
     found = [(name, own_rows(tensors, linear, f"{checkpoint.name}: {name}")) for name, tensors in found]
     # of layers that are summed all but the last may keep a bias of their own
@@ -155,9 +181,15 @@ def _read_linear(
             part, bias = unpack_modulation(tensors, max(linear.modulation_chunks, 1), where, arena)
         else:
             part, bias = unpack_layer(tensors, position in linear.unsigned, where, arena)
+            if behind_gelu and position in behind_gelu:
+                check_shift(part, bias, where)
         if bias is not None and linear.stack == "columns" and position < len(found) - 1 and holds_bits(bias):
             bias = arena.copy(bias)  # one of zeros is dropped
         parts.append((name, part, bias))
+    if linear.alike and len(parts) > 1:
+        joined = join_pieces([QuantizedLayer(p.in_features, p.out_features, (p,), b) for _, p, b in parts], alike=True)
+        if joined is not None:
+            parts = [(parts[0][0], joined.parts[0], joined.bias)]
     return combine(checkpoint.name, linear.stack, parts, arena, linear.bias, input_name)
 
 
@@ -175,6 +207,8 @@ def plan_outside_blocks(plan: Plan, prefix: str = "", spelling: Spelling | None 
 
     expected = family.expected_tensors(lambda host, source: prefix + source in plan.checkpoint or quantized(source))
     for host, source in expected.items():
+        if plan.base is not None and prefix + source not in plan.checkpoint and not quantized(source):
+            continue
         module, _, end = host.rpartition(".")
         name = source.rpartition(".")[0]
         swapped = module in family.swapped_halves

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.format import GELU_SHIFT
-from ...kernels.svdquant_linear import dequantize
+from ...kernels.weights import dequantize
 from .. import layouts
 from ..errors import ArchitectureError
 from ..layer import Part, QuantizedLayer
@@ -35,6 +35,11 @@ class NunchakuFormat(Format):
 
     def layer_outputs(self, host: str, layer: QuantizedLayer) -> Iterator[Output]:
         found = self.architecture.find_linear(host)
+        if self.architecture.generic:
+            raise ArchitectureError(
+                f"How a nunchaku file would name the layers of a {self.architecture.title} model is not known. Write "
+                "svdquant, comfy or bf16."
+            )
         if any(part.scheme == "int8" for part in layer.parts):
             raise ArchitectureError(
                 f"{host} has 8-bit weights, and a nunchaku file holds 4-bit ones only. Write svdquant or bf16."
@@ -74,6 +79,11 @@ class NunchakuFormat(Format):
                 found = self._pieces.put(names[0], end, module, linear, tensor)
                 if found is not None:
                     yield whole(f"{names[0]}.{end}", torch.cat(found))
+                return
+            if linear.apart:
+                names = [names[0].removesuffix(linear.sources[0]) + name for name in linear.apart]
+                for name, piece in zip(names, tensor.chunk(len(names)), strict=True):
+                    yield whole(f"{name}.{end}", piece)
                 return
             yield from self._plain_linear(names, linear, end, layouts.swap_halves(tensor) if linear.swapped else tensor)
             return

@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..layer import BlobLayout, QuantizedLayer, with_tensors
+from ..blob import BlobLayout, to_blob
+from ..layer import QuantizedLayer, with_tensors
 from ..quantized_model import QuantizedModel
 from ..stack import as_in_files
 from .comfy_names import CONFIGS
@@ -25,8 +26,8 @@ class PackedFormat(Format):
 
     def layer_outputs(self, host: str, layer: QuantizedLayer) -> Iterator[Output]:
         layer = replace(as_in_files(layer), bias=layer.bias, arena=None)
-        blob, layout = _on_meta(layer).to_blob()
-        yield Output(f"{host}.weight", tuple(blob.shape), torch.uint8, lambda: [layer.to_blob()[0]])
+        blob, layout = to_blob(_on_meta(layer))
+        yield Output(f"{host}.weight", tuple(blob.shape), torch.uint8, lambda: [to_blob(layer)[0]])
         yield whole(host + LAYOUT_SUFFIX, _as_bytes(layout))
         if layer.bias is not None:
             yield whole(f"{host}.bias", layer.bias)

@@ -17,6 +17,8 @@ from ..models import Architecture, BlockMap
 from ..quantized_model import QuantizedModel
 from ..values import FLOAT, check_values
 from .container import Checkpoint
+from .read_errors import reading
+from .shared_inputs import name_inputs
 
 Entry = QuantizedLayer | Tensor
 NAMED_AT_MOST = 10  # names that a message lists
@@ -37,9 +39,6 @@ class Job:
     source: str
     read: Callable[[], Entry]
 
-    def run(self) -> Entry:
-        return self.read()
-
 
 class Plan:
     """All pieces of a model, in the order of its blocks.
@@ -56,6 +55,8 @@ class Plan:
         self._jobs: list[Job] = []
         self._wanted: set[str] = set()
         self._missing: list[str] = []
+        self._others_ignored = False
+        self._watch: Callable[[str, QuantizedLayer], None] | None = None
         self._widths: dict[str, int] = {}  # features of the residual stream, by kind of block
         self._outputs: dict[str, int] = {}  # rows of the weights read so far, by module
 
@@ -68,6 +69,28 @@ class Plan:
             self._wanted.add(name)
             if name not in self.checkpoint:
                 self._missing.append(name)
+
+    @property
+    def base(self) -> Checkpoint | None:
+        """The second file, which has what is not quantized."""
+        return self.checkpoint.base
+
+    @property
+    def hosts(self) -> set[str]:
+        """Host names of all pieces so far: modules of quantized layers, full names of plain tensors."""
+        return {job.host for job in self._jobs}
+
+    def ignore_others(self) -> None:
+        """Tensors of the checkpoint that make no piece are left over without complaint."""
+        self._others_ignored = True
+
+    def unwanted(self) -> list[str]:
+        """Tensors of the checkpoint that no piece takes so far."""
+        return [name for name in self.checkpoint if name not in self._wanted]
+
+    def watch(self, check: Callable[[str, QuantizedLayer], None]) -> None:
+        """Have the first quantized layer that is read looked at."""
+        self._watch = check
 
     def add(self, host: str, source: str, read: Callable[[], Entry]) -> None:
         """Append a piece whose tensors were noted with want()."""
@@ -87,8 +110,9 @@ class Plan:
 
     def check_names(self) -> None:
         """Raise CheckpointError where tensors are missing or left over."""
-        extra = sorted(set(self.checkpoint) - self._wanted) if not self._missing else []
-        for title, names in (("missing", self._missing), ("unexpected", extra)):
+        complete = not self._missing and not self._others_ignored
+        extra = sorted(set(self.checkpoint) - self._wanted) if complete else []
+        for title, names in (("missing", list(dict.fromkeys(self._missing))), ("unexpected", extra)):
             if names:
                 first = ", ".join(names[:NAMED_AT_MOST])
                 raise CheckpointError(
@@ -104,7 +128,7 @@ class Plan:
             CheckpointError: tensors are missing, left over, misshapen, of a wrong dtype or not finite.
         """
         self.check_names()
-        yield from self._checked(map(Job.run, self._jobs))
+        yield from self._checked(map(self._run, self._jobs))
 
     def read(self) -> QuantizedModel:
         """The whole model, several pieces at a time.
@@ -118,14 +142,21 @@ class Plan:
         workers = min(torch.get_num_threads(), MOST_READERS)
         pool = ThreadPoolExecutor(workers, thread_name_prefix="svdquant-read")
         try:
-            for host, entry in self._checked(pool.map(Job.run, self._jobs)):
+            for host, entry in self._checked(pool.map(self._run, self._jobs)):
                 if isinstance(entry, QuantizedLayer):
                     model.layers[host] = entry
                 else:
                     model.plain[host] = entry
+            self.checkpoint.check_unchanged()
         finally:
             pool.shutdown(cancel_futures=True)
+            self.checkpoint.release()
+        name_inputs(model)
         return model
+
+    def _run(self, job: Job) -> Entry:
+        with reading(f"{self.checkpoint.name}: {job.source}"):
+            return job.read()
 
     def _checked(self, entries: Iterable[Entry]) -> Iterator[tuple[str, Entry]]:
         for job, entry in zip(self._jobs, entries, strict=True):
@@ -136,6 +167,9 @@ class Plan:
         where = f"{self.checkpoint.name}: {job.source}"
         if isinstance(entry, QuantizedLayer):
             entry.check_tiling(where)  # what is in the parts was checked when they were read
+            if self._watch is not None:
+                self._watch(job.host, entry)
+                self._watch = None
             shape, tensor_name = (entry.out_features, entry.in_features), f"{job.host}.weight"
         else:
             check_values(entry, FLOAT, where)
@@ -178,6 +212,17 @@ def plain_names(plan: Plan, block: BlockMap, index: int) -> Iterator[str]:
         former = [full.removesuffix(newer) + end for newer, end in older.items() if full.endswith(newer)]
         if name not in block.optional or any(n in plan.checkpoint for n in (full, *former)):
             yield name
+
+
+def host_modules(plan: Plan, suffix: str) -> list[str]:
+    """Every module of a file that has a tensor of that suffix, in the order of the file."""
+    return [name.removesuffix(suffix) for name in plan.checkpoint if name.endswith(suffix)]
+
+
+def plan_rest(plan: Plan) -> None:
+    """Append every tensor that no piece takes so far, under its own name."""
+    for name in plan.unwanted():
+        plan.add_plain(name, [name])
 
 
 def has_bias(plan: Plan, host: str) -> bool:

@@ -4,7 +4,7 @@ Names called `host` are ComfyUI's own model classes', names called `source` thos
 diffusers. A template of a block is repeated for every index of that block.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -30,9 +30,10 @@ class Published:
     Args:
         name: as file names spell it, "flux.1-dev".
         width: features of the residual stream. counts: blocks of each kind, by BlockMap.host.
-        outside: parameters outside the blocks; they stay in 16 bits.
+        outside: parameters in no Linear of a block; they stay in 16 bits.
         precisions: of the files, "int4" and "fp4". ranks: of their low-rank branches.
         shapes: Linear within a block -> (out_features, in_features), where LinearMap.shape leaves a size open.
+        widths: kind of block, by BlockMap.host -> its width, where that is another one.
     """
 
     name: str
@@ -41,7 +42,14 @@ class Published:
     outside: int
     precisions: tuple[str, ...] = ("int4", "fp4")
     ranks: tuple[int, ...] = (32,)
-    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    widths: Mapping[str, int] = field(default_factory=dict)
+
+    def linear_size(self, block: BlockMap, linear: LinearMap) -> tuple[int, int]:
+        """(out_features, in_features) of a Linear."""
+        width = self.widths.get(block.host, self.width)
+        rows, columns = (0 if size is None else int(size * width) for size in linear.shape)
+        return self.shapes.get(linear.host, (rows, columns))
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,11 @@ class Architecture:
         older_suffixes: nunchaku's files of this family have the older tensor names (smooth, lora_down, lora_up).
         base_file: what the second file is called that holds all that is not quantized; "" where one file holds all.
         kept: patterns of host Linears that the quantizer leaves in 16 bits.
+        extras: (file name, its config) -> host tensors that ComfyUI wants and the file has no place for.
+        behind_gelu: host Linear of a block -> its sources behind a GELU, where publishers disagree whether activations
+            are unsigned there, so that biases are asked.
+        variants: the same family as other publishers spell it, each recognised by marks of its own; the first is taken.
+        row_major: the same family as vLLM-Omni spells it; None: as here.
     """
 
     name: str
@@ -99,14 +112,18 @@ class Architecture:
     optional: frozenset[str] = frozenset()
     without_bias: frozenset[str] = frozenset()
     swapped_halves: frozenset[str] = frozenset()
-    shapes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     older_tensors: dict[str, str] = field(default_factory=dict)
     older_suffixes: bool = False
     base_file: str = ""
     kept: tuple[str, ...] = ()
+    extras: Callable[[str, dict], dict[str, Tensor]] | None = None
+    behind_gelu: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    variants: "tuple[Architecture, ...]" = ()
+    row_major: "Architecture | None" = None
 
     @property
-    def newer_names(self) -> dict[str, dict[str, str]]:
+    def newer_names(self) -> dict[str, Mapping[str, str]]:
         """Prefix of a source block -> {older source name: newer one}."""
         return {block.source: block.newer for block in self.blocks if block.newer}
 
@@ -164,12 +181,11 @@ class Architecture:
         return None if place is None else next((m for m in place.block.linears if m.host == place.rest), None)
 
     def input_name(self, host: str) -> str:
-        """A name for the tensor that a host Linear reads, the same for all that read it; "" if it is the only one."""
+        """A name for the tensor that the pieces of one source read, so with one smoothing and proj_down; else ""."""
         place, linear = self.find_block(host), self.find_linear(host)
-        if place is None or linear is None:
+        if place is None or linear is None or linear.piece is None:
             return ""
-        group = linear.group or (linear.sources[0] if linear.piece is not None else "")
-        return f"{place.block.host}.{place.index}.{group}" if group else ""
+        return f"{place.block.host}.{place.index}.{linear.sources[0]}"
 
     def shape_of(self, host_tensor: str, width: int) -> tuple[int | None, ...] | None:
         """The shape that a host tensor must have in a model of this width; None stands for any size, or any shape.

@@ -4,7 +4,7 @@ Names called `host` are ComfyUI's, names called `source` those of nunchaku's fil
 unquantized model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
@@ -32,6 +32,8 @@ class LinearMap:
         bias: whether ComfyUI's Linear has one.
         group: Linears of a block that read one tensor have the same group, also where each is a source of its own; ""
             if there are no others.
+        apart: source layers that hold equal shares of the rows where the Linear is in 16 bits; () if that is no matter.
+        alike: its sources have one smoothing and one proj_down, so that they are read as one part.
     """
 
     host: str
@@ -45,6 +47,8 @@ class LinearMap:
     swapped: bool = False
     bias: bool = True
     group: str = ""
+    apart: Modules = ()
+    alike: bool = False
 
     @property
     def relative_size(self) -> tuple[float, float]:
@@ -131,12 +135,12 @@ class BlockMap:
     host: str
     source: str
     linears: tuple[LinearMap, ...]
-    plain: dict[str, tuple[str, ...] | PlainMap]
-    plain_shapes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    plain: Mapping[str, tuple[str, ...] | PlainMap]
+    plain_shapes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     config_key: str = ""
-    modules: dict[str, tuple[Modules, ...]] = field(default_factory=dict)
-    newer: dict[str, str] = field(default_factory=dict)
-    native: dict[str, NativeLayer] = field(default_factory=dict)
+    modules: Mapping[str, tuple[Modules, ...]] = field(default_factory=dict)
+    newer: Mapping[str, str] = field(default_factory=dict)
+    native: Mapping[str, NativeLayer] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
 
     def plain_map(self, host: str) -> PlainMap:

@@ -14,7 +14,12 @@ DEMO = [path.stem for path in sorted((FOLDER / "demo").glob("*.json"))]
 
 @pytest.fixture(scope="module", autouse=True)
 def fresh(page):
-    page.load()
+    page.show()
+
+
+@pytest.fixture(scope="module")
+def object_info(page):
+    return page.server.object_info()
 
 
 def inputs(api: dict) -> dict:
@@ -65,32 +70,28 @@ def wrong_values(nodes: list[dict]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_opens_complete(page, name):
+def test_it_opens_complete(page, object_info, name):
     nodes = page.drag_file(FOLDER / f"{name}.json")
-    page.fit()
     assert not [node["type"] for node in nodes if not node["known"]]
+    stored = {
+        str(n["id"]): n["size"] for n in json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))["nodes"]
+    }
+    for node in nodes:  # the page makes nodes as large as they must be; the layout has to have known
+        width, height = stored[node["id"]]
+        assert node["size"][0] <= width + 20 and node["size"][1] <= height + 40, node["type"]
     assert page.complaint() == ""
     page.picture(f"workflow-{name}")
     assert not wrong_values(nodes)
     api = json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
-    assert inputs(page.api_form()) == inputs(api)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_nodes_do_not_grow_over_each_other(page, name):
-    """The page makes nodes as large as they must be; the layout has to have known."""
-    stored = {str(n["id"]): n for n in json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))["nodes"]}
-    for node in page.drag_file(FOLDER / f"{name}.json"):
-        width, height = stored[node["id"]]["size"]
-        assert node["size"][0] <= width + 20 and node["size"][1] <= height + 40, node["type"]
+    assert inputs(page.api_form()) == inputs(completed(api, object_info))
 
 
 @pytest.mark.parametrize("name", DEMO)
-def test_the_demos_workflows_open_too(page, name):
+def test_the_demos_workflows_open_too(page, object_info, name):
     nodes = page.drag_file(FOLDER / "demo" / "ui" / f"{name}.json")
     assert not [node["type"] for node in nodes if not node["known"]]
     api = json.loads((FOLDER / "demo" / f"{name}.json").read_text(encoding="utf-8"))
-    assert inputs(page.api_form()) == inputs(completed(numbered(api), page.server.object_info()))
+    assert inputs(page.api_form()) == inputs(completed(numbered(api), object_info))
 
 
 def test_a_missing_node_would_be_seen(page, tmp_path):

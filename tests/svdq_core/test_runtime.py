@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny_files import DATA
 
-from svdquant_pack.kernels.svdquant_linear import COMPUTE_MODES
+from svdquant_pack.kernels.gpus import GENERATIONS, OTHER
+from svdquant_pack.kernels.layer_call import COMPUTE_MODES
 from svdquant_pack.svdq_core import runtime
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.runtime import describe_model, prefers_cudnn_attention, resolve_compute
@@ -30,8 +31,9 @@ def test_description_names_what_a_user_asks():
 
 def test_cudnn_attention_is_for_the_gpus_where_it_is_known_to_be_faster(monkeypatch):
     assert not prefers_cudnn_attention(torch.device("cpu"))
-    found = {}
-    for name in ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "other"):
-        monkeypatch.setattr(runtime, "generation", lambda device, name=name: name)
-        found[name] = prefers_cudnn_attention(torch.device("cuda", 0))
-    assert [name for name, prefers in found.items() if prefers] == ["sm_90", "sm_100"]
+    found = []
+    for row in (*GENERATIONS, OTHER):
+        monkeypatch.setattr(runtime, "generation", lambda device, row=row: row)
+        if prefers_cudnn_attention(torch.device("cuda", 0)):
+            found.append(row)
+    assert found == [row for row in GENERATIONS if row.cudnn_attention] and any(row.wgmma for row in found)

@@ -6,6 +6,7 @@ Here every patch is tried on tensors without memory first, with the host's own a
 
 import logging
 import math
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from .kron import kron_shapes
 from .patches import adds_nothing, diff_of, resizes
 
 Shape = tuple[int, ...]
+_HOST_PREFIX = re.compile(r"^(ERROR|WARNING:?) \w+ weight ")  # the kind of adapter and the key, which we say ourselves
 # what tensors of wrong shapes, and attributes that are missing, make the host's arithmetic raise
 _DAMAGE = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
 
@@ -66,14 +68,10 @@ def misfit(value, offset: tuple | None, shape: Shape, strength: float = 1.0) -> 
         return None if strength == 0 else "the patch has no tensor to add. The node that made it expects another model."
     whole = shape
     if offset is not None:
-        dim, start, length = offset
-        if dim >= len(shape) or start < 0 or start + length > shape[dim]:
-            size = shape[dim] if dim < len(shape) else 0
-            what = ("rows", "columns")[dim] if dim < 2 else f"entries of dimension {dim}"
-            return (
-                f"ComfyUI puts this part of the LoRA into {what} {start} to {start + length}, and the layer has "
-                f"{size}. Its names for this model do not fit the model's sizes."
-            )
+        problem = beyond(offset, shape)
+        if problem is not None:
+            return problem
+        dim, _, length = offset
         shape = *shape[:dim], length, *shape[dim + 1 :]
     try:
         found = _shapes(value)
@@ -105,6 +103,21 @@ def misfit(value, offset: tuple | None, shape: Shape, strength: float = 1.0) -> 
     return None if complaint is None else f"ComfyUI cannot apply this patch ({complaint}). The file is damaged."
 
 
+def beyond(offset: tuple | None, shape: Shape) -> str | None:
+    """Why a tensor of this shape has no such part, in words; None where it has."""
+    if offset is None:
+        return None
+    dim, start, length = offset
+    size = shape[dim] if dim < len(shape) else 0
+    if start >= 0 and start + length <= size:
+        return None
+    what = ("rows", "columns")[dim] if dim < 2 else f"entries of dimension {dim}"
+    return (
+        f"ComfyUI puts this part of the LoRA into {what} {start} to {start + length}, and the layer has {size}. Its "
+        "names for this model do not fit the model's sizes."
+    )
+
+
 def _is_plain_lora(value) -> bool:
     return isinstance(value, LoRAAdapter) and all(item is None for item in value.weights[3:])
 
@@ -133,7 +146,7 @@ def _complaints() -> Iterator[list[str]]:
         if record.thread != thread:
             return True
         if record.levelno >= logging.WARNING:
-            said.append(record.getMessage().split("\n")[0][:200])
+            said.append(_HOST_PREFIX.sub("", record.getMessage().split("\n")[0])[:200])
         return False
 
     root = logging.getLogger()
