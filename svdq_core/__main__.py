@@ -40,7 +40,7 @@ def _show_progress(done: int, total: int, name: str) -> None:
 def _convert(options: argparse.Namespace) -> None:
     show = _show_progress if sys.stderr.isatty() else lambda *step: None
     done = _import("convert").convert(
-        options.source, options.target, options.to, options.overwrite, show, options.strict
+        options.source, options.target, options.to, options.overwrite, show, options.strict, options.base
     )
     for note in done.notes:
         sys.stdout.write(f"note: {note}\n")
@@ -92,6 +92,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     convert.add_argument("target", type=Path, metavar="OUT", help="the .safetensors file to write")
     convert.add_argument("--to", required=True, choices=("nunchaku", "comfy", "bf16", "svdquant"))
     convert.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
+    convert.add_argument(
+        "--base", type=Path, metavar="FILE", help="a second file with what is not quantized, for MiniMax H3"
+    )
     convert.add_argument(
         "--strict", action="store_true", help="write nothing that only this pack reads; what is rounded is lost"
     )

@@ -50,6 +50,7 @@ def convert(
     overwrite: bool = False,
     on_progress: Progress = lambda *step: None,
     strict: bool = False,
+    base: Path | None = None,
 ) -> Conversion:
     """Convert a file or folder.
 
@@ -58,6 +59,7 @@ def convert(
         overwrite: replace an existing target.
         on_progress: called before each piece, twice for every piece of the model; what it raises ends the run.
         strict: write nothing that only this pack reads, for readers that refuse unknown tensors.
+        base: a second file, with what is not quantized, where the source does not have it.
 
     Raises:
         CheckpointError: the source is damaged, of no kind that is read here, or changes meanwhile.
@@ -70,13 +72,13 @@ def convert(
     _refuse_existing(target, overwrite)
     if target.is_dir():
         raise SVDQuantError(f"{target} is a folder. Give the name of a file.")
-    checkpoint = Checkpoint(source)
+    checkpoint = Checkpoint(source, base)
     if target.exists() and any(target.samefile(file) for file in checkpoint.files):
         raise SVDQuantError(f"{target} is the source itself. Choose another name.")
     dialect = find_dialect(checkpoint)
     plan = dialect.read_plan(checkpoint)
-    # of the formats read here only comfy-native holds more than another format can
-    form = FORMATS[to](plan.architecture, dialect.name == "comfy", checkpoint.name, strict)
+    # of the formats read here only these hold more than another format can
+    form = FORMATS[to](plan.architecture, dialect.name in ("comfy", "modelopt"), checkpoint.name, strict)
     try:
         with writing(target):
             _refuse_existing(target, overwrite)  # another run may just have ended

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import CheckpointError
+from .base_file import needs_base, refuse_base
 from .comfy_names import CONFIG, CONFIGS, layer_configs
 from .comfy_read import plan_comfy
 from .container import NATIVE_FILES, Checkpoint
@@ -14,7 +15,7 @@ from .nunchaku_read import plan_nunchaku
 from .packed import LAYOUT_SUFFIX, plan_packed
 from .read_errors import reading
 from .read_plan import Plan
-from .recognize import describe_unquantized, refuse_text_encoder
+from .recognize import describe_unquantized, recognize_source, refuse_sealed, refuse_text_encoder
 from .row_major import is_row_major, plan_row_major
 
 
@@ -40,7 +41,10 @@ class Dialect:
             CheckpointError: it is damaged, or of a model that is not supported.
         """
         with reading(checkpoint.name):
-            return self.plan(checkpoint)
+            plan = self.plan(checkpoint)
+            if not needs_base(checkpoint, plan.architecture):
+                refuse_base(checkpoint, plan.architecture)
+            return plan
 
 
 def _ending(suffix: str) -> Callable[[Checkpoint], str | None]:
@@ -81,6 +85,7 @@ def find_dialect(checkpoint: Checkpoint) -> Dialect:
     """
     found = [(dialect, mark) for dialect in DIALECTS if (mark := dialect.find_mark(checkpoint)) is not None]
     if not found:
+        refuse_sealed(checkpoint)
         raise CheckpointError(describe_unquantized(checkpoint))
     if len(found) > 1:
         listed = " and ".join(f"{dialect.title} ({mark})" for dialect, mark in found)
@@ -95,3 +100,15 @@ def plan_checkpoint(checkpoint: Checkpoint) -> Plan:
         CheckpointError: it is of none, of several, or of a model that is not supported.
     """
     return find_dialect(checkpoint).read_plan(checkpoint)
+
+
+def wanted_second_file(checkpoint: Checkpoint) -> str:
+    """What a checkpoint needs beside it, in words for a user, because it holds quantized layers only; "" if nothing.
+
+    Raises:
+        CheckpointError: as plan_checkpoint.
+    """
+    if find_dialect(checkpoint).name != "nunchaku" or is_row_major(checkpoint):
+        return ""
+    family = recognize_source(checkpoint.name, checkpoint)
+    return family.base_file if needs_base(checkpoint, family) else ""

@@ -7,6 +7,8 @@ from ..models import FAMILIES, SUPPORTED, Architecture
 from ..models.others import generic_family, occurs, other_family
 from .container import Checkpoint
 
+SEALED_SEARCH = 1000  # characters of a text that are looked through
+
 
 def recognize_source(file: str, names: Iterable[str], row_major: bool = False) -> Architecture:
     """The family of a checkpoint with nunchaku's or diffusers' names, in the spelling of its publisher.
@@ -78,6 +80,16 @@ def refuse_text_encoder(checkpoint: Checkpoint) -> None:
         raise CheckpointError(
             f"{checkpoint.name}: this is a 4-bit text encoder (T5), not a diffusion model. Use Load Text "
             "Encoder (SVDQuant)."
+        )
+
+
+def refuse_sealed(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError where a file without layers of any kind says that QuantFunc made it."""
+    said = [checkpoint.name, *checkpoint.metadata, *checkpoint.metadata.values(), *checkpoint]
+    if any("quantfunc" in text[:SEALED_SEARCH].lower() for text in said):
+        raise CheckpointError(
+            f"{checkpoint.name}: a sealed QuantFunc file, which only QuantFunc's own program reads. Take the same "
+            "model in nunchaku's layout, as svdq-int4_r32-... or svdq-fp4_r32-..., or quantize the 16-bit model."
         )
 
 

@@ -81,7 +81,7 @@ MINIMAX_H3 = Architecture(
     tensors={name: name for name in _TENSORS},
     optional=frozenset({"time_embedder", "adaln_t_table", "rope.inv_freq"}),  # the pruned form has a table of curves
     older_suffixes=True,
-    kept=("*.adaln_proj.linear",),
+    kept=("*.adaln_proj.linear", "token_refiner.*"),
     base_file="a 16-bit MiniMax H3 file of the same model (for minimax-h3-fl2va: minimax_h3_fl2va_bf16.safetensors, or "
     "its pruned form minimax_h3_fl2va_pruned_bf16.safetensors)",
 )

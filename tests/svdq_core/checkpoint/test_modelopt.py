@@ -7,11 +7,13 @@ from family_files import qwen_image
 
 from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
+from svdquant_pack.svdq_core.convert import convert
 from svdquant_pack.svdq_core.errors import CheckpointError
 
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 W, RANK = 128, 8  # a rank that is no multiple of 16
 BLOCK = "transformer_blocks.0"
+MODULATION = {"weight": (6 * W, W), "bias": (6 * W,)}
 
 
 def quantized(rows: int, columns: int, branch: bool, draw: torch.Generator):
@@ -91,3 +93,17 @@ def test_a_module_without_its_scale_is_refused(made, tmp_path):
     tensors = {n: t for n, t in made[0].items() if n != f"{BLOCK}.attn.to_q.weight_scale_2"}
     with pytest.raises(CheckpointError, match=r"missing tensor: .*attn\.to_q\.weight_scale_2"):
         read_checkpoint(Checkpoint(write_tensors(tmp_path / "m.safetensors", tensors)))
+
+
+def test_nothing_is_lost_on_the_way_through_nunchakus_layout(made, tmp_path):
+    """What is rounded to bfloat16 there is kept beside it, of pieces, too, that are joined in that file."""
+    keep = [f"{BLOCK}.{s}_mod.1" for s in ("img", "txt")]
+    tensors = {n: t for n, t in made[0].items() if n.rpartition(".")[0] not in keep}
+    tensors |= {f"{n}.{end}": torch.ones(*shape).bfloat16() for n in keep for end, shape in MODULATION.items()}
+    for n in ("to_k", "to_v"):  # or one layer could not hold them
+        tensors[f"{BLOCK}.attn.{n}.pre_quant_scale"] = tensors[f"{BLOCK}.attn.to_q.pre_quant_scale"].clone()
+    source = write_tensors(tmp_path / "m.safetensors", tensors)
+    convert(source, tmp_path / "n.safetensors", "nunchaku")
+    before, after = read_checkpoint(Checkpoint(source)), read_checkpoint(Checkpoint(tmp_path / "n.safetensors"))
+    for name, layer in before.layers.items():
+        assert torch.equal(dense_weight(layer), dense_weight(after.layers[name])), name

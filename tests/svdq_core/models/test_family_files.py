@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_files import write_tensors
-from family_files import FamilyFile, chroma, flux2, minimax_h3, qwen_image, sdxl
+from family_files import FamilyFile, chroma, ernie, flux2, minimax_h3, qwen_image, sdxl
 
 from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
 from svdquant_pack.svdq_core.blob import to_blob
-from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
+from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint, wanted_second_file
 from svdquant_pack.svdq_core.checkpoint.formats import FORMATS, save_model
+from svdquant_pack.svdq_core.convert import convert
 from svdquant_pack.svdq_core.errors import ArchitectureError, CheckpointError
 from svdquant_pack.svdq_core.quantized_model import QuantizedModel
 from svdquant_pack.svdq_core.stack import same_bits
@@ -21,6 +22,7 @@ MAKERS = {
     "chroma spooknik": lambda precision: chroma(precision, tonera=False),
     "chroma tonera": lambda precision: chroma(precision, tonera=True),
     "sdxl": sdxl,
+    "ernie": ernie,
     "minimax_h3": minimax_h3,
     "minimax_h3 with names of ComfyUI": lambda precision: minimax_h3(precision, host_named=True),
     "qwen_image": qwen_image,
@@ -147,6 +149,21 @@ class TestSecondFile:
         change(file.base)
         with pytest.raises(CheckpointError, match=sentence):
             read(file, tmp_path)
+
+    def test_it_is_asked_for(self, tmp_path):
+        path = write_tensors(tmp_path / "h3.safetensors", minimax_h3("int4").tensors)
+        assert "minimax_h3_fl2va_pruned_bf16.safetensors" in wanted_second_file(Checkpoint(path))
+        assert wanted_second_file(Checkpoint(write_tensors(tmp_path / "f.safetensors", flux2("int4").tensors))) == ""
+
+    def test_both_files_are_converted_to_one(self, tmp_path):
+        file = minimax_h3("int4")
+        base = write_tensors(tmp_path / "base.safetensors", file.base)
+        convert(
+            write_tensors(tmp_path / "h3.safetensors", file.tensors), tmp_path / "o.safetensors", "comfy", base=base
+        )
+        assert_same(read_checkpoint(Checkpoint(tmp_path / "o.safetensors")), file)
+        with pytest.raises(CheckpointError, match="Leave the second file empty"):
+            read_checkpoint(Checkpoint(tmp_path / "o.safetensors", base))
 
     def test_a_complete_file_needs_none(self, tmp_path):
         file = flux2("int4")
