@@ -20,7 +20,7 @@ LARGEST_LATENT = 128 * 128  # a batch of 1024 x 1024 pixels at 8 pixels a latent
 DEVICES = ("cuda",)
 # Of torch. Under cudaMallocAsync, which ComfyUI takes on NVIDIA, the parts of a graph were equal on an H200 (kernels by
 # address, tensor maps, overlapped launches, cuBLAS); whole forwards are to be shown there before it is done unasked.
-ALLOCATORS = ("native",)
+ALLOCATORS = ("native", "cudaMallocAsync")
 
 
 def why_not(model: Any, x: Tensor, control: Any, options: dict) -> str | None:
