@@ -37,6 +37,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 from safetensors import safe_open  # noqa: E402  (the pack has to be importable first)
 from safetensors.torch import load  # noqa: E402
 
+from svdquant_pack.svdq_core.blob import to_blob  # noqa: E402
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
 from svdquant_pack.svdq_core.checkpoint.output import Output  # noqa: E402
 from svdquant_pack.svdq_core.checkpoint.stream import write_stream  # noqa: E402
@@ -125,7 +126,7 @@ def read_blobs(path: Path) -> list[torch.Tensor]:
     blobs = [tensor.clone() for tensor in model.plain.values()]
     while model.layers:  # one at a time, as the loader does
         _, layer = model.layers.popitem()
-        blobs.append(layer.to_blob()[0])
+        blobs.append(to_blob(layer)[0])
     return blobs
 
 

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from svdquant_pack.kernels import reference
-from svdquant_pack.kernels import svdquant_linear as linear
+from svdquant_pack.kernels.layer_call import COMPUTE_MODES
 from svdquant_pack.kernels.packing import pack_nibbles
+from svdquant_pack.kernels.weights import dequantize, find_channel_scales
 from svdquant_pack.svdq_core.apply_layer import apply_blob
+from svdquant_pack.svdq_core.blob import to_blob
 from svdquant_pack.svdq_core.layer import Part, QuantizedLayer
 
 Run = Callable[[], Tensor]
@@ -52,19 +54,19 @@ class Layer:
             "proj_down": (normal(in_features, rank) / in_features**0.5).to(DTYPE),
             "proj_up": (normal(out_features, rank) / max(rank, 1) ** 0.5).to(DTYPE),
         }
-        self.tensors["channel_scales"] = linear.find_channel_scales(self.tensors, "int4")
+        self.tensors["channel_scales"] = find_channel_scales(self.tensors, "int4")
 
     @cached_property
     def int8_tensors(self) -> dict[str, Tensor]:
         """The same layer with 8-bit codes."""
-        codes, scales = reference.requantize_int8(linear.dequantize(self.tensors, "int4"))
+        codes, scales = reference.requantize_int8(dequantize(self.tensors, "int4"))
         tensors = {name: tensor for name, tensor in self.tensors.items() if name != "channel_scales"}
         return tensors | {"qweight": codes, "wscales": scales}
 
     @cached_property
     def weight(self) -> Tensor:
         """The dense weight that the layer stands for, (N, K) bfloat16."""
-        dense = linear.dequantize(self.tensors, "int4") / self.tensors["smooth_factor"].float()
+        dense = dequantize(self.tensors, "int4") / self.tensors["smooth_factor"].float()
         return (dense + self.tensors["proj_up"].float() @ self.tensors["proj_down"].float().T).to(DTYPE)
 
     @cached_property
@@ -76,15 +78,14 @@ class Layer:
         """What the reference computes in a mode, (M, N) bfloat16."""
         tensors = self.tensors
         operands = self.x, tensors["smooth_factor"], tensors["proj_down"]
-        weight = linear.dequantize(tensors, "int4")
+        weight = dequantize(tensors, "int4")
         if compute == "w4a4":
             quantized = reference.quantize_act_int4(*operands)
             rest = tensors["qweight"], tensors["wscales"], quantized[2], tensors["proj_up"], self.bias
             return reference.gemm_w4a4(*quantized[:2], *rest)
         if compute == "w4a8":
-            quantized = reference.quantize_act_int8(*operands)
-            rest = *reference.requantize_int8(weight), quantized[2], tensors["proj_up"], self.bias
-            return reference.gemm_w4a8(*quantized[:2], *rest)
+            quantized, int8 = reference.quantize_act_int8(*operands), reference.requantize_int8(weight)
+            return reference.gemm_w4a8(quantized, int8, tensors["proj_up"], self.bias)
         return reference.gemm_w4a16(*operands[:2], weight, tensors["proj_down"], tensors["proj_up"], self.bias)
 
 
@@ -156,7 +157,7 @@ def _finish_int8(layer: Layer, product: Tensor) -> Tensor:
 def _in_the_host(layer: Layer, tensors: dict[str, Tensor], scheme: str, compute: str) -> Run:
     """The layer as the host's Linear calls it."""
     rows, columns, bias = layer.bias.shape[0], layer.x.shape[1], layer.bias
-    blob, layout = QuantizedLayer(columns, rows, (Part(scheme, (0, rows), (0, columns), False, tensors),)).to_blob()
+    blob, layout = to_blob(QuantizedLayer(columns, rows, (Part(scheme, (0, rows), (0, columns), False, tensors),)))
     text = layout.to_json()
     return lambda: apply_blob(blob, text, bias, layer.x, compute)
 
@@ -203,7 +204,7 @@ CONTENDERS = (
     Contender("comfy-kitchen SVDQuant W4A4", _kitchen_svdquant, has_rank=True),
     *(
         Contender(f"ours {compute}", _ours(compute), True, lambda layer, c=compute: layer.expected(c), OURS)
-        for compute in linear.COMPUTE_MODES
+        for compute in COMPUTE_MODES
     ),
     # the codes are those that w4a8 makes of the 4-bit ones, so it must come to the same
     Contender("ours w8a8 (int8 weights)", _ours_int8, True, lambda layer: layer.expected("w4a8"), OURS),

@@ -5,9 +5,12 @@ SVDQuant layers      Draw: int4 with a low-rank branch, AWQ modulation
 the host             start_host()
 """
 
+import atexit
 import logging
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -38,7 +41,11 @@ def start_host(mode: str, arguments: tuple[str, ...] = ()) -> None:
 
     comfy.options.enable_args_parsing()
     import cuda_malloc  # noqa: F401  before torch, whose allocator it chooses
+    from comfyui_source import write_stubs
 
+    stubs = tempfile.mkdtemp(prefix="svdquant-stubs-")
+    atexit.register(shutil.rmtree, stubs, ignore_errors=True)
+    sys.path.append(str(write_stubs(Path(stubs))))  # of what the host imports and no model here uses
     if mode == "dynamic":
         import dynamic_vram
 
@@ -99,7 +106,8 @@ class Draw:
 
         return (torch.randn(shape, generator=self.generator, device=self.device) * scale).bfloat16()
 
-    def _codes(self, n: int, k: int) -> "torch.Tensor":
+    def codes(self, n: int, k: int) -> "torch.Tensor":
+        """(n, k / 2) int8: two random 4-bit codes in each."""
         import torch
 
         return torch.randint(-128, 128, (n, k // 2), generator=self.generator, device=self.device, dtype=torch.int8)
@@ -112,7 +120,7 @@ class Draw:
         n, k = rows[1] - rows[0], columns[1] - columns[0]
         scales = torch.rand(k // 64, n, generator=self.generator, device=self.device) * 0.2 + 0.9
         tensors = {
-            "qweight": self._codes(n, k),
+            "qweight": self.codes(n, k),
             "wscales": (scales * k**-0.5 / 6).bfloat16(),
             "smooth_factor": self.normal(k).abs() + 0.5,
             "proj_down": self.normal(k, self.rank, scale=k**-0.5),
@@ -126,7 +134,7 @@ class Draw:
         from svdquant_pack.svdq_core.layer import Part
 
         scales = torch.full((k // 64, n), k**-0.5 / 20, device=self.device).bfloat16()
-        tensors = {"qweight": self._codes(n, k), "wscales": scales, "wzeros": -7.5 * scales}
+        tensors = {"qweight": self.codes(n, k), "wscales": scales, "wzeros": -7.5 * scales}
         return Part("awq", (0, n), (0, k), False, tensors)
 
     def layer(self, name: str, n: int, k: int) -> "QuantizedLayer":

@@ -1,12 +1,21 @@
-"""One denoising step of the real host's FLUX.1-dev-size model: BF16 against each mode, eager and under torch.compile.
+"""One denoising step of a FLUX.1-dev-size model in ComfyUI, and a whole image: ours, BF16, and what others run.
 
-    COMFYUI_PATH=... python benchmarks/step.py                            a table of times and memory, as Markdown
+    COMFYUI_PATH=... python benchmarks/step.py                            tables of times and memory, as Markdown
+    COMFYUI_PATH=... python benchmarks/step.py --rows bf16,w4a8,w4a8+lora --pixels 512,1024 --batch 1,4
+    COMFYUI_PATH=... python benchmarks/step.py --image                    and one image of 20 steps from noise to latent
     COMFYUI_PATH=... python benchmarks/step.py --depth 2 --singles 2      a small model: shows whether it runs
     COMFYUI_PATH=... python benchmarks/step.py --seconds 120              start nothing new after two minutes
 
-Weights are random and made on the GPU, one model at a time. 1024 x 1024 pixels, 512 text tokens, batch 1. Under
-torch.compile each transformer block is compiled with fullgraph=True, which fails at a graph break; breaks are counted,
-too. Resident: all weights and buffers. Peak: what torch had allocated at most during a step, weights included.
+A row is a format, and what is done to it: bf16, fp8, int8, int8-convrot, w4a4-convrot (ComfyUI's own), gguf-q4, nf4
+(weights unpacked to 16 bits in each call), w4a8, w4a4, w4a16 (ours, as the loader hands them over), each with
+    +cudnn, +flash    cuDNN's attention, or what ComfyUI takes by itself
+    +graph, +eager    the forward as one CUDA graph, or never as one; without either: as the pack decides
+    +lora             a LoRA of rank 16 on every quantized layer, unmerged
+    +compile          every block under torch.compile with fullgraph=True, which fails at a graph break
+
+Weights are random and made on the GPU; 512 text tokens. All models stay on the GPU, and rows take turns, so that all
+of them see the same clocks: a time is the median of its turns, each the mean of some steps in a row. Resident: weights
+and buffers. Peak: that, and what torch had allocated at most beside it during a step.
 """
 
 import argparse
@@ -15,221 +24,113 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "tools")]
 from command_line import typed  # noqa: E402  (the folders above hold these)
 from machine import header  # noqa: E402
-from random_flux import HEAD, HIDDEN, Draw, linears, norms, plain_linears, start_host  # noqa: E402
+from random_flux import HIDDEN, start_host  # noqa: E402
+from step_models import FORMATS, OURS  # noqa: E402
+from step_row import WORDS, Step, compile_blocks, distance  # noqa: E402
 
-if TYPE_CHECKING:
-    import torch
-
-MODES = ("bf16", "w4a8", "w4a4", "w4a16")
+ROWS = "bf16,bf16+cudnn,fp8,int8,int8-convrot,w4a4-convrot,gguf-q4,nf4,w4a8,w4a8+flash,w4a8+graph,w4a8+lora,w4a4"
 GIB = 2**30
 
 
-class Step:
-    """One model, and what a step of it takes.
+class Bench:
+    """All rows, and the tables of them."""
 
-    Args:
-        mode: of MODES. options: the command line.
-    """
-
-    def __init__(self, mode: str, options: argparse.Namespace):
-        import torch
-
-        self.mode, self.options, self.device = mode, options, torch.device(options.device)
-        self.model = _dense_model(options) if mode == "bf16" else _quantized_model(mode, options)
-        self.model.requires_grad_(False).eval()
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        self.resident = sum(tensor.nbytes for tensor in tensors)
-        draw, side = Draw(options.device, seed=1), options.pixels // 8
-        self.inputs = {
-            "x": draw.normal(1, 16, side, side),
-            "timestep": torch.tensor([0.7], device=self.device, dtype=torch.bfloat16),
-            "context": draw.normal(1, options.text, 4096),
-            "y": draw.normal(1, 768),
-            "guidance": torch.tensor([3.5], device=self.device, dtype=torch.bfloat16),
-        }
-
-        self.eager = self.run()  # warms up, and is what the compiled model has to come to
-
-    def run(self) -> "torch.Tensor":
-        import torch
-
-        with torch.inference_mode():
-            return self.model(**self.inputs)
-
-    def compile(self) -> None:
-        """Compile every transformer block by itself, as a whole."""
-        for block in [*self.model.double_blocks, *self.model.single_blocks]:
-            block.compile(fullgraph=True, dynamic=False, backend=self.options.backend)
-
-    def milliseconds(self) -> float:
-        """Median of some steps, from call to the end of the work on the device."""
-        times = []
-        for _ in range(self.options.repeats):
-            self._wait()
-            start = time.perf_counter()
-            self.run()
-            self._wait()
-            times.append(1e3 * (time.perf_counter() - start))
-        return median(times)
-
-    def peak(self) -> int:
-        """Bytes that a step allocates at most, weights included; 0 where torch does not count."""
-        import torch
-
-        if self.device.type != "cuda":
-            return 0
-        torch.cuda.reset_peak_memory_stats()
-        self.run()
-        self._wait()
-        return torch.cuda.max_memory_allocated()
-
-    def _wait(self) -> None:
-        import torch
-
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-
-def _empty_model(operations, options: argparse.Namespace):
-    import comfy.ldm.flux.model
-    import torch
-
-    return comfy.ldm.flux.model.Flux(
-        in_channels=16,
-        out_channels=16,
-        vec_in_dim=768,
-        context_in_dim=4096,
-        hidden_size=options.hidden,
-        mlp_ratio=4.0,
-        num_heads=options.hidden // HEAD,
-        depth=options.depth,
-        depth_single_blocks=options.singles,
-        axes_dim=[16, 56, 56],
-        theta=10000,
-        patch_size=2,
-        qkv_bias=True,
-        guidance_embed=True,
-        txt_ids_dims=[],
-        dtype=torch.bfloat16,
-        device=options.device,
-        operations=operations,
-    )
-
-
-def _dense_model(options: argparse.Namespace):
-    import comfy.ops
-    import torch
-
-    model, draw = _empty_model(comfy.ops.disable_weight_init, options), Draw(options.device)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
-                parameter.copy_(draw.normal(*parameter.shape, scale=parameter.shape[1] ** -0.5))
-            else:
-                parameter.fill_(1.0) if "norm" in name else parameter.copy_(draw.normal(*parameter.shape, scale=0.02))
-    return model
-
-
-def _quantized_model(mode: str, options: argparse.Namespace):
-    import torch
-
-    from svdquant_pack.nodes.host.model.fold import fold_gelus, speed_up_gelus, wants_folding
-    from svdquant_pack.nodes.host.model.quantized_linear import LAYOUT_KEY, layout_to_tensor, operations
-    from svdquant_pack.svdq_core.runtime import folds_gelu, with_derived
-
-    device, draw, state = torch.device(options.device), Draw(options.device, options.rank), {}
-    model = _empty_model(operations(mode), options)
-    for name, size in linears(options.depth, options.singles, options.hidden).items():
-        layer = with_derived(draw.layer(name, *size), mode, device)
-        blob, layout = layer.to_blob()
-        state |= {f"{name}.weight": blob, f"{name}.{LAYOUT_KEY}": layout_to_tensor(layout), f"{name}.bias": layer.bias}
-    for name, (n, k) in plain_linears(options.hidden).items():
-        state[f"{name}.weight"], state[f"{name}.bias"] = draw.normal(n, k, scale=k**-0.5), draw.normal(n, scale=0.02)
-    ones = {name: torch.ones(HEAD, device=device).bfloat16() for name in norms(options.depth, options.singles)}
-    missing, unexpected = model.load_state_dict(state | ones, strict=False, assign=True)
-    layouts = {f"{name}.{LAYOUT_KEY}" for name in linears(options.depth, options.singles, options.hidden)}
-    if missing or set(unexpected) - layouts:
-        raise SystemExit(f"The host's model has changed: {missing[:3]} missing, {unexpected[:3]} unexpected.")
-    where = wants_folding(folds_gelu(device, mode))
-    if where:
-        fold_gelus(model, where)
-    speed_up_gelus(model)
-    return model
-
-
-def _measure_compiled(step: Step) -> tuple[float, str]:
-    """Milliseconds, and what compiling was like."""
-    import torch
-    from torch._dynamo.utils import counters
-
-    torch._dynamo.reset()
-    counters.clear()
-    for name in ("recompile_limit", "cache_size_limit", "accumulated_recompile_limit", "accumulated_cache_size_limit"):
-        if hasattr(torch._dynamo.config, name):  # each torch has two of the four
-            setattr(torch._dynamo.config, name, 4096)
-    start = time.perf_counter()
-    step.compile()
-    before, after = step.eager, step.run()
-    error = float((after.float() - before.float()).norm() / before.float().norm())
-    seconds = time.perf_counter() - start
-    breaks = sum(counters["graph_break"].values())
-    blocks = len(step.model.double_blocks) + len(step.model.single_blocks)
-    words = (
-        f"{step.mode}: {counters['stats']['unique_graphs']} graphs for {blocks} blocks in {seconds:.0f} s, "
-        f"{breaks} graph breaks, {error:.1e} from eager"
-    )
-    return step.milliseconds(), words
-
-
-def measure(options: argparse.Namespace) -> list[str]:
-    """Markdown rows, printed as they come, and notes."""
-    import torch
-
-    started, notes, base = time.perf_counter(), [], {}
-    tokens = (options.pixels // 16) ** 2 + options.text
-    print(f"| one step, {tokens} tokens | eager ms | | torch.compile ms | | resident GiB | peak GiB |", flush=True)
-    print("|---" * 7 + "|", flush=True)
-
-    def late() -> bool:
-        return bool(options.seconds) and time.perf_counter() - started > options.seconds
-
-    for mode in options.modes.split(","):
-        if late():
-            notes.append(f"{mode}: left out, {options.seconds:g} s had passed")
-            continue
-        step = Step(mode, options)
-        if not bool(step.eager.isfinite().all()):
-            raise SystemExit(f"{mode}: the result is not finite.")
-        step.run()
-        times, peak = {"eager": step.milliseconds()}, step.peak()
-        if not options.eager_only and not late():
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.notes, self.started = options, [], time.perf_counter()
+        self.steps: list[Step] = []
+        models: dict = {}
+        for row in options.rows:
+            if self.late():
+                self.notes.append(f"{row}: left out, {options.seconds:g} s had passed")
+                continue
             try:
-                times["compiled"], words = _measure_compiled(step)
-                notes.append(words)
-            except Exception as error:  # noqa: BLE001  (the eager row stands; what failed is said)
-                notes.append(f"{mode}: torch.compile failed: {type(error).__name__}: {str(error).splitlines()[0]}")
-        base = base or times
-        cells = []
-        for kind in ("eager", "compiled"):
-            known = kind in times and kind in base
-            cells += [
-                f"{times[kind]:.1f}" if kind in times else "-",
-                f"{base[kind] / times[kind]:.2f}x" if known else "-",
+                self.steps.append(Step(row, options, models))
+            except Exception as error:
+                if row.split("+")[0] in OURS:
+                    raise
+                self.notes.append(f"{row}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+        gc.collect()
+
+    def late(self) -> bool:
+        """Whether nothing new is to begin."""
+        return bool(self.options.seconds) and time.perf_counter() - self.started > self.options.seconds
+
+    def table(self, pixels: int, batch: int) -> None:
+        """Rows of one size, timed in turns; printed."""
+        ready, results = [], {}
+        for step in self.steps:
+            try:
+                step.set_size(pixels, batch)
+                results[step.row] = step.run()
+                if "compile" in step.changes:
+                    self.notes.append(compile_blocks(step))
+                for _ in range(3):  # kernels, recordings, graphs
+                    results[step.row] = step.run()
+                ready.append(step)
+            except Exception as error:
+                if step.format in OURS and "compile" not in step.changes:
+                    raise
+                self.notes.append(f"{step.row}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+        for step in ready:
+            if not bool(results[step.row].isfinite().all()):
+                raise SystemExit(f"{step.row}: the result is not finite.")
+        for _ in range(self.options.turns):
+            for step in ready:
+                if not (self.late() and step.times):
+                    step.block()
+        tokens = batch * ((pixels // 16) ** 2 + self.options.text)
+        size = f"{pixels} x {pixels}, batch {batch}: {tokens} tokens"
+        print(f"| {size} | ms | | turns | resident GiB | peak GiB | differs |")
+        print("|---" * 7 + "|")
+        base = median(ready[0].times) if ready else 0.0
+        for step in ready:
+            time_, peak = median(step.times), step.peak()
+            plain = results.get(step.format)  # the same weights, nothing done to them
+            differs = "" if not step.changes or plain is None or "lora" in step.changes else step.row
+            cells = [
+                step.title,
+                f"{time_:.1f}",
+                f"{base / time_:.2f}x",
+                " ".join(f"{t:.1f}" for t in step.times),
+                f"{step.resident / GIB:.2f}",
+                f"{peak / GIB:.2f}" if peak else "-",
+                f"{distance(results[differs], plain):.1e}" if differs and plain is not None else "",
             ]
-        name = "BF16" if mode == "bf16" else f"ours {mode}, rank {options.rank}"
-        cells += [f"{step.resident / GIB:.2f}", f"{peak / GIB:.2f}" if peak else "-"]
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
-        del step
-        torch._dynamo.reset()
-        gc.collect()  # a compiled model refers to itself, and would count in the next one's peak
-        if options.device.startswith("cuda"):
-            torch.cuda.empty_cache()
-    return notes
+            print("| " + " | ".join(cells) + " |", flush=True)
+        print(flush=True)
+
+    def images(self, pixels: int) -> None:
+        """Whole images, in turns; printed."""
+        steps = self.options.image_steps
+        for step in self.steps:
+            step.times = []
+            step.image(pixels, 4)
+        for _ in range(2):
+            for step in self.steps:
+                if not (self.late() and step.times):
+                    step.times.append(step.image(pixels, steps))
+        print(f"| {pixels} x {pixels}, {steps} steps, from noise to latent | s | |\n|---|---|---|")
+        for step in self.steps:
+            print(f"| {step.title} | {min(step.times):.2f} | {min(self.steps[0].times) / min(step.times):.2f}x |")
+        print(flush=True)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _rows(text: str) -> list[str]:
+    for row in text.split(","):
+        name, *changes = row.split("+")
+        if name not in FORMATS or not set(changes) <= WORDS.keys():
+            raise argparse.ArgumentTypeError(
+                f"{row}: a row is one of {', '.join(FORMATS)}, followed by any of +{', +'.join(WORDS)}"
+            )
+    return text.split(",")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -237,19 +138,23 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=typed(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--modes", default=",".join(MODES), help="the first one is what others are compared with")
+    parser.add_argument(
+        "--rows", type=_rows, default=ROWS.split(","), help="the first one is what others are compared with"
+    )
+    parser.add_argument("--pixels", type=_numbers, default=[1024], help="sides of images, as 512,1024,2048")
+    parser.add_argument("--batch", type=_numbers, default=[1], help="images at once, as 1,4")
+    parser.add_argument("--image", action="store_true", help="also time whole images, for each size")
+    parser.add_argument("--image-steps", type=int, default=20)
     parser.add_argument("--depth", type=int, default=19, help="double blocks (default: 19)")
     parser.add_argument("--singles", type=int, default=38, help="single blocks (default: 38)")
     parser.add_argument("--hidden", type=int, default=HIDDEN, help="a multiple of 128 (default: 3072)")
-    parser.add_argument("--pixels", type=int, default=1024, help="side of the image")
     parser.add_argument("--text", type=int, default=512, help="text tokens")
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument(
-        "--repeats", type=int, default=20, help="steps, one after another, that a time is the median of"
-    )
-    parser.add_argument("--eager-only", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--repeats", type=int, default=8, help="steps in a row that one turn takes")
+    parser.add_argument("--turns", type=int, default=3, help="how often each row has its turn")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--allocator", choices=("comfyui", "torch"), default="comfyui", help="torch: its own one")
     parser.add_argument("--commit", help="what to print for the commit where git is not (default: ask git)")
     parser.add_argument("--seconds", type=float, default=0, help="begin nothing new after so many seconds")
     return parser.parse_args(argv)
@@ -258,15 +163,25 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     options = parse(argv)
     # the attention that the host takes on NVIDIA; its own one for the CPU asks how much memory is free at each call
-    start_host("legacy", ("--use-pytorch-cross-attention", *(["--cpu"] if options.device == "cpu" else [])))
+    flags = ["--use-pytorch-cross-attention", *(["--cpu"] if options.device == "cpu" else [])]
+    start_host("legacy", (*flags, *(["--disable-cuda-malloc"] if options.allocator == "torch" else [])))
     import torch
 
     if options.device != "cpu" and not torch.cuda.is_available():
         sys.stderr.write("The benchmark needs a GPU that torch can use.\n")
         return 2
-    print(header(options.commit) + "\n", flush=True)
-    for note in measure(options):
-        print(f"\n{note}")
+    allocator = f", allocator {torch.cuda.get_allocator_backend()}" if options.device != "cpu" else ""
+    print(header(options.commit) + allocator + "\n", flush=True)
+    bench = Bench(options)
+    for pixels in options.pixels:
+        for batch in options.batch:
+            if bench.late():
+                bench.notes.append(f"{pixels} x {pixels}, batch {batch}: left out, {options.seconds:g} s had passed")
+            else:
+                bench.table(pixels, batch)
+        if options.image and not bench.late():
+            bench.images(pixels)
+    print("\n\n".join(bench.notes))
     return 0
 
 

@@ -26,11 +26,12 @@ def write_model(path: Path, depth: int, singles: int) -> None:
     from safetensors.torch import save_file
 
     from svdquant_pack.nodes.host.model.quantized_linear import LAYOUT_KEY, layout_to_tensor
+    from svdquant_pack.svdq_core.blob import to_blob
 
     draw, tensors = Draw("cuda"), {}
     for name, size in linears(depth, singles).items():
         layer = draw.layer(name, *size)
-        blob, layout = layer.to_blob()
+        blob, layout = to_blob(layer)
         tensors[f"{name}.weight"], tensors[f"{name}.{LAYOUT_KEY}"] = blob.cpu(), layout_to_tensor(layout)
         tensors[f"{name}.bias"] = layer.bias.cpu()
     for name, (n, k) in plain_linears().items():

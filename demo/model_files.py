@@ -1,13 +1,14 @@
 """What a training writes: model files that say where they come from, and checkpoints to go on from."""
 
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from ..svdq_core.checkpoint.save import replacing, save_tensors
 
 LICENCE = "Apache-2.0"
 SOURCE = "trained from scratch by the ComfyUI-SVDQuant project on scenes that it drew itself; see demo/models/README.md"
@@ -19,10 +20,7 @@ def write_model(path: Path, weights: dict[str, Tensor], title: str, **facts: obj
     metadata = {"format": "pt", "title": title, "license": LICENCE, "source": SOURCE}
     metadata |= {name: str(fact) for name, fact in sorted(facts.items())}
     rounded = {name: weight.detach().to("cpu", torch.bfloat16).contiguous() for name, weight in weights.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file(rounded, part, metadata=metadata)
-    os.replace(part, path)  # noqa: PTH105 - a reader sees the old file or the new one
+    save_tensors(path, rounded, metadata)
 
 
 def read_model(module: nn.Module, path: Path, device: torch.device) -> nn.Module:
@@ -33,10 +31,8 @@ def read_model(module: nn.Module, path: Path, device: torch.device) -> nn.Module
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write the state of a training; whoever stops it in between leaves the last one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)  # noqa: PTH105
+    with replacing(path, nbytes=0) as part:  # how much it takes is known only afterwards
+        torch.save(state, part)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:

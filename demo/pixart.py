@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..svdq_core.checkpoint.save import save_tensors
 from .check import Check
 from .client import Client, Outcome
 from .metrics import is_identical, relative_error
@@ -56,9 +56,7 @@ def install(base: Path) -> Path:
         "vae_approx/taesdxl_encoder.safetensors": random_autoencoder(encoder=True),
         "vae_approx/taesdxl_decoder.safetensors": random_autoencoder(encoder=False),
     }.items():
-        target = models / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save_file(weights, target, metadata={"title": "random weights of the SVDQuant demo"})
+        save_tensors(models / name, weights, {"title": "random weights of the SVDQuant demo"})
     return models / "diffusion_models" / MODEL
 
 

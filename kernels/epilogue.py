@@ -39,44 +39,43 @@ def settle(result: Tensor, epilogue: Epilogue) -> Tensor:
     return out
 
 
-def destination(out: Tensor | None, accumulate: bool, M: int, N: int, x_down: Tensor) -> Tensor:
-    """out, or if it is None a new (M, N) tensor of x_down's dtype and device; ValueError if accumulate needs out."""
-    if out is None and accumulate:
+def destination(epilogue: Epilogue, M: int, N: int, x_down: Tensor) -> Tensor:
+    """The epilogue's out, or if it is None a new (M, N) tensor of x_down's dtype and device.
+
+    Raises:
+        ValueError: accumulate without out.
+    """
+    if epilogue.out is not None:
+        return epilogue.out
+    if epilogue.accumulate:
         raise ValueError("accumulate adds to what out holds, but out is None: pass out, or leave accumulate off")
-    return torch.empty((M, N), dtype=x_down.dtype, device=x_down.device) if out is None else out
+    return torch.empty((M, N), dtype=x_down.dtype, device=x_down.device)
 
 
 def finish(
-    products: Tensor,
-    x_down: Tensor,
-    proj_up: Tensor,
-    bias: Tensor | None = None,
-    out: Tensor | None = None,
-    accumulate: bool = False,
-    gelu_from: int | None = None,
+    products: Tensor, x_down: Tensor, proj_up: Tensor, bias: Tensor | None = None, epilogue: Epilogue = NOTHING_MORE
 ) -> Tensor:
     """products + x_down @ proj_up.T + bias [+ out], through GELU where wanted.
 
     Args:
         products: (M, N) float32. x_down: (M, R), proj_up: (N, R), bias: (N,) or None.
-        out: (M, N) of x_down.dtype to write to; None: a new tensor.
-        accumulate: add what out holds, in float32, before the one rounding.
-        gelu_from: from this column on the rounded result goes through GELU (tanh form, float32) and is rounded again.
+        epilogue: what out holds is added in float32, before the one rounding; what goes through GELU (tanh form) does
+            so rounded, in float32, and is rounded again.
 
     Returns:
-        out, (M, N) of x_down.dtype.
+        (M, N) of x_down.dtype: the epilogue's out, if it has one.
 
     Raises:
         ValueError: accumulate without out.
     """
-    result = destination(out, accumulate, *products.shape, x_down)
+    result = destination(epilogue, *products.shape, x_down)
     total = products + x_down.float() @ proj_up.float().T
     if bias is not None:
         total = total + bias.float()
-    if accumulate:
+    if epilogue.accumulate:
         total = total + result.float()
     result.copy_(total)
-    if gelu_from is not None:
-        activated = result[:, gelu_from:]
+    if epilogue.gelu_from is not None:
+        activated = result[:, epilogue.gelu_from :]
         activated.copy_(F.gelu(activated.float(), approximate="tanh"))
     return result

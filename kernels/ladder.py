@@ -1,21 +1,27 @@
 """The fallback ladder: try the best way to compute something, step down for good when it cannot work, and say so once.
 
 A step is left behind when it raises: no compiler on the machine, a Triton too old for the kernel, a GPU that lacks the
-shared memory. Results stay the same within the tolerances of the tests, so a generation goes on.
+shared memory. Results stay the same within the tolerances of the tests, so a generation goes on. Memory that has run
+out is no fault of a step: it is tried once more with the allocator's cache given back, and never left behind for it.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import TypeVar
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 import torch
 
 logger = logging.getLogger("svdquant")
 Result = TypeVar("Result")
+Step = TypeVar("Step")
 
 _broken: set[tuple[str, str]] = set()  # (device, step) that raised once in this process
 _said: set[str] = set()
+# What Triton, cuBLAS and the drivers call it; torch's allocator raises a type of its own.
+_OUT_OF_MEMORY = ("out of memory", "cublas_status_alloc_failed", "hipblas_status_alloc_failed", "hiperroroutofmemory")
+# What a CUDA graph under capture refuses: it works again outside.
+_CAPTURING = ("stream is capturing", "capture_mode", "stream capture")
 
 
 def say_once(message: str, *args: object, level: int = logging.INFO) -> None:
@@ -26,7 +32,7 @@ def say_once(message: str, *args: object, level: int = logging.INFO) -> None:
         logger.log(level, "%s", text)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -36,25 +42,84 @@ def steps_left_behind() -> int:
     return len(_broken)
 
 
-def climb(device: torch.device, steps: Sequence[tuple[str, Callable[[], Result]]]) -> Result:
-    """The result of the first step that works on the device; the last one's errors are the caller's.
+def _says(error: BaseException, words: Sequence[str]) -> bool:
+    text = str(error).lower()
+    return any(word in text for word in words)
+
+
+class Attempt(Generic[Step]):
+    """One try of a step, as a context: what it raises is looked at, and passed on where the next step cannot help.
 
     Args:
-        steps: (name in words for the user, what to call), best first.
+        device: where it runs. name, step: of the step. next_name: of the one below it; None: there is none.
+        again: it ran out of memory a moment ago.
     """
-    if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
-        with torch.cuda.device(device):  # Triton launches on the current device
-            return climb(device, steps)
-    for (name, compute), (next_name, _) in pairwise(steps):
-        if _broken and (str(device), name) in _broken:
+
+    __slots__ = ("_again", "_device", "_name", "_next_name", "_step", "out_of_memory")
+
+    def __init__(self, device: torch.device, name: str, step: Step, next_name: str | None, again: bool = False):
+        self._device, self._name, self._step, self._next_name, self._again = device, name, step, next_name, again
+        self.out_of_memory = False
+
+    def __enter__(self) -> Step:
+        return self._step
+
+    def __exit__(self, _kind, error: BaseException | None, trace) -> bool:
+        # an allocator that raised its own error has emptied its cache already, and the next step needs no less memory
+        if error is None or not isinstance(error, Exception) or isinstance(error, torch.cuda.OutOfMemoryError):
+            return False
+        if _says(error, _CAPTURING):
+            return False
+        if _says(error, _OUT_OF_MEMORY):
+            if self._again:
+                raise torch.cuda.OutOfMemoryError(f"{self._name} on {self._device}: {_first_line(error)}") from error
+            traceback.clear_frames(trace)  # they hold the step's scratch memory
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.out_of_memory = True
+            return True
+        if self._next_name is None:
+            return False
+        _broken.add((str(self._device), self._name))
+        text = "%s does not work on %s (%s); using %s instead."
+        say_once(text, self._name, self._device, _first_line(error), self._next_name, level=logging.WARNING)
+        logger.debug("%s failed", self._name, exc_info=error)
+        return True
+
+
+def attempts(device: torch.device, steps: Sequence[tuple[str, Step]]) -> Iterator[Attempt[Step]]:
+    """The tries that a ladder allows, for a loop that returns from within the first that works.
+
+    Args:
+        steps: (name in words for the user, what the caller does with it), best first. The last one's errors are the
+            caller's.
+    """
+    last = len(steps) - 1
+    for i, (name, step) in enumerate(steps):
+        if i < last and _broken and (str(device), name) in _broken:
             continue
-        try:
+        next_name = steps[i + 1][0] if i < last else None
+        attempt = Attempt(device, name, step, next_name)
+        yield attempt
+        if attempt.out_of_memory:
+            yield Attempt(device, name, step, next_name, again=True)
+
+
+def is_elsewhere(device: torch.device) -> bool:
+    """Whether a device is a GPU but not the current one, on which Triton launches."""
+    return device.type == "cuda" and device.index not in (None, torch.cuda.current_device())
+
+
+def descend(device: torch.device, steps: Sequence[tuple[str, Callable[[], Result]]]) -> Result:
+    """The result of the first step that works on the device.
+
+    Args:
+        steps: (name in words for the user, what to call), best first. The last one's errors are the caller's.
+    """
+    if is_elsewhere(device):
+        with torch.cuda.device(device):
+            return descend(device, steps)
+    for attempt in attempts(device, steps):
+        with attempt as compute:
             return compute()
-        except (torch.cuda.OutOfMemoryError, KeyboardInterrupt):
-            raise  # the next step needs no less memory
-        except Exception as error:
-            _broken.add((str(device), name))
-            text = "%s does not work on %s (%s); using %s instead."
-            say_once(text, name, device, _first_line(error), next_name, level=logging.WARNING)
-            logger.debug("%s failed", name, exc_info=error)
-    return steps[-1][1]()
+    raise AssertionError("the last step returns or raises")

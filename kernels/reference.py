@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .epilogue import finish
+from .epilogue import NOTHING_MORE, Epilogue, finish
 from .format import (
     E2M1_MAX,
     E2M1_VALUES,
@@ -31,6 +31,7 @@ from .format import (
     INT8_MAX,
     UINT4_MAX,
 )
+from .layer_call import Int8Weight, QuantizedAct
 from .packing import pack_nibbles, unpack_int4, unpack_uint4
 
 # ---------------------------------------------------------------------------------------------------- weights
@@ -85,13 +86,13 @@ def dequantize_int8(qweight: Tensor, wscales: Tensor) -> Tensor:
     return qweight.float() * wscales.float()[:, None]
 
 
-def requantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+def requantize_int8(weight: Tensor) -> Int8Weight:
     """Symmetric int8 for each output channel: (N, K) float32 -> (N, K) int8 and (N,) float32.
 
     The scale is absmax / 127 of the row; a row of zeros gets scale 0.
     """
     channel_scales = weight.abs().amax(dim=1) * (1.0 / INT8_MAX)
-    return _round_to_codes(weight, channel_scales[:, None], -INT8_MAX, INT8_MAX), channel_scales
+    return Int8Weight(_round_to_codes(weight, channel_scales[:, None], -INT8_MAX, INT8_MAX), channel_scales)
 
 
 # ---------------------------------------------------------------------------------------------- activations
@@ -144,17 +145,18 @@ def quantize_act_int4(
 
 def quantize_act_int8(
     x: Tensor, smooth_factor: Tensor, proj_down: Tensor, act_unsigned: bool = False, gelu: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> QuantizedAct:
     """Quantize activations for gemm_w4a8: one scale absmax/127 for each token.
 
     Arguments as quantize_act_int4; act_unsigned only adds the shift that the stored bias expects.
 
     Returns:
-        qx (M, K) int8 in -127...127, ascales (M,) float32, x_down (M, R) of x.dtype.
+        codes (M, K) int8 in -127...127, ascales (M,) float32, x_down (M, R) of x.dtype.
     """
     x_hat, x_down = _prepare(x, smooth_factor, proj_down, act_unsigned, gelu)
     scales = x_hat.float().abs().amax(dim=-1) * (1.0 / INT8_MAX)
-    return _round_to_codes(x_hat.float(), scales[:, None], -INT8_MAX, INT8_MAX), scales, x_down
+    codes = _round_to_codes(x_hat.float(), scales[:, None], -INT8_MAX, INT8_MAX)
+    return QuantizedAct(codes, scales, x_down)
 
 
 def quantize_act_nvfp4(
@@ -206,35 +208,33 @@ def gemm_w4a4(
 def _matmul_int8(a: Tensor, b: Tensor) -> Tensor:
     """Exact a @ b.T: (M, K) and (N, K) int8 -> (M, N) int32, on every device."""
     # 1024 products of at most 127 * 127 stay below 2^24, where float32 counts exactly
-    chunks = zip(a.split(1024, dim=1), b.split(1024, dim=1), strict=True)
-    return torch.stack([(x.float() @ y.float().T).int() for x, y in chunks]).sum(dim=0, dtype=torch.int32)
+    total = torch.zeros((a.shape[0], b.shape[0]), dtype=torch.int32, device=a.device)
+    for x, y in zip(a.split(1024, dim=1), b.split(1024, dim=1), strict=True):
+        total += (x.float() @ y.float().T).int()
+    return total
 
 
 def gemm_w4a8(
-    qx: Tensor,
-    ascales: Tensor,
-    qweight_int8: Tensor,
-    channel_scales: Tensor,
-    x_down: Tensor,
+    quantized: QuantizedAct,
+    weight: Int8Weight,
     proj_up: Tensor,
     bias: Tensor | None = None,
-    out: Tensor | None = None,
-    accumulate: bool = False,
-    gelu_from: int | None = None,
+    epilogue: Epilogue = NOTHING_MORE,
 ) -> Tensor:
     """8-bit activations times weights with one int8 scale for each output channel.
 
     Args:
-        qx: (M, K) int8, ascales: (M,) float32, x_down: (M, R): from quantize_act_int8.
-        qweight_int8: (N, K) int8, channel_scales: (N,) float32: qweight and wscales of an int8 layer, or
+        quantized: codes (M, K) int8, ascales (M,) float32, x_down (M, R): from quantize_act_int8.
+        weight: codes (N, K) int8, channel_scales (N,) float32: qweight and wscales of an int8 layer, or
             requantize_int8(dequantize_...(...)).
-        proj_up: (N, R), bias: (N,) or None. out, accumulate, gelu_from: as finish in epilogue.py.
+        proj_up: (N, R), bias: (N,) or None. epilogue: as finish in epilogue.py.
 
     Returns:
         (M, N) of x_down.dtype.
     """
+    (qx, ascales, x_down), (qweight_int8, channel_scales) = quantized, weight
     products = _matmul_int8(qx, qweight_int8).float() * ascales[:, None] * channel_scales
-    return finish(products, x_down, proj_up, bias, out, accumulate, gelu_from)
+    return finish(products, x_down, proj_up, bias, epilogue)
 
 
 def gemm_nvfp4(

@@ -1,49 +1,41 @@
 """Which tile each kernel uses on each GPU generation, in one place, with the evidence beside each row.
 
 Tables are fixed, not tuned at run time: a new image size, batch or LoRA rank never waits for a search, and Triton's own
-cache on disk holds the compiled kernels. Tables are keyed by the generation of devices.generation, or its first five
-letters, or "default"; rows by the number of tokens M up to which they serve. A row without times was only compiled,
-without a register spill and within the shared memory of sm_80, 86, 89, 100, 120, gfx942, gfx1100 and gfx1201.
+cache on disk holds the compiled kernels. Tables are keyed by Generation.tiles of gpus.py, or "default"; rows by the
+number of tokens M up to which they serve. A row without times was only compiled, without a register spill and within
+the shared memory of every generation that takes it.
 """
 
+from enum import Enum
 from functools import cache
 
-# Exact w4a4 runs on int8 tensor cores where those are at least four times as fast as 16-bit ones with float32 sums; on
-# the others the scaling after each group of 64 k costs more than 16-bit products. H200, 3072 -> 12288, M = 4608: int8
-# 0.99 ms at best, 16-bit 0.54 ms with both sides dequantized first.
-INT8_W4A4_GENERATIONS = ("sm_80", "sm_86", "sm_89", "sm_120")
-
-# Up to which rank the quantizers compute the down projection themselves; its sums stay in registers. On Hopper a matrix
-# product of its own is faster, because tensor-core tiles leave too few loads in flight. H200, M = 4608, rank 32, int8:
-# K = 3072 0.0132 + 0.0073 ms apart, 0.0323 fused; K = 12288 0.068 + 0.035 apart, 0.138 fused.
-# Elsewhere not timed: a fused pass reads the activations once less, which slower memories reward. On gfx11 and gfx12 it
-# spills.
-_MAX_FUSED_RANK = {"sm_90": 0, "sm_100": 0, "gfx11": 0, "gfx12": 0, "default": 128}
-
+from .gpus import Generation
 
 ANY = 1 << 62
 
 
-def _of(table: dict, gpu: str):
-    """The entry of a table for a generation."""
-    return next(table[key] for key in (gpu, gpu[:5], "default") if key in table)
+class Projection(Enum):
+    """Who computes the low-rank down projection of an int8 quantizer's tokens."""
+
+    NONE = "there is none: rank 0"
+    FUSED = "the quantizer itself, while it looks for the largest value"
+    SHARED = "project_act.py, in shares of k, which looks for the largest value as well"
+    APART = "a matrix product of torch's"
 
 
-def fuses_rank(R: int, gpu: str) -> bool:
-    """Whether a quantizer computes a down projection of rank R itself."""
-    return 0 < R <= _of(_MAX_FUSED_RANK, gpu)
+@cache
+def choose_projection(K: int, R: int, gpu: Generation) -> Projection:
+    """The down projection of rank R for tokens of width K on a generation."""
+    if R == 0:
+        return Projection.NONE
+    if gpu.shares_from_k is not None and gpu.shares_from_k <= K:
+        return Projection.SHARED
+    return Projection.FUSED if fuses_rank(R, gpu) else Projection.APART
 
 
-# From which k on project_act.py computes the down projection of w4a8, in shares of k, a product with few columns.
-# H200, M = 4608, rank 32, the whole quantizer: K = 12288 0.0945 ms against 0.1050 with a matrix product apart, behind a
-# GELU 0.146 against 0.174; K = 3072 0.0221 against 0.0204, 0.0430 against 0.0439. One of ours costs half the time on
-# the CPU of a product of torch's.
-_SHARED = {"sm_90": 1024, "default": ANY}
-
-
-def shares_projection(K: int, R: int, gpu: str) -> bool:
-    """Whether project_act.py computes a down projection of rank R of tokens of width K."""
-    return R > 0 and _of(_SHARED, gpu) <= K
+def fuses_rank(R: int, gpu: Generation) -> bool:
+    """Whether a quantizer of groups computes a down projection of rank R itself."""
+    return 0 < R <= gpu.max_fused_rank
 
 
 @cache
@@ -77,17 +69,17 @@ def shares_tile(M: int, K: int, R: int) -> dict[str, int]:
     }
 
 
-def folds_gelu(gpu: str, compute: str) -> str | None:
+def folds_gelu(gpu: Generation, compute: str) -> str | None:
     """What computes a GELU between two quantized layers, for one of the compute modes.
 
     Returns:
         "output": the layer in front, behind its product; "input": the layer behind, while it quantizes; None: neither.
     """
     # H200, M = 4608, K = 12288: 0.158 ms for GELU and int8 quantizer, 0.146 in one, 0.095 for the quantizer alone.
-    # Other generations and modes were not timed; the w4a4 quantizer of Hopper is slower with a GELU inside.
+    # Other generations were not timed.
     if compute == "w4a8":
         return "output"
-    return None if gpu == "sm_90" else "input"
+    return "input" if gpu.gelu_in_quantizer else None
 
 
 def power_of_2(value: int) -> int:
@@ -141,6 +133,9 @@ def unpack_tile(op: str, N: int, K: int) -> dict[str, int]:
     return {"BLOCK_N": max(4, elements // block_k), "BLOCK_K": block_k, "num_warps": 4}
 
 
+GEMV_ROWS = 4  # rows that gemv_w4a16 takes; beyond, dequantizing the weight once and a matrix product is faster
+
+
 @cache
 def gemv_tile(M: int, K: int) -> dict[str, int]:
     """Tile of gemv_w4a16 for M rows of x: BLOCK_N channels in steps of BLOCK_K."""
@@ -172,12 +167,12 @@ def native_int4_tile(M: int, N: int, groups: int) -> dict[str, int]:
     return {**tile, "STAGE_GROUPS": 2 if groups % 2 == 0 else 1, "SWIZZLE_M": 8}
 
 
-# generation -> rows of (largest M, tile)
+# Generation.tiles -> rows of (largest M, tile)
 GEMM_W4A8_TILES = {
     # H200, M = 4608, 3072 -> 3072, 9216, 12288 and 12288 -> 3072: 128 x 128 0.087, 0.230, 0.314, 0.285 ms; 128 x 256
     # with 8 warps 0.109, 0.275, 0.385, 0.361. M = 512, 3072 -> 3072 and 12288 -> 3072: 64 x 64 0.0127, 0.0428; 64 x 128
     # 0.0136, 0.0425; 128 x 128 0.0162, 0.0606. M = 16: 16 x 32 0.0055, 0.0139; 16 x 64 0.0067, 0.0193.
-    "sm_90": (
+    "hopper": (
         (16, _tile(16, 32, 256, 4, 4)),
         (512, _tile(64, 64, 128, 4, 4)),
         (1024, _tile(64, 128, 128, 4, 3)),
@@ -191,8 +186,7 @@ GEMM_W4A8_TILES = {
     "cpu": ((ANY, _tile(32, 32, 64, 4, 1)),),
 }
 GEMM_W4A4_TILES = {
-    "gfx11": ((ANY, _tile(64, 128, 64, 8, 3)),),
-    "gfx12": ((ANY, _tile(64, 128, 64, 8, 3)),),
+    "rdna": ((ANY, _tile(64, 128, 64, 8, 3)),),
     "default": ((ANY, _tile(128, 128, 64, 8, 3)),),
     "cpu": ((ANY, _tile(32, 32, 64, 4, 1)),),
 }
@@ -241,9 +235,10 @@ def part_position(item: int, whole: int, parts: int, tiles_m: int, tiles_n: int,
     return first_m + within % height, (within // height) * 2 + (0 if parts == 2 else item % 2)
 
 
-def gemm_tile(op: str, M: int, K: int, gpu: str) -> dict[str, int]:
+def gemm_tile(op: str, M: int, K: int, gpu: Generation) -> dict[str, int]:
     """Tile of a GEMM kernel."""
-    tile = next(tile for largest, tile in _of(_GEMM_TILES[op], gpu) if largest >= M)
+    table = _GEMM_TILES[op]
+    tile = next(tile for largest, tile in table.get(gpu.tiles, table["default"]) if largest >= M)
     tile = {"BLOCK_R": 16 if M < 64 else 32, "SWIZZLE_M": 8, **tile}
     if op == "gemm_w4a4":
         del tile["BLOCK_K"]  # its block is the scale group

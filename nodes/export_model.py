@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..svdq_core.checkpoint.formats import FORMATS, save_model
 from .host import files
-from .host.model.build import extract_model
+from .host.model.extract import extract_model
 from .host.progress import Progress
 
 logger = logging.getLogger("svdquant")

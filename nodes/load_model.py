@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..svdq_core.runtime import COMPUTE_CHOICES
 from .host import files
+from .host.attention import CHOICES as ATTENTION_CHOICES
 from .host.model.build import load_model_with_status
 
 logger = logging.getLogger("svdquant")
@@ -37,6 +38,15 @@ class SVDQuantModelLoader(io.ComfyNode):
                     "activations, as the paper. w4a8: 8-bit activations, a better picture. w4a16: activations "
                     "untouched.",
                 ),
+                io.Combo.Input(
+                    "attention",
+                    options=list(ATTENTION_CHOICES),
+                    default="auto",
+                    optional=True,
+                    advanced=True,
+                    tooltip="auto: cuDNN's attention where it is faster than the one that ComfyUI takes by itself, "
+                    "unless you or another node chose one. comfyui: always ComfyUI's.",
+                ),
             ],
             outputs=[
                 io.Model.Output(),
@@ -45,11 +55,11 @@ class SVDQuantModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str, compute: str) -> str:
-        return files.fingerprint(files.model_path(model_name)) + compute
+    def fingerprint_inputs(cls, model_name: str, compute: str, attention: str = "auto") -> str:
+        return files.fingerprint(files.model_path(model_name)) + compute + attention
 
     @classmethod
-    def execute(cls, model_name: str, compute: str) -> io.NodeOutput:
-        model, status = load_model_with_status(files.model_path(model_name), compute)
+    def execute(cls, model_name: str, compute: str, attention: str = "auto") -> io.NodeOutput:
+        model, status = load_model_with_status(files.model_path(model_name), compute, attention=attention)
         logger.info("loaded %s", status)
         return io.NodeOutput(model, status)

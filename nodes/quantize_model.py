@@ -15,7 +15,8 @@ from ..svdq_core.quantize.to_file import quantize_to_file
 from .calibration import CalibrationFile
 from .error_plot import draw_errors
 from .host import files
-from .host.model.build import DenseWeights, load_model
+from .host.model.build import load_model
+from .host.model.dense_weights import DenseWeights
 from .host.quantize.layer_progress import LayerProgress
 from .host.quantize.quantize_job import fit_calibration, layer_costs, make_job, reserve_room
 from .host.quantize.record_calibration import find_calibration, list_calibrations

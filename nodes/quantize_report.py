@@ -7,7 +7,7 @@ from ..svdq_core.quantize import PartReport
 from ..svdq_core.quantize.calibration_fit import FittedCalibration
 from ..svdq_core.quantize.overrides import layer_errors
 from ..svdq_core.quantize.to_file import Outcome
-from .host.model.build import DenseWeights
+from .host.model.dense_weights import DenseWeights
 
 WORST_SHOWN = 5
 SENSITIVE = 3.0  # times the median error: a layer that 4 bits hurt more than others

@@ -7,12 +7,15 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from ..kernels.awq_linear import awq_linear
-from ..kernels.epilogue import Epilogue, settle
+from ..kernels.epilogue import NOTHING_MORE, Epilogue
+from ..kernels.factors import branch_of
 from ..kernels.format import GELU_SHIFT
-from ..kernels.launching.replay import replayed
-from ..kernels.svdquant_linear import dequantize, svdquant_linear
-from .layer import BlobLayout, Part, QuantizedLayer
+from ..kernels.launching.replay import replay
+from ..kernels.layer_call import Factors, LayerCall
+from ..kernels.paths.layer_paths import run
+from ..kernels.weights import dequantize
+from .blob import BlobLayout
+from .layer import Part, QuantizedLayer
 
 
 @lru_cache(maxsize=4096)
@@ -20,7 +23,10 @@ def _layout(text: str) -> BlobLayout:
     return BlobLayout.from_json(text)
 
 
-def _blob_linear(
+# One operation for a whole Linear of ComfyUI's: torch.compile sees neither views of the blob nor parts, Inductor finds
+# no kernel to compile a second time in its own harness, and descriptors, Gluon kernels and the ladder work as without.
+@torch.library.custom_op("svdquant::blob_linear", mutates_args=())
+def _blob_linear_op(
     x: Tensor,
     blob: Tensor,
     bias: Tensor | None,
@@ -31,20 +37,8 @@ def _blob_linear(
     gelu: str | None,
     gelu_from: int,
 ) -> Tensor:
-    return _run_blob((x,), blob, bias, lora_down, lora_up, layout, compute, gelu, gelu_from)
-
-
-def _run_blob(sides: Sequence[Tensor], blob, bias, lora_down, lora_up, layout, compute, gelu, gelu_from) -> Tensor:
-    def run() -> Tensor:
-        layer = _layout(layout).read(blob, bias)
-        return apply_layer(layer, sides, compute, lora_down, lora_up, gelu, gelu_from)
-
-    situation = layout, compute, gelu, gelu_from, len(sides)
-    return replayed(situation, (*sides, blob, bias, lora_down, lora_up), run)
-
-
-# One operation for a whole host Linear: torch.compile sees neither views of the blob nor parts.
-_blob_linear_op = torch.library.custom_op("svdquant::blob_linear", _blob_linear, mutates_args=())
+    branch = {"lora_down": lora_down, "lora_up": lora_up}
+    return apply_blob(blob, layout, bias, x, compute, **branch, gelu=gelu, gelu_from=gelu_from)
 
 
 @_blob_linear_op.register_fake
@@ -58,6 +52,7 @@ def apply_blob(
     bias: Tensor | None,
     x: Tensor | Sequence[Tensor],
     compute: str,
+    *,
     lora_down: Tensor | None = None,
     lora_up: Tensor | None = None,
     gelu: str | None = None,
@@ -68,10 +63,17 @@ def apply_blob(
     Args:
         blob: (bytes,) uint8 on the device of x. layout: BlobLayout.to_json of it. Others as apply_layer.
     """
-    operands = blob, bias, lora_down, lora_up, layout, compute, gelu, gelu_from
-    if isinstance(x, Tensor) and torch.compiler.is_compiling():
-        return _blob_linear_op(x, *operands)
-    return _run_blob((x,) if isinstance(x, Tensor) else x, *operands)
+    if torch.compiler.is_compiling() and isinstance(x, Tensor):
+        return _blob_linear_op(x, blob, bias, lora_down, lora_up, layout, compute, gelu, gelu_from)
+    sides = (x,) if isinstance(x, Tensor) else x
+    situation = layout, compute, gelu, gelu_from, len(sides)
+    done = replay(situation, (*sides, blob, bias, lora_down, lora_up))
+    if isinstance(done, Tensor):
+        return done
+    with done as call:  # noted, so that it is done by address the next time
+        layer = _layout(layout).read(blob, bias)
+        call.result = apply_layer(layer, sides, compute, lora_down, lora_up, gelu=gelu, gelu_from=gelu_from)
+    return call.result
 
 
 def apply_layer(
@@ -80,6 +82,7 @@ def apply_layer(
     compute: str,
     lora_down: Tensor | None = None,
     lora_up: Tensor | None = None,
+    *,
     gelu: str | None = None,
     gelu_from: int = 0,
 ) -> Tensor:
@@ -88,71 +91,67 @@ def apply_layer(
     Args:
         x: (..., in_features) float32, bfloat16 or float16; or its columns in several tensors side by side, cut where
             parts of the layer begin.
-        compute: "w4a4", "w4a8" or "w4a16"; see kernels/svdquant_linear.py.
+        compute: "w4a4", "w4a8" or "w4a16"; see kernels/layer_call.py.
         lora_down, lora_up: (in_features, r) and (out_features, r), strength included, or None.
         gelu: "input" or "output": to which of them the layer applies a GELU (tanh); None: to neither.
         gelu_from: first column of the output that goes through it.
 
     Returns:
         (..., out_features) of x.dtype.
+
+    Raises:
+        ValueError: there is no such compute mode.
     """
     sides = [x] if isinstance(x, Tensor) else x
     shape = sides[0].shape[:-1]
     tokens = [side.reshape(-1, side.shape[-1]) for side in sides]
-    out = None if len(layer.parts) == 1 else tokens[0].new_empty((tokens[0].shape[0], layer.out_features))
     sums_up = layer.parts[0].columns != (0, layer.in_features)  # parts on columns; others write next to each other
-    last = layer.parts[-1]
+    last, out = layer.parts[-1], None
+    if len(layer.parts) > 1:
+        out = tokens[0].new_empty((tokens[0].shape[0], layer.out_features))
     for part in layer.parts:
-        bias = None
-        if layer.bias is not None and (not sums_up or part is last):  # the bias enters a sum once
-            bias = layer.bias[part.rows[0] : part.rows[1]]
-        columns = _columns(tokens, *part.columns)  # strided rows: every path takes them
-        down = None if lora_down is None else lora_down[part.columns[0] : part.columns[1]]
-        up = None if lora_up is None else lora_up[part.rows[0] : part.rows[1]]
-        place = None if out is None else out[:, part.rows[0] : part.rows[1]]
-        first = max(0, gelu_from - part.rows[0]) if gelu == "output" and (not sums_up or part is last) else None
+        (top, bottom), (left, right) = part.rows, part.columns
+        finishes = not sums_up or part is last  # what belongs to a sum as a whole: the bias, the GELU behind it
+        lora = None
+        if lora_down is not None and lora_up is not None:
+            lora = Factors(lora_down[left:right], lora_up[top:bottom])
+        first = max(0, gelu_from - top) if gelu == "output" and finishes else None
         if first is not None and first >= part.out_features:
             first = None
-        epilogue = Epilogue(place, sums_up and part.columns[0] > 0, first)
-        result = _apply_part(part, columns, compute, bias, down, up, gelu == "input", epilogue)
+        epilogue = NOTHING_MORE
+        if out is not None or first is not None:
+            epilogue = Epilogue(None if out is None else out[:, top:bottom], sums_up and left > 0, first)
+        call = LayerCall(
+            _columns(tokens, left, right),
+            part.tensors,
+            part.scheme,
+            "w4a16" if part.scheme == "awq" else compute,
+            branch_of(part.factors, lora),
+            _bias_of(part, layer.bias if finishes else None),
+            part.act_unsigned,
+            gelu == "input",
+            epilogue,
+        )
+        result = run(call)
         out = result if out is None else out
     assert out is not None, "a layer has parts"
     return out.view(*shape, layer.out_features)
 
 
+def _bias_of(part: Part, of_layer: Tensor | None) -> Tensor | None:
+    """What a part adds: its own bias, and the layer's in its rows."""
+    own, shared = part.get("bias"), None if of_layer is None else of_layer[part.rows[0] : part.rows[1]]
+    return shared if own is None else own if shared is None else shared + own
+
+
 def _columns(sides: Sequence[Tensor], start: int, stop: int) -> Tensor:
     """Columns of tensors that lie side by side; none of them may be cut in two but the only one."""
     if len(sides) == 1:
-        return sides[0][:, start:stop]
+        columns = sides[0][:, start:stop]
+        return columns if columns.stride(1) == 1 else columns.contiguous()  # rows may be apart: every path takes them
     edges = list(pairwise(accumulate((side.shape[1] for side in sides), initial=0)))
-    return sides[edges.index((start, stop))]
-
-
-def _apply_part(
-    part: Part,
-    x: Tensor,
-    compute: str,
-    bias: Tensor | None,
-    lora_down: Tensor | None,
-    lora_up: Tensor | None,
-    gelu: bool,
-    epilogue: Epilogue,
-) -> Tensor:
-    """One part, and what is done with its result."""
-    own = part.get("bias")
-    if own is not None:
-        bias = own if bias is None else bias + own
-    if part.scheme == "awq":
-        down, up = (_join(part.get("proj_down"), lora_down), _join(part.get("proj_up"), lora_up))
-        return settle(awq_linear(x, part.tensors, bias, down, up), epilogue)
-    arguments = x, part.tensors, part.scheme, compute, bias, lora_down, lora_up, part.act_unsigned, gelu
-    return svdquant_linear(*arguments, epilogue)
-
-
-def _join(own: Tensor | None, added: Tensor | None) -> Tensor | None:
-    if own is None or added is None:
-        return added if own is None else own
-    return torch.cat((own.to(added.dtype), added), dim=1)
+    columns = sides[edges.index((start, stop))]
+    return columns if columns.stride(1) == 1 else columns.contiguous()
 
 
 def dense_weight(layer: QuantizedLayer) -> Tensor:

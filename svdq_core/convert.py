@@ -1,7 +1,7 @@
 """From a file of any kind that is read here to one of another kind, piece by piece, in memory that stays small.
 
-The source is read twice: once to check all of it and to learn the shapes of what comes out, so that nothing is
-    written of a damaged file and the header can go first; once to write.
+The source is read twice: once to check all of it and to learn the shapes of what comes out, so that nothing is written
+of a damaged file and the header can go first; once to write.
 """
 
 import time
@@ -16,7 +16,9 @@ from .checkpoint.dialects import find_dialect
 from .checkpoint.formats import FORMATS
 from .checkpoint.output import Output
 from .checkpoint.read_plan import Entry, Plan
+from .checkpoint.save import writing
 from .checkpoint.stream import write_stream
+from .checkpoint.writer import Format
 from .errors import SVDQuantError
 from .layer import Part, QuantizedLayer
 from .quantized_model import QuantizedModel
@@ -61,13 +63,12 @@ def convert(
     Raises:
         CheckpointError: the source is damaged, or of no kind that is read here.
         ArchitectureError: the format cannot hold the model.
-        SVDQuantError: the target is there, or cannot be written. Nothing new remains then.
+        SVDQuantError: the target is there, another run writes it, or it cannot be written. Nothing new remains then.
     """
     started = time.perf_counter()
     if to not in FORMATS:
         raise SVDQuantError(f"{to!r} is no format to write. Choose {', '.join(FORMATS)}.")
-    if target.exists() and not overwrite:
-        raise SVDQuantError(f"{target} exists already. Choose another name, or allow it to be replaced.")
+    _refuse_existing(target, overwrite)
     if target.is_dir():
         raise SVDQuantError(f"{target} is a folder. Give the name of a file.")
     checkpoint = Checkpoint(source)
@@ -77,11 +78,26 @@ def convert(
     plan = dialect.plan(checkpoint)
     # of the formats read here only comfy-native holds more than another format can
     form = FORMATS[to](plan.architecture, dialect.name == "comfy", checkpoint.name, strict)
+    with writing(target):
+        _refuse_existing(target, overwrite)  # another run may just have ended
+        outputs = _write(plan, target, form, on_progress)
+    nbytes = sum(output.nbytes for output in outputs)
+    return Conversion(dialect.title, tuple(form.notes), len(outputs), nbytes, time.perf_counter() - started)
+
+
+def _refuse_existing(target: Path, overwrite: bool) -> None:
+    if target.exists() and not overwrite:
+        raise SVDQuantError(f"{target} exists already. Choose another name, or allow it to be replaced.")
+
+
+def _write(plan: Plan, target: Path, form: Format, on_progress: Progress) -> list[Output]:
+    """Read twice, write once; what the file then holds."""
     outline, outputs, total = QuantizedModel(plan.architecture, metadata=plan.metadata), [], 2 * len(plan)
     for step, (host, entry) in enumerate(_pieces(plan)):
         on_progress(step, total, host)
         outputs += [_without_data(output) for output in form.outputs(host, entry)]
         _add_outline(outline, host, entry)
+    form.finish()
 
     def made() -> Iterator[Output]:
         for step, (host, entry) in enumerate(_pieces(plan), start=len(plan)):
@@ -90,8 +106,7 @@ def convert(
 
     write_stream(target, outputs, form.metadata(outline), made())
     on_progress(total, total, "")
-    nbytes = sum(output.nbytes for output in outputs)
-    return Conversion(dialect.title, tuple(form.notes), len(outputs), nbytes, time.perf_counter() - started)
+    return outputs
 
 
 def _pieces(plan: Plan) -> Iterator[tuple[str, Entry]]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..kernels.gpus import FP4_GENERATIONS, INT4_GENERATIONS, generation, why_no_triton
+from ..kernels.gpus import generation, why_no_triton
+from ..kernels.paths.layer_paths import why_not_native
 from . import kernel_probe, published_files
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
@@ -253,15 +254,13 @@ def speed_class(compute: str, precision: str, device: torch.device, compiles: bo
     Args:
         compiles: whether kernels can be compiled; otherwise plain torch runs.
     """
-    kind = generation(device)
-    if kind == "cpu":
+    if device.type == "cpu":
         return "for trying out only"
     if not compiles:
         return "in plain torch: saves memory, not time"
-    native = INT4_GENERATIONS if precision == "int4" else FP4_GENERATIONS
-    if compute == "w4a4" and kind in native:
+    if compute == "w4a4" and why_not_native(precision, device)[1] is None:
         return "4-bit tensor cores, the fastest class"
-    if compute == "w4a8" and kind != "other":
+    if compute == "w4a8" and generation(device).slow_int8 is None:
         return "int8 tensor cores, faster than BF16"
     return "saves memory, about the speed of BF16 at best"
 

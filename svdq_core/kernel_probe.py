@@ -16,6 +16,7 @@ import torch
 from ..kernels.gpus import why_no_triton
 from ..kernels.packing import unpack_int4
 from .apply_layer import apply_layer
+from .blob import to_blob
 from .layer import QuantizedLayer
 from .quantize import QuantSpec
 from .quantize.one_layer import quantize_part
@@ -93,14 +94,13 @@ def try_triton(device: torch.device) -> str:
         return why_no_triton(device) or ""
     try:
         unpack = importlib.import_module("..kernels.step.unpack_weight", __package__)
+        requantize = importlib.import_module("..kernels.step.requantize_weight", __package__)
         part, _, _ = quantize_part(_weight(), None, QuantSpec(rank=RANK), "probe")
         qweight, wscales = part["qweight"].to(device), part["wscales"].to(device)
         codes = unpack.expand_codes(qweight).cpu()
         if not torch.equal(codes, unpack_int4(part["qweight"]).to(codes.dtype)):
             return "a kernel compiled but computes wrong values"
-        importlib.import_module("..kernels.step.requantize_weight", __package__).requantize_weight(
-            qweight, wscales, "int4"
-        )
+        requantize.requantize_weight({"qweight": qweight, "wscales": wscales}, "int4")
         torch.cuda.synchronize(device)
     except Exception as error:  # noqa: BLE001  (compilers fail in many ways; the user should read which)
         return f"{type(error).__name__}: {first_line(error)}"
@@ -122,7 +122,7 @@ def try_layer(precision: str, device: torch.device) -> Trial:
         layer = QuantizedLayer(SIZE, SIZE, (part,), bias)
         x = torch.randn(TOKENS, SIZE, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
         expected = apply_layer(layer, x, compute).float()
-        blob, layout = layer.to_blob()
+        blob, layout = to_blob(layer)
         there = layout.read(blob.to(device), None if bias is None else bias.to(device))
         started = time.perf_counter()
         found = apply_layer(there, x.to(device), compute).float().cpu()  # the copy waits for the device

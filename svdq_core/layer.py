@@ -1,20 +1,16 @@
-"""One quantized Linear: its tensors, and the single block of bytes that holds them.
+"""One quantized Linear and its tensors; how they lie in one block of bytes: blob.py.
 
 A host Linear is made of one or more rectangular parts: FLUX `linear1` is two parts stacked on rows, `linear2` two
 stacked on columns, every other layer one part. A part carries the tensors of kernels/format.py.
-
-The host moves, pages and counts one ordinary `weight` for each Linear, so all tensors of a layer are aligned slices of
-one flat uint8 tensor, the blob. `BlobLayout` says where each lies; it is plain data and travels as JSON.
 """
 
-import json
-from dataclasses import asdict, dataclass, field, replace
-from itertools import accumulate, pairwise
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
-import torch
 from torch import Tensor
 
-from .arena import Arena, aligned, blank
+from ..kernels.layer_call import Factors
+from .arena import Arena
 from .errors import CheckpointError
 from .schemes import DERIVED, GROUP_SIZE, SCHEME_TENSORS
 from .values import FLOAT, check_values
@@ -58,6 +54,12 @@ class Part:
     def rank(self) -> int:
         proj_up = self.get("proj_up")
         return proj_up.shape[1] if proj_up is not None and proj_up.ndim == 2 else 0
+
+    @property
+    def factors(self) -> Factors | None:
+        """The low-rank branch, if there is one."""
+        proj_down, proj_up = self.get("proj_down"), self.get("proj_up")
+        return None if proj_down is None or proj_up is None else Factors(proj_down, proj_up)
 
     def check(self, where: str) -> None:
         """Raise CheckpointError unless every tensor is there with the right shape, dtype and finite scales.
@@ -110,6 +112,8 @@ class QuantizedLayer:
         parts: rectangles that tile the weight.
         bias: (out_features,) or None; for act_unsigned parts it holds the shift correction already.
         arena: memory in which tensors of the parts lie already, or None.
+        input: name of the tensor that it reads; layers of one name have the same smoothing and proj_down, bit for bit,
+            so that one may take over what another quantized. "" if nothing is known.
     """
 
     in_features: int
@@ -117,6 +121,7 @@ class QuantizedLayer:
     parts: tuple[Part, ...]
     bias: Tensor | None = None
     arena: Arena | None = field(default=None, repr=False, compare=False)
+    input: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -164,119 +169,6 @@ class QuantizedLayer:
             replace(part, tensors={n: t for n, t in part.tensors.items() if n not in DERIVED}) for part in self.parts
         )
         return replace(self, parts=parts)
-
-    def to_blob(self) -> tuple[Tensor, "BlobLayout"]:
-        """One flat uint8 tensor that holds every tensor of every part, derived ones last.
-
-        What lies in the layer's arena stays there, so that the blob shares memory with it; everything else is copied.
-        """
-        slices: list[dict[str, BlobSlice]] = [{} for _ in self.parts]
-        parts = [
-            BlobPart(p.scheme, p.rows, p.columns, p.act_unsigned, s, p.pieces)
-            for p, s in zip(self.parts, slices, strict=True)
-        ]
-        ordered = [
-            (places, name, tensor)
-            for derived in (False, True)
-            for part, places in zip(self.parts, slices, strict=True)
-            for name, tensor in part.tensors.items()
-            if (name in DERIVED) == derived
-        ]
-        starts = None if self.arena is None else self.arena.claim([tensor for *_, tensor in ordered])
-        if self.arena is not None and starts is not None:
-            blob = self.arena.memory
-        else:
-            ends = list(accumulate((aligned(tensor.nbytes) for *_, tensor in ordered), initial=0))
-            starts, blob = ends[:-1], blank(ends[-1], self.parts[0]["qweight"].device)
-        end = 0
-        for (places, name, tensor), start in zip(ordered, starts, strict=True):
-            place = BlobSlice(start, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-            places[name], stop = place, start + aligned(tensor.nbytes)
-            if place.read(blob).data_ptr() != tensor.data_ptr():
-                place.read(blob).copy_(tensor)
-                blob[start + tensor.nbytes : stop] = 0  # gaps are saved too: equal layers, equal bytes
-            end = max(end, stop)
-        return blob[:end], BlobLayout(self.in_features, self.out_features, tuple(parts))
-
-
-@dataclass(frozen=True)
-class BlobSlice:
-    """Where one tensor lies in a blob."""
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: str
-
-    def read(self, blob: Tensor) -> Tensor:
-        """A view of the blob, no copy."""
-        dtype = getattr(torch, self.dtype)
-        count = dtype.itemsize
-        for size in self.shape:
-            count *= size
-        return blob[self.offset : self.offset + count].view(dtype).view(self.shape)
-
-
-@dataclass(frozen=True)
-class BlobPart:
-    """Where the tensors of one part lie in a blob."""
-
-    scheme: str
-    rows: tuple[int, int]
-    columns: tuple[int, int]
-    act_unsigned: bool
-    slices: dict[str, BlobSlice]
-    pieces: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(frozen=True)
-class BlobLayout:
-    """Where everything lies in the blob of one layer."""
-
-    in_features: int
-    out_features: int
-    parts: tuple[BlobPart, ...]
-
-    def read(self, blob: Tensor, bias: Tensor | None = None) -> QuantizedLayer:
-        """Views of the blob as a layer, no copy. Do not keep them: the host replaces the bytes behind a parameter."""
-        parts = tuple(
-            Part(p.scheme, p.rows, p.columns, p.act_unsigned, {n: s.read(blob) for n, s in p.slices.items()}, p.pieces)
-            for p in self.parts
-        )
-        return QuantizedLayer(self.in_features, self.out_features, parts, bias)
-
-    def without_derived(self, blob: Tensor) -> tuple[Tensor, "BlobLayout"]:
-        """What files hold of a blob, a view of it, and where everything lies in that."""
-        starts = [s.offset for part in self.parts for name, s in part.slices.items() if name in DERIVED]
-        if not starts:
-            return blob, self
-        parts = tuple(
-            replace(part, slices={n: s for n, s in part.slices.items() if n not in DERIVED}) for part in self.parts
-        )
-        return blob[: min(starts)], replace(self, parts=parts)
-
-    def to_json(self) -> str:
-        """As files hold it: parts that are joined are taken apart before."""
-        raw = asdict(self)
-        for part in raw["parts"]:
-            if not part["pieces"]:
-                del part["pieces"]
-        return json.dumps(raw, separators=(",", ":"))
-
-    @staticmethod
-    def from_json(text: str) -> "BlobLayout":
-        raw = json.loads(text)
-        parts = tuple(
-            BlobPart(
-                p["scheme"],
-                tuple(p["rows"]),
-                tuple(p["columns"]),
-                p["act_unsigned"],
-                {n: BlobSlice(s["offset"], tuple(s["shape"]), s["dtype"]) for n, s in p["slices"].items()},
-                tuple((outputs, rank) for outputs, rank in p.get("pieces", ())),
-            )
-            for p in raw["parts"]
-        )
-        return BlobLayout(raw["in_features"], raw["out_features"], parts)
 
 
 def with_tensors(part: Part, **tensors: Tensor) -> Part:

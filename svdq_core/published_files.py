@@ -2,13 +2,9 @@
 
 import torch
 
-from ..kernels.gpus import FP4_GENERATIONS, generation
+from ..kernels.gpus import generation
 from .layer import GROUP_SIZE
-from .models import FLUX, PIXART, Architecture
-
-# of the published models: width, blocks of each kind, parameters outside the blocks
-FLUX_DEV = (FLUX, 3072, {"double_blocks": 19, "single_blocks": 38}, 64_106_560)
-PIXART_SIGMA = (PIXART, 1152, {"blocks": 28}, 16_440_256)
+from .models import FLUX, Architecture
 
 WORKING_GIB = 0.5  # activations of FLUX.1 at 1024 x 1024; 0.42 GiB measured with BF16 weights on an H200
 RESERVED_GIB = 1.0  # the CUDA context, the desktop, the host's own reserve
@@ -18,7 +14,7 @@ FP4, INT4 = "fp4", "int4"  # as the names of published files spell the precision
 
 def file_precision(device: torch.device) -> str:
     """What to download for a device, as file names spell it: "fp4" for native FP4 tensor cores, else "int4"."""
-    return FP4 if generation(device) in FP4_GENERATIONS else INT4
+    return FP4 if generation(device).fp4 else INT4
 
 
 def example_name(device: torch.device, model: str = "flux.1-dev", rank: int = 32) -> str:
@@ -38,7 +34,9 @@ def weight_bytes(
     """
     total = 2 * outside
     for _, linear in architecture.linears(counts):
-        rows, columns = (size * width for size in linear.shape)
+        sizes = [size * width for size in linear.shape if size is not None]
+        assert len(sizes) == 2, "a published model whose sizes its width decides"
+        rows, columns = (int(size) for size in sizes)
         for (start, stop), (left, right) in linear.rectangles(rows, columns):
             n, k = stop - start, right - left
             if linear.modulation_chunks:
@@ -52,7 +50,8 @@ def weight_bytes(
 
 def flux_gib(precision: str, rank: int = 32) -> float:
     """GiB of the weights of FLUX.1-dev."""
-    return weight_bytes(*FLUX_DEV, precision, rank) / 2**30
+    model = FLUX.published[0]
+    return weight_bytes(FLUX, model.width, model.counts, model.outside, precision, rank) / 2**30
 
 
 def memory_advice(device: torch.device, total_gib: float | None) -> str:

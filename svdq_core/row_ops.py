@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.gpus import why_no_triton
-from ..kernels.ladder import climb
+from ..kernels.ladder import descend
 
 
 def gelu_of_rows(x: Tensor) -> Tensor:
@@ -58,4 +58,4 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
 def _best(name: str, x: Tensor, in_kernel: Callable[[], Tensor], in_torch: Callable[[], Tensor]) -> Tensor:
     if torch.compiler.is_compiling() or why_no_triton(x.device):
         return in_torch()
-    return climb(x.device, [(f"{name} by a kernel", in_kernel), (f"{name} in plain torch", in_torch)])
+    return descend(x.device, [(f"{name} by a kernel", in_kernel), (f"{name} in plain torch", in_torch)])

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import torch
 
+from ..kernels.choose_compute import choose_compute
 from ..kernels.gpus import generation, why_no_triton
-from ..kernels.ladder import say_once
-from ..kernels.svdquant_linear import COMPUTE_MODES, choose_compute, find_channel_scales
+from ..kernels.ladder import say_once, steps_left_behind
+from ..kernels.layer_call import COMPUTE_MODES
 from ..kernels.tiles import folds_gelu as generation_folds_gelu
+from ..kernels.weights import find_channel_scales
 from .layer import Part, QuantizedLayer, with_tensors
 from .quantized_model import QuantizedModel
 from .stack import as_in_files, join_inputs
@@ -29,6 +31,16 @@ def resolve_compute(choice: str, precision: str, device: torch.device) -> tuple[
 def folds_gelu(device: torch.device, compute: str) -> str | None:
     """Which layer had better compute a GELU between two on a device: "output" of the first, "input" of the second."""
     return generation_folds_gelu(generation(device), compute)
+
+
+def prefers_cudnn_attention(device: torch.device) -> bool:
+    """Whether cuDNN's attention is known to be faster than FlashAttention 2 on a device."""
+    return generation(device).cudnn_attention
+
+
+def kernels_given_up() -> int:
+    """How many ways to compute have failed in this process so far; what came next computes the same, in other bits."""
+    return steps_left_behind()
 
 
 def with_derived(layer: QuantizedLayer, compute: str, device: torch.device) -> QuantizedLayer:

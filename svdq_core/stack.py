@@ -128,7 +128,9 @@ def join_inputs(layer: QuantizedLayer) -> QuantizedLayer:
     if joined is None or any(part.tensors.keys() != joined.tensors.keys() for part in layer.parts):
         return layer
     pieces = tuple((part.out_features, part.rank) for part in layer.parts)
-    return QuantizedLayer(layer.in_features, layer.out_features, (replace(joined, pieces=pieces),), layer.bias)
+    return QuantizedLayer(
+        layer.in_features, layer.out_features, (replace(joined, pieces=pieces),), layer.bias, input=layer.input
+    )
 
 
 def as_in_files(layer: QuantizedLayer) -> QuantizedLayer:
@@ -137,7 +139,7 @@ def as_in_files(layer: QuantizedLayer) -> QuantizedLayer:
     if not any(part.pieces for part in layer.parts):
         return layer
     parts = [piece for part in layer.parts for piece in _take_apart(part)]
-    return QuantizedLayer(layer.in_features, layer.out_features, tuple(parts), layer.bias)
+    return QuantizedLayer(layer.in_features, layer.out_features, tuple(parts), layer.bias, input=layer.input)
 
 
 def _take_apart(part: Part) -> list[Part]:

@@ -19,7 +19,7 @@ from in_process_host import InProcessHost, make_importable
 import svdquant_pack
 
 NO_HOST = "needs ComfyUI: set COMFYUI_PATH to its folder, or run `python dev.py test`"
-NODE_TESTS = Path(__file__).parent / "nodes"
+HOST_TESTS = {Path(__file__).parent / name for name in ("nodes", "families")}
 _base = pytest.StashKey[Path]()
 
 
@@ -69,7 +69,7 @@ class _NeedsHost(pytest.Module):
 
 
 def pytest_pycollect_makemodule(module_path, parent):
-    if NODE_TESTS in module_path.parents and _base not in parent.config.stash:
+    if HOST_TESTS & set(module_path.parents) and _base not in parent.config.stash:
         return _NeedsHost.from_parent(parent, path=module_path)
     return None
 
@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(config, items):
     has_host = _base in config.stash
     gpu_host = config.getoption("--host-device") != "cpu"
     for item in items:
-        if NODE_TESTS in item.path.parents or {"host", "server"} & set(item.fixturenames):
+        if HOST_TESTS & set(item.path.parents) or {"host", "server"} & set(item.fixturenames):
             item.add_marker("host")
         needs_gpu, needs_host = item.get_closest_marker("gpu"), item.get_closest_marker("host")
         if needs_host and not has_host:

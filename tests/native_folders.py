@@ -13,7 +13,6 @@ from torch import Tensor
 
 from svdquant_pack.kernels.packing import unpack_int4, unpack_uint4
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
-from svdquant_pack.svdq_core.checkpoint.deepcompressor_names import NATIVE_LAYERS
 
 FLUX_FOLDER = DATA / "native_deepcompressor_int4"
 PIXART_FOLDER = DATA / "native_deepcompressor_pixart_int4"
@@ -32,7 +31,7 @@ def flux_folder() -> dict[str, dict]:
         for linear in block.linears:
             layer = model.layers[f"{block.host}.0.{linear.host}"]
             for source, part in zip(linear.sources, layer.parts, strict=True):
-                _add_layer(files, prefix, NATIVE_LAYERS["flux"][block.source][source], part)
+                _add_layer(files, prefix, block.native[source], part)
         for source in (s for sources in block.plain.values() for s in sources):
             files["model"][f"{prefix}attn.{source}"] = packed[f"{prefix}{source}"]
     for name in packed:

@@ -3,6 +3,7 @@
 import torch
 from checkpoint_files import TINY, write_tensors
 
+from svdquant_pack.svdq_core.blob import to_blob
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 
 
@@ -11,7 +12,7 @@ def packed_tensors(path=TINY["int4"]):
     model = read_checkpoint(Checkpoint(path))
     tensors = {name: tensor.clone() for name, tensor in model.plain.items()}
     for name, layer in model.layers.items():
-        blob, layout = layer.to_blob()
+        blob, layout = to_blob(layer)
         tensors[f"{name}.weight"], tensors[f"{name}.bias"] = blob, layer.bias.clone()
         tensors[f"{name}.svdq_layout"] = as_bytes(layout.to_json())
     return tensors, model

@@ -1,10 +1,10 @@
 """Layers with planted difficulties, and the plain 4-bit layer to beat."""
 
 import torch
+from layer_calls import run_layer
 
 from svdquant_pack.kernels.packing import pack_nibbles
 from svdquant_pack.kernels.reference import encode_e2m1
-from svdquant_pack.kernels.svdquant_linear import svdquant_linear
 from svdquant_pack.svdq_core.quantize.grid import INT4, NVFP4
 from svdquant_pack.svdq_core.quantize.round import fit_scales, round_to_units
 
@@ -43,5 +43,5 @@ def nearest_tensors(weight, precision):
 def output_error(x, weight, bias, part_tensors, scheme, compute, quantized_bias, act_unsigned=False):
     """||quantized - dense|| / ||dense|| through the pack's own forward."""
     dense = x @ weight.float().T + (0 if bias is None else bias.float())
-    out = svdquant_linear(x, part_tensors, scheme, compute, quantized_bias, act_unsigned=act_unsigned)
+    out = run_layer(x, part_tensors, scheme, compute, quantized_bias, act_unsigned=act_unsigned)
     return float((out - dense).norm() / dense.norm())

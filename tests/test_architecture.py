@@ -17,7 +17,7 @@ ALLOWED = {
     "nodes": ({"svdq_core"}, {"torch", "numpy", "PIL", "comfy_api", "folder_paths"}),
 }
 HOST_SEAM = "nodes/host/"  # the one place that may import the host's internals
-HOST_INTERNALS = {"comfy", "comfy_execution", "execution", "latent_preview", "node_helpers", "server"}
+HOST_INTERNALS = {"comfy", "comfy_aimdo", "comfy_execution", "execution", "latent_preview", "node_helpers", "server"}
 LAUNCHER = "kernels/launching/launch.py"  # no kernel of its own: it calls compiled ones without Triton's search
 LONGEST_FILE = 300  # lines; a longer file splits along a noun that is already in it
 

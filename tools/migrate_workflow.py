@@ -10,6 +10,7 @@ only.
 import argparse
 import copy
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,9 @@ def main(argv: list[str]) -> int:
         print(f"nothing was replaced, so {options.target} was not written; {options.source} can be used as it is")
         return 0
     options.target.parent.mkdir(parents=True, exist_ok=True)
-    options.target.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part = options.target.with_name(f"{options.target.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(options.target)
     print(f"written: {options.target}")
     return 0
 

@@ -53,7 +53,7 @@ def _launch_key(kernel: Any, arguments: tuple, constants: dict[str, Any]) -> tup
 @cache
 def overlaps_launches(device: torch.device) -> bool:
     """Whether a kernel launched with launch_pdl begins while the one before it runs, and can wait for it."""
-    if generation(device) != "sm_90":
+    if not generation(device).overlaps_launches:
         return False
     from triton.backends.nvidia.compiler import CUDAOptions
 

@@ -13,7 +13,8 @@ as usual. SVDQUANT_REPLAY=0 records nothing.
 import copy
 import os
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -183,48 +184,78 @@ def current_stream(index: int) -> int:
     return torch._C._cuda_getCurrentRawStream(index)
 
 
-def replayed(situation: Hashable, sources: Sequence[Tensor | None], compute: Callable[[], Tensor]) -> Tensor:
-    """compute(), or the same launches by address if it was recorded in this situation.
+class Call:
+    """A call that runs as usual within this context, which takes its result and perhaps leaves a recording.
 
     Args:
-        situation: all that decides what compute() does, beside shapes, strides and dtypes of its tensors.
-        sources: every tensor that compute() reads, on the device of the first; none of them overlap.
-        compute: returns a new contiguous tensor, and keeps nothing.
+        key: of the situation, if the call is to be recorded. sources: every tensor that it reads.
+    """
+
+    __slots__ = ("_failed_before", "_key", "_recorder", "_sources", "result")
+
+    result: Tensor  # a new contiguous tensor; to be set within the context, and nothing else is to be kept
+
+    def __init__(self, key: Hashable | None, sources: Sequence[Tensor | None]):
+        self._key, self._sources = key, sources
+        self._recorder: Recorder | None = None
+
+    def __enter__(self) -> "Call":
+        if self._key is not None:
+            self._failed_before = steps_left_behind()
+            self._recorder = Recorder()
+            self._recorder.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        recorder, self._recorder = self._recorder, None
+        if recorder is None:
+            return
+        recorder.__exit__(*exception)
+        if exception[0] is None:
+            self._keep(recorder)
+
+    def _keep(self, recorder: Recorder) -> None:
+        known, out = _thread.known, self.result
+        if len(known) >= LARGEST_COUNT:
+            known.clear()
+        aligned = all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in (*self._sources, out))
+        usable = recorder.complete and aligned and recorder.made(out) and self._failed_before == steps_left_behind()
+        attempts = known.get(self._key, 0)
+        assert isinstance(attempts, int), "what has a recording is not recorded again"
+        try:
+            known[self._key] = Replay(recorder, self._sources, out) if usable else attempts + 1
+        except LookupError as error:
+            logger.debug("A call cannot be issued again by address: %s", error)
+            known[self._key] = attempts + 1
+
+
+def replay(situation: Hashable, sources: Sequence[Tensor | None]) -> Tensor | Call:
+    """The result of a call that was recorded in this situation, by the same launches; else a context to run it in.
+
+    Args:
+        situation: all that decides what the call does, beside shapes, strides and dtypes of its tensors.
+        sources: every tensor that the call reads, on the device of the first; none of them overlap.
     """
     first = sources[0]
     if _refused or first is None or not records_on(first.device):
-        return compute()
+        return Call(None, sources)
     key = (situation, first.device, *(None if t is None else (t.dtype, t.shape, t.stride()) for t in sources))
     known = _thread.known
     found = known.get(key, 0)
-    if isinstance(found, Replay):
-        try:
-            out = found(sources)
-        except torch.cuda.OutOfMemoryError:
-            out = None  # scratch is in one piece; as usual, one part is freed before the next
-        except RuntimeError as error:  # of one of torch's operations; whether it comes again, compute() will show
-            logger.debug("A recorded call failed: %s", error)
-            known[key], out = ATTEMPTS, None
-        except Exception as error:  # noqa: BLE001  (an older or newer Triton may refuse in any way)
-            _refused.append(str(error))
-            say_once("Layers are launched the ordinary way, which takes longer: %s", error)
-            out = None
-        return compute() if out is None else out
-    if found >= ATTEMPTS or is_recording():
-        return compute()
-    failed_before = steps_left_behind()
-    with Recorder() as recorder:
-        out = compute()
-    if len(known) >= LARGEST_COUNT:
-        known.clear()
-    aligned = all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in (*sources, out))
-    usable = recorder.complete and aligned and recorder.made(out) and failed_before == steps_left_behind()
+    if not isinstance(found, Replay):
+        return Call(None if found >= ATTEMPTS or is_recording() else key, sources)
     try:
-        known[key] = Replay(recorder, sources, out) if usable else found + 1
-    except LookupError as error:
-        logger.debug("A call cannot be issued again by address: %s", error)
-        known[key] = found + 1
-    return out
+        out = found(sources)
+    except torch.cuda.OutOfMemoryError:
+        out = None  # scratch is in one piece; as usual, one part is freed before the next
+    except RuntimeError as error:  # of one of torch's operations; whether it comes again, running it will show
+        logger.debug("A recorded call failed: %s", error)
+        known[key], out = ATTEMPTS, None
+    except Exception as error:  # noqa: BLE001  (an older or newer Triton may refuse in any way)
+        _refused.append(str(error))
+        say_once("Layers are launched the ordinary way, which takes longer: %s", error)
+        out = None
+    return Call(None, sources) if out is None else out
 
 
 def records_on(device: torch.device) -> bool:

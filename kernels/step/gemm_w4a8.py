@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..epilogue import destination
+from ..epilogue import NOTHING_MORE, Epilogue, destination
 from ..gpus import generation, takes_ptx
 from ..launching.launch import launch
+from ..layer_call import Int8Weight, QuantizedAct
 from ..numerics import gelu_tanh
 from ..tiles import gemm_tile
 
@@ -116,38 +117,32 @@ def _gemm_w4a8_kernel(
 
 
 def gemm_w4a8(
-    qx: Tensor,
-    ascales: Tensor,
-    qweight_int8: Tensor,
-    channel_scales: Tensor,
-    x_down: Tensor,
+    quantized: QuantizedAct,
+    weight: Int8Weight,
     proj_up: Tensor,
     bias: Tensor | None = None,
-    out: Tensor | None = None,
-    accumulate: bool = False,
-    gelu_from: int | None = None,
+    epilogue: Epilogue = NOTHING_MORE,
+    *,
     tile: dict[str, int] | None = None,
 ) -> Tensor:
     """Int8 GEMM, low-rank up projection, bias, sum and GELU in one kernel.
 
     Args:
-        qx: (M, K) int8, ascales: (M,) float32, x_down: (M, R) bfloat16 or float16: from quantize_act_int8.
-        qweight_int8: (N, K) int8, channel_scales: (N,) float32: from requantize_weight. K a multiple of 64.
+        quantized: codes (M, K) int8, ascales (M,) float32, x_down (M, R) bfloat16 or float16, of quantize_act_int8.
+        weight: codes (N, K) int8, channel_scales (N,) float32, of requantize_weight. K a multiple of 64.
         proj_up: (N, R), R = 0 for no branch. bias: (N,) or None.
-        out: (M, N) of x_down.dtype to write to, unit stride along N; None: a new tensor.
-        accumulate: add what out holds, in float32.
-        gelu_from: from this column on the result is rounded, goes through GELU (tanh form) and is rounded again; None:
-            nowhere.
+        epilogue: what out holds is added in float32; what goes through GELU (tanh form) is rounded before and after.
         tile: a row of GEMM_W4A8_TILES in tiles.py, to measure others.
 
     Returns:
-        out, (M, N) of x_down.dtype.
+        (M, N) of x_down.dtype: the epilogue's out, if it has one.
 
     Raises:
         ValueError: accumulate without out.
     """
+    (qx, ascales, x_down), (qweight_int8, channel_scales) = quantized, weight
     (M, K), N, R = qx.shape, qweight_int8.shape[0], x_down.shape[1]
-    out = destination(out, accumulate, M, N, x_down)
+    out = destination(epilogue, M, N, x_down)
     tile = tile or gemm_tile("gemm_w4a8", M, K, generation(qx.device))
     grid = (-(-M // tile["BLOCK_M"]) * -(-N // tile["BLOCK_N"]),)
     launch(
@@ -167,13 +162,13 @@ def gemm_w4a8(
             K,
             R,
             out.stride(0),
-            gelu_from or 0,
+            epilogue.gelu_from or 0,
         ),
         {
             "HAS_BIAS": bias is not None,
             "HAS_RANK": R > 0,
-            "ACCUMULATE": accumulate,
-            "GELU": gelu_from is not None,
+            "ACCUMULATE": epilogue.accumulate,
+            "GELU": epilogue.gelu_from is not None,
             "PTX": takes_ptx(qx.device),
             **tile,
         },

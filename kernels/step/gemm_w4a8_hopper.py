@@ -20,9 +20,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ..epilogue import destination
+from ..epilogue import NOTHING_MORE, Epilogue, destination
 from ..gpus import processors
 from ..launching.launch import launch
+from ..layer_call import Int8Weight, QuantizedAct
 from ..tiles import HOPPER_PART_N, part_position, part_rounds
 from .hopper_parts import Descriptor, fetch, finish_part, load
 
@@ -211,22 +212,19 @@ def _gemm_w4a8_hopper_kernel(
 
 
 def gemm_w4a8_hopper(
-    qx: Tensor,
-    ascales: Tensor,
-    qweight_int8: Tensor,
-    channel_scales: Tensor,
-    x_down: Tensor,
+    quantized: QuantizedAct,
+    weight: Int8Weight,
     proj_up: Tensor,
     bias: Tensor | None = None,
-    out: Tensor | None = None,
-    accumulate: bool = False,
-    gelu_from: int | None = None,
+    epilogue: Epilogue = NOTHING_MORE,
+    *,
     swizzle_m: int = 4,
 ) -> Tensor:
     """Arguments and result as gemm_w4a8.gemm_w4a8; K a multiple of 16, N and R of 8,
     because the copy engine wants rows of whole 16 bytes; so do those of out. gelu_from one of HOPPER_PART_N."""
+    (qx, ascales, x_down), (qweight_int8, channel_scales) = quantized, weight
     (M, K), N, R = qx.shape, qweight_int8.shape[0], x_down.shape[1]
-    out = destination(out, accumulate, M, N, x_down)
+    out = destination(epilogue, M, N, x_down)
     proj_up = proj_up.to(x_down.dtype)
     tiles = -(-M // BLOCK_M) * -(-N // BLOCK_N)
     programs = min(processors(qx.device.index), 2 * tiles)  # few tiles are all computed as two parts
@@ -234,7 +232,7 @@ def gemm_w4a8_hopper(
     box_n = HOPPER_PART_N if cut else BLOCK_N
     if not R:  # a descriptor cannot be empty; with R = 0 the kernel never reads these
         x_down, proj_up = out, out
-    sizes = M, N, K, R, programs, gelu_from or 0
+    sizes = M, N, K, R, programs, epilogue.gelu_from or 0
     launch(
         _gemm_w4a8_hopper_kernel,
         (programs,),
@@ -251,8 +249,8 @@ def gemm_w4a8_hopper(
         ),
         {
             "HAS_BIAS": bias is not None,
-            "ACCUMULATE": accumulate,
-            "GELU": gelu_from is not None,
+            "ACCUMULATE": epilogue.accumulate,
+            "GELU": epilogue.gelu_from is not None,
             "RANK_STEP": 32 if R <= 32 else 64,
             "CUT": cut,
             **BLOCKS,

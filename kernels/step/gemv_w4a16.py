@@ -28,10 +28,8 @@ from ..numerics import (
     rounded,
     rounded_quotient,
 )
-from ..tiles import gemv_tile
+from ..tiles import GEMV_ROWS, gemv_tile
 from .unpack_weight import GROUP_SIZE, channel_factors, scale_bits
-
-MAX_ROWS = 4  # beyond, dequantizing the weight once and a matrix product is faster
 
 
 @triton.jit
@@ -151,10 +149,10 @@ def gemv_w4a16(
     wcscales: Tensor | None = None,
     tile: dict[str, int] | None = None,
 ) -> Tensor:
-    """4-bit weights times up to MAX_ROWS rows.
+    """4-bit weights times up to GEMV_ROWS rows.
 
     Args:
-        x: (M, K), M <= MAX_ROWS, unit stride along K, values below 2^63 (for int4 and awq).
+        x: (M, K), M <= GEMV_ROWS, unit stride along K, values below 2^63 (for int4 and awq).
         qweight: (N, K//2) int8; wscales, wzeros, wtscale, wcscales: as in format.py.
         scheme: "awq", "int4" or "nvfp4".
         bias: (N,) or None.
@@ -166,8 +164,8 @@ def gemv_w4a16(
         (M, N) of x.dtype.
     """
     (M, K), N = x.shape, qweight.shape[0]
-    if M > MAX_ROWS:
-        raise ValueError(f"gemv_w4a16: {M} rows, at most {MAX_ROWS}. Dequantize the weight for more.")
+    if M > GEMV_ROWS:
+        raise ValueError(f"gemv_w4a16: {M} rows, at most {GEMV_ROWS}. Dequantize the weight for more.")
     R = 0 if x_down is None else x_down.shape[1]
     out = torch.empty((M, N), dtype=x.dtype, device=x.device)
     tile = tile or gemv_tile(M, K)

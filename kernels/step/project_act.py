@@ -9,6 +9,8 @@ kernels can overlap, the next one begins at once and waits for these results its
 Reference: reference.quantize_act_int8. Layouts: format.py.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -16,12 +18,13 @@ from torch import Tensor
 
 from ..format import GELU_SHIFT
 from ..gpus import takes_ptx
-from ..launching.launch import launch, overlaps_launches
+from ..launching.launch import overlaps_launches
 from ..numerics import gelu_tanh, let_next_begin, pin_layout, quotient, rounded
+from ..tiles import shares_tile
 
 
 @triton.jit(do_not_specialize=["M"])
-def _project_kernel(
+def project_kernel(
     x_ptr,  # (M, K), rows stride_xm apart
     smooth_ptr,  # (K,)
     proj_down_ptr,  # (K, R)
@@ -93,37 +96,47 @@ def largest_of_shares(sums_ptr, rows, mask, M, R, SHARES: tl.constexpr):
     return largest
 
 
-def project_act(
-    x: Tensor, smooth_factor: Tensor, proj_down: Tensor, act_unsigned: bool, gelu: bool, tile: dict[str, int]
-) -> Tensor:
-    """Project activations down and find each token's largest smoothed magnitude.
+class Shares(NamedTuple):
+    """A projection on its way.
+
+    Args:
+        sums: float32, once the launch is done: (SHARES, M, R) sums, then (SHARES, M) magnitudes; see add_shares and
+            largest_of_shares.
+        shares: SHARES. overlaps: whether who reads the sums may begin while they are computed, and has to wait itself.
+        grid, arguments, constants: of the launch of project_kernel.
+    """
+
+    sums: Tensor
+    shares: int
+    overlaps: bool
+    grid: tuple[int, ...]
+    arguments: tuple
+    constants: dict
+
+
+def plan_projection(x: Tensor, smooth_factor: Tensor, proj_down: Tensor, act_unsigned: bool, gelu: bool) -> Shares:
+    """What projects activations down and finds each token's largest smoothed magnitude.
 
     Args:
         x: (M, K) bfloat16 or float16, unit stride along K. smooth_factor: (K,). proj_down: (K, R), R > 0.
         act_unsigned: add the GELU shift. gelu: apply GELU (tanh) to x first.
-        tile: of tiles.shares_tile.
-
-    Returns:
-        float32: (SHARES, M, R) sums, then (SHARES, M) magnitudes; see add_shares and largest_of_shares.
     """
     (M, K), R = x.shape, proj_down.shape[1]
-    sums = torch.empty(tile["SHARES"] * M * (R + 1), dtype=torch.float32, device=x.device)
-    launch(
-        _project_kernel,
-        (-(-M // tile["BLOCK_M"]), tile["SHARES"], -(-R // tile["BLOCK_R"])),
-        (x, smooth_factor, proj_down, sums, M, K, R, x.stride(0)),
-        {
-            "PTX": takes_ptx(x.device),
-            "OVERLAP": tile["OVERLAP"] and overlaps_launches(x.device),
-            "GELU": gelu,
-            "SHIFT": GELU_SHIFT if act_unsigned else 0.0,
-            "SHARES": tile["SHARES"],
-            "BLOCK_M": tile["BLOCK_M"],
-            "BLOCK_K": tile["BLOCK_K"],
-            "BLOCK_R": tile["BLOCK_R"],
-            "num_warps": tile["num_warps"],
-            "num_stages": tile["num_stages"],
-            "enable_fp_fusion": False,
-        },
-    )
-    return sums
+    tile = shares_tile(M, K, R)
+    shares, overlaps = tile["SHARES"], tile["OVERLAP"] and overlaps_launches(x.device)
+    sums = torch.empty(shares * M * (R + 1), dtype=torch.float32, device=x.device)
+    grid = -(-M // tile["BLOCK_M"]), shares, -(-R // tile["BLOCK_R"])
+    constants = {
+        "PTX": takes_ptx(x.device),
+        "OVERLAP": overlaps,
+        "GELU": gelu,
+        "SHIFT": GELU_SHIFT if act_unsigned else 0.0,
+        "SHARES": shares,
+        "BLOCK_M": tile["BLOCK_M"],
+        "BLOCK_K": tile["BLOCK_K"],
+        "BLOCK_R": tile["BLOCK_R"],
+        "num_warps": tile["num_warps"],
+        "num_stages": tile["num_stages"],
+        "enable_fp_fusion": False,
+    }
+    return Shares(sums, shares, overlaps, grid, (x, smooth_factor, proj_down, sums, M, K, R, x.stride(0)), constants)

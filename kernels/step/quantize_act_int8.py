@@ -9,17 +9,15 @@ programs of the same launch may bring the layer's weight to int8; where launches
 Reference: reference.quantize_act_int8. Layouts: format.py.
 """
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..format import GELU_SHIFT, INT8_MAX
 from ..gpus import generation, takes_ptx
-from ..launching.launch import launch, overlaps_launches
+from ..launching.launch import launch
+from ..layer_call import QuantizedAct
 from ..numerics import (
     add_projection,
     gelu_tanh,
@@ -31,9 +29,9 @@ from ..numerics import (
     rounded_quotient,
     wait_for_previous,
 )
-from ..tiles import fuses_rank, power_of_2, quantizer_tile, shares_projection, shares_tile
-from .project_act import add_shares, largest_of_shares, project_act
-from .requantize_weight import Requantization, plan_requantization, requantize_rows
+from ..tiles import Projection, choose_projection, power_of_2, quantizer_tile
+from .project_act import add_shares, largest_of_shares, plan_projection, project_kernel
+from .requantize_weight import Requantization, requantize_rows
 
 INVERSE_INT8_MAX = tl.constexpr(1.0 / INT8_MAX)
 # constant of requantize_rows -> its name beside the quantizer's
@@ -179,86 +177,16 @@ def _quantize_tokens_kernel(
         )  # fmt: skip
 
 
-def _quantize(
-    x: Tensor,
-    smooth_factor: Tensor,
-    proj_down: Tensor,
-    act_unsigned: bool,
-    gelu: bool,
-    tile: dict[str, int] | None,
-    weight: dict[str, Any] | None,
-) -> tuple[tuple[Tensor, Tensor, Tensor], Requantization | None]:
-    """What quantize_act_int8 returns, and the weight if there is one; arguments as quantize_with_weight."""
-    (M, K), R = x.shape, proj_down.shape[1]
-    codes = torch.empty((M, K), dtype=torch.int8, device=x.device)
-    ascales = torch.empty((M,), dtype=torch.float32, device=x.device)
-    x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)
-    gpu, sums = generation(x.device), x_down
-    if tile is None and shares_projection(K, R, gpu):
-        tile = shares_tile(M, K, R)
-    if tile is not None and "SHARES" in tile:
-        sums, shares = project_act(x, smooth_factor, proj_down, act_unsigned, gelu, tile), tile["SHARES"]
-        overlap = tile["OVERLAP"] and overlaps_launches(x.device)
-        tile = {**quantizer_tile(K, 0), "BLOCK_R": power_of_2(R)}
-    else:
-        shares, overlap = 0, False
-    fused = not shares and (fuses_rank(R, gpu) if tile is None else R > 0)
-    apart = R > 0 and not fused and not shares
-    if gelu and apart:
-        x, gelu = F.gelu(x, approximate="tanh"), False
-    if apart:
-        torch.mm(x.detach(), proj_down.detach().to(x.dtype), out=x_down)
-    tile = tile or quantizer_tile(K, R if fused else 0)
-    plan = None if weight is None else plan_requantization(**weight, num_warps=tile["num_warps"])
-    if plan is None:
-        weight_pointers, N, programs = (None,) * 6, 0, 0
-        constants = dict.fromkeys(WEIGHT_CONSTANTS.values())
-    else:
-        *weight_pointers, N, _ = plan.arguments
-        programs = plan.programs
-        constants = {WEIGHT_CONSTANTS[name]: value for name, value in plan.constants.items()}
-    launch(
-        _quantize_tokens_kernel,
-        (-(-M // tile["BLOCK_M"]) + programs,),
-        (
-            x,
-            smooth_factor,
-            proj_down,
-            codes,
-            ascales,
-            x_down,
-            sums,
-            *weight_pointers,
-            M,
-            K,
-            R,
-            x.stride(0),
-            N,
-        ),
-        {
-            "PTX": takes_ptx(x.device),
-            "OVERLAP": overlap,
-            "GELU": gelu,
-            "SHIFT": GELU_SHIFT if act_unsigned else 0.0,
-            "HAS_RANK": fused,
-            "SHARES": shares,
-            "enable_fp_fusion": False,
-            **({"launch_pdl": True} if overlap else {}),
-            **tile,
-            **constants,
-        },
-    )
-    return (codes, ascales, x_down), plan
-
-
 def quantize_act_int8(
     x: Tensor,
     smooth_factor: Tensor,
     proj_down: Tensor,
     act_unsigned: bool = False,
     gelu: bool = False,
-    tile: dict[str, int] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    *,
+    projection: Projection | None = None,
+    weight: Requantization | None = None,
+) -> QuantizedAct:
     """Quantize activations for gemm_w4a8.
 
     Args:
@@ -266,30 +194,51 @@ def quantize_act_int8(
         smooth_factor: (K,). proj_down: (K, R), R = 0 for no branch.
         act_unsigned: add the GELU shift that the stored bias expects.
         gelu: apply GELU (tanh) to x first.
-        tile: of quantizer_tile or shares_tile in tiles.py, to measure others.
+        projection: who computes x_down; None: what tiles.choose_projection says of the GPU.
+        weight: of plan_requantization: a weight whose rows the same launch brings to int8.
 
     Returns:
         codes (M, K) int8 in -127...127, ascales (M,) float32, x_down (M, R) of x.dtype.
     """
-    return _quantize(x, smooth_factor, proj_down, act_unsigned, gelu, tile, None)[0]
-
-
-def quantize_with_weight(
-    x: Tensor,
-    smooth_factor: Tensor,
-    proj_down: Tensor,
-    act_unsigned: bool,
-    gelu: bool,
-    weight: dict[str, Any],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """quantize_act_int8 and requantize_weight in one launch.
-
-    Args:
-        weight: arguments of requantize_weight by name. Others as quantize_act_int8.
-
-    Returns:
-        codes, ascales, x_down of quantize_act_int8; codes and channel scales of requantize_weight.
-    """
-    activations, plan = _quantize(x, smooth_factor, proj_down, act_unsigned, gelu, None, weight)
-    assert plan is not None, "a weight was given"
-    return *activations, plan.codes, plan.channel_scales
+    (M, K), R = x.shape, proj_down.shape[1]
+    codes = torch.empty((M, K), dtype=torch.int8, device=x.device)
+    ascales = torch.empty((M,), dtype=torch.float32, device=x.device)
+    x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)
+    sums, shares, overlap = x_down, 0, False
+    projection = projection or choose_projection(K, R, generation(x.device))
+    if projection is Projection.SHARED:
+        plan = plan_projection(x, smooth_factor, proj_down, act_unsigned, gelu)
+        launch(project_kernel, plan.grid, plan.arguments, plan.constants)
+        sums, shares, overlap = plan.sums, plan.shares, plan.overlaps
+        tile = {**quantizer_tile(K, 0), "BLOCK_R": power_of_2(R)}
+    elif projection is Projection.APART:
+        if gelu:
+            x, gelu = torch.ops.aten.gelu.out(x.detach(), approximate="tanh", out=torch.empty_like(x)), False
+        torch.mm(x.detach(), proj_down.detach().to(x.dtype), out=x_down)
+        tile = quantizer_tile(K, 0)
+    else:
+        tile = quantizer_tile(K, R)
+    if weight is None:
+        pointers, N, constants, programs = (None,) * 6, 0, dict.fromkeys(WEIGHT_CONSTANTS.values()), 0
+    else:
+        pointers, N = weight.pointers, weight.weight.codes.shape[0]
+        constants = {WEIGHT_CONSTANTS[name]: value for name, value in weight.constants(tile["num_warps"]).items()}
+        programs = -(-N // constants["WEIGHT_BLOCK_N"])
+    launch(
+        _quantize_tokens_kernel,
+        (-(-M // tile["BLOCK_M"]) + programs,),
+        (x, smooth_factor, proj_down, codes, ascales, x_down, sums, *pointers, M, K, R, x.stride(0), N),
+        {
+            "PTX": takes_ptx(x.device),
+            "OVERLAP": overlap,
+            "GELU": gelu,
+            "SHIFT": GELU_SHIFT if act_unsigned else 0.0,
+            "HAS_RANK": projection is Projection.FUSED,
+            "SHARES": shares,
+            "enable_fp_fusion": False,
+            **({"launch_pdl": True} if overlap else {}),
+            **tile,
+            **constants,
+        },
+    )
+    return QuantizedAct(codes, ascales, x_down)

@@ -4,6 +4,7 @@ Other kernels take rows of it along (requantize_rows): both read memory, and one
 Reference: reference.requantize_int8 of reference.dequantize_int4 or dequantize_nvfp4. Layouts: format.py.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..format import INT8_MAX
 from ..launching.launch import launch
+from ..layer_call import Int8Weight
 from ..numerics import reciprocal_or_zero, round_to_bits
 from ..tiles import unpack_tile
 from .unpack_weight import GROUP_SIZE, channel_factors, load_weight, scale_bits
@@ -104,71 +106,60 @@ class Requantization(NamedTuple):
     """A weight on its way to int8.
 
     Args:
-        codes: (N, K) int8, channel_scales: (N,) float32: what gemm_w4a8 takes, once the rows have been done.
-        programs: how many calls of requantize_rows that takes.
-        arguments, constants: of requantize_rows.
+        weight: codes (N, K) int8, channel_scales (N,) float32, once the rows have been done.
+        pointers: the tensors of requantize_rows, in its order.
+        scheme: "int4" or "nvfp4". has_channel_scales: they are known, and only read.
     """
 
-    codes: Tensor
-    channel_scales: Tensor
-    programs: int
-    arguments: tuple
-    constants: dict
+    weight: Int8Weight
+    pointers: tuple[Tensor | None, ...]
+    scheme: str
+    has_channel_scales: bool
+
+    def constants(self, num_warps: int) -> dict:
+        """Those of requantize_rows in a kernel of so many warps."""
+        tile = unpack_tile("requantize", *self.weight.codes.shape)
+        return {
+            "HAS_CHANNEL_SCALES": self.has_channel_scales,
+            "SCHEME": self.scheme,
+            "GROUP_SIZE": GROUP_SIZE[self.scheme],
+            "BLOCK_N": max(1, tile["BLOCK_N"] * num_warps // tile["num_warps"]),
+            "BLOCK_K": tile["BLOCK_K"],
+        }
 
 
-def plan_requantization(
-    qweight: Tensor,
-    wscales: Tensor,
-    scheme: str,
-    wtscale: Tensor | None = None,
-    wcscales: Tensor | None = None,
-    channel_scales: Tensor | None = None,
-    num_warps: int = 0,
-) -> Requantization:
-    """Everything for requantize_rows, the results not yet written; arguments as requantize_weight.
+def plan_requantization(tensors: Mapping[str, Tensor], scheme: str) -> Requantization:
+    """Everything for requantize_rows, the results not yet written.
 
     Args:
-        num_warps: of the kernel that will do it; 0: as tiles.py has it.
+        tensors: qweight, wscales and where there are some wtscale, wcscales, channel_scales, as in format.py.
+        scheme: "int4" or "nvfp4".
     """
+    qweight, channel_scales = tensors["qweight"], tensors.get("channel_scales")
     N, K = qweight.shape[0], qweight.shape[1] * 2
-    tile = unpack_tile("requantize", N, K)
-    num_warps = num_warps or tile["num_warps"]
-    block_n = max(1, tile["BLOCK_N"] * num_warps // tile["num_warps"])
     codes = torch.empty((N, K), dtype=torch.int8, device=qweight.device)
     has_channel_scales = channel_scales is not None
     if channel_scales is None:
         channel_scales = torch.empty((N,), dtype=torch.float32, device=qweight.device)
-    arguments = qweight.view(torch.int32), scale_bits(wscales), wtscale, wcscales, codes, channel_scales, N, K
-    constants = {
-        "HAS_CHANNEL_SCALES": has_channel_scales,
-        "SCHEME": scheme,
-        "GROUP_SIZE": GROUP_SIZE[scheme],
-        "BLOCK_N": block_n,
-        "BLOCK_K": tile["BLOCK_K"],
-    }
-    return Requantization(codes, channel_scales, -(-N // block_n), arguments, constants)
+    extra = tensors.get("wtscale"), tensors.get("wcscales")
+    pointers = qweight.view(torch.int32), scale_bits(tensors["wscales"]), *extra, codes, channel_scales
+    return Requantization(Int8Weight(codes, channel_scales), pointers, scheme, has_channel_scales)
 
 
-def requantize_weight(
-    qweight: Tensor,
-    wscales: Tensor,
-    scheme: str,
-    wtscale: Tensor | None = None,
-    wcscales: Tensor | None = None,
-    channel_scales: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def requantize_weight(tensors: Mapping[str, Tensor], scheme: str) -> Int8Weight:
     """Bring a 4-bit weight to int8 with one scale for each output channel.
 
     Args:
-        qweight: (N, K//2) int8. wscales: (K//group, N). wtscale, wcscales: nvfp4, as in format.py.
+        tensors: qweight (N, K//2) int8, wscales (K//group, N), and where there are some wtscale and wcscales, as in
+            format.py. channel_scales, what an earlier call returned for this weight, saves the search for the largest.
         scheme: "int4" or "nvfp4".
-        channel_scales: what an earlier call returned for this weight, (N,) float32; saves the search for the largest.
 
     Returns:
         (N, K) int8 in -127...127 and (N,) float32.
     """
-    plan = plan_requantization(qweight, wscales, scheme, wtscale, wcscales, channel_scales)
-    num_warps = unpack_tile("requantize", *plan.codes.shape)["num_warps"]
-    constants = {**plan.constants, "num_warps": num_warps, "enable_fp_fusion": False}
-    launch(_requantize_kernel, (plan.programs,), plan.arguments, constants)
-    return plan.codes, plan.channel_scales
+    plan = plan_requantization(tensors, scheme)
+    N, K = plan.weight.codes.shape
+    num_warps = unpack_tile("requantize", N, K)["num_warps"]
+    constants = {**plan.constants(num_warps), "num_warps": num_warps, "enable_fp_fusion": False}
+    launch(_requantize_kernel, (-(-N // constants["BLOCK_N"]),), (*plan.pointers, N, K), constants)
+    return plan.weight

@@ -13,7 +13,6 @@ from .methods import Way, ways
 from .record import REFERENCE, read_results, to_tensor
 
 MISSING = "-"  # what a table shows where nothing was measured
-SETS = ("usual", "hard")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Findings:
 
         Args:
             name: of a way, or REFERENCE or RESEED. steps: or "lora": with the LoRA.
-            of: one of SETS.
+            of: "usual" or "hard".
         """
         entry = self.found.get(name, {})
         figures = entry.get("lora") if steps == "lora" else entry.get("steps", {}).get(str(steps))

@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 
 from ...kernels.format import GELU_SHIFT
 from ...kernels.reference import requantize_int8
-from ...kernels.svdquant_linear import dequantize
+from ...kernels.weights import dequantize
 from ...svdq_core.apply_layer import apply_layer, dense_bias, dense_weight
 from ...svdq_core.layer import QuantizedLayer, with_tensors
 from ...svdq_core.quantize.fit import Fit

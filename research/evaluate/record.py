@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...svdq_core.checkpoint.save import save_text
 from .measures import Figures
 
 DIGITS = 4  # that count
@@ -47,10 +48,7 @@ class Records:
 
     def write(self, name: str, found: dict[str, Any]) -> None:
         """Write what was found, whole or not at all."""
-        path = self.work / "ways" / f"{name}.json"
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(found), encoding="utf-8")
-        part.replace(path)
+        save_text(self.work / "ways" / f"{name}.json", json.dumps(found))
 
     def publish(self) -> None:
         """Put everything finished so far into the one file."""

@@ -162,7 +162,9 @@ def gather(run: Run) -> None:
     """Put the figures of all stages so far into one file."""
     found = sorted((run.work / "results").glob("*.json"))
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in found}
-    (run.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    part = run.output / f"results.json.{os.getpid()}.part"
+    part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    part.replace(run.output / "results.json")
 
 
 def count_gpus() -> int:

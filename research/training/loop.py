@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ...demo.model_files import read_checkpoint, write_checkpoint
+from ...svdq_core.checkpoint.save import save_text
 from . import processes
 from .options import Options
 from .pace import Pace
@@ -115,6 +116,4 @@ def write_results(options: Options, name: str, results: dict[str, Any]) -> None:
     """Write what a stage measured to WORK/results/NAME.json."""
     if processes.RANK:
         return
-    path = options.work / "results" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    save_text(options.work / "results" / f"{name}.json", json.dumps(results, indent=1) + "\n")

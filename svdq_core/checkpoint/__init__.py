@@ -5,6 +5,7 @@ from .container import Checkpoint
 from .dialects import plan_checkpoint
 from .nunchaku_write import to_nunchaku
 from .save import require_space, save_tensors
+from .t5_read import read_text_encoder
 
 
 def read_checkpoint(checkpoint: Checkpoint) -> QuantizedModel:
@@ -16,4 +17,12 @@ def read_checkpoint(checkpoint: Checkpoint) -> QuantizedModel:
     return plan_checkpoint(checkpoint).read()
 
 
-__all__ = ["Checkpoint", "plan_checkpoint", "read_checkpoint", "require_space", "save_tensors", "to_nunchaku"]
+__all__ = [
+    "Checkpoint",
+    "plan_checkpoint",
+    "read_checkpoint",
+    "read_text_encoder",
+    "require_space",
+    "save_tensors",
+    "to_nunchaku",
+]

@@ -7,7 +7,7 @@ from .assemble import combine
 from .comfy_layers import unpack_awq, unpack_svdquant
 from .comfy_names import AWQ, CONFIG, CONFIGS, PART, SVDQUANT, find_tensors, layer_configs
 from .container import Checkpoint
-from .read_plan import Plan
+from .read_plan import Plan, has_bias, plain_names
 from .recognize import recognize_host
 
 _ONE_PIECE = LinearMap("", ("",))
@@ -34,7 +34,7 @@ def plan_comfy(checkpoint: Checkpoint) -> Plan:
         _plan_linear(plan, configs, host, linear)
     for block in architecture.blocks:
         for index in range(counts[block.host]):
-            for name in block.plain:
+            for name in plain_names(plan, block, index):
                 _plan_plain(plan, f"{block.host}.{index}.{name}")
     expected = architecture.expected_tensors(lambda host, source: host in checkpoint)
     for module in architecture.modules:
@@ -60,7 +60,7 @@ def _plan_linear(plan: Plan, configs: dict[str, dict], host: str, linear: Linear
     while f"{host}.{PART}.{len(names)}" in configs and host not in configs:
         names.append(f"{host}.{PART}.{len(names)}")
     if not names:
-        for end in ("weight", "bias"):
+        for end in ("weight", "bias") if has_bias(plan, host) else ("weight",):
             plan.add_plain(f"{host}.{end}", [f"{host}.{end}"])
         return
     layers = [(name, find_tensors(plan.checkpoint, name, configs[name]["format"]), configs[name]) for name in names]
@@ -68,11 +68,12 @@ def _plan_linear(plan: Plan, configs: dict[str, dict], host: str, linear: Linear
         plan.want(*stored.values())
         if f"{name}.{CONFIG}" in plan.checkpoint:
             plan.want(f"{name}.{CONFIG}")
-    plan.add(host, names[0], lambda: _read_linear(plan.checkpoint, linear, layers))
+    biased = has_bias(plan, host)
+    plan.add(host, names[0], lambda: _read_linear(plan.checkpoint, linear, layers, biased))
 
 
 def _read_linear(
-    checkpoint: Checkpoint, linear: LinearMap, layers: list[tuple[str, dict[str, str], dict]]
+    checkpoint: Checkpoint, linear: LinearMap, layers: list[tuple[str, dict[str, str], dict]], biased: bool
 ) -> QuantizedLayer:
     parts = []
     for name, stored, config in layers:
@@ -84,9 +85,10 @@ def _read_linear(
         if len(joined) > 1 and len(layers) > 1:
             raise CheckpointError(f"{where}: is a part of a layer and made of parts itself. The file is damaged.")
         if len(joined) > 1:
-            return _checked(QuantizedLayer(joined[0].in_features, joined[-1].rows[1], tuple(joined), bias), where)
+            layer = QuantizedLayer(joined[0].in_features, joined[-1].rows[1], tuple(joined), bias)
+            return _checked(layer, where) if biased else layer
         parts.append((name, joined[0], bias))
-    return combine(checkpoint.name, linear.stack if len(parts) > 1 else "rows", parts)
+    return combine(checkpoint.name, linear.stack if len(parts) > 1 else "rows", parts, has_bias=biased)
 
 
 def _checked(layer: QuantizedLayer, where: str) -> QuantizedLayer:

@@ -29,13 +29,15 @@ class Checkpoint(Mapping[str, Tensor]):
     Args:
         path: a .safetensors file, or a folder: nunchaku's older one, one that diffusers saved, or deepcompressor's own
             output, whose tensors are named FILE/NAME.
+        base: a second file, with everything that is not quantized, where `path` does not have it.
 
     Raises:
         CheckpointError: the path is none of these, is damaged, or is a kind of file that cannot hold SVDQuant layers.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, base: Path | None = None):
         self.path = path
+        self.base = None if base is None else Checkpoint(base)
         self.metadata: dict[str, str] = {}
         self.flags: dict[str, Flag] = {}  # plain values among the tensors of a .pt file
         self._places: dict[str, tuple[SafetensorsFile | PickleFile, str]] = {}
@@ -88,7 +90,7 @@ class Checkpoint(Mapping[str, Tensor]):
     @property
     def files(self) -> list[Path]:
         """The files it consists of, config files aside."""
-        return [file.path for file in self._files]
+        return [file.path for file in self._files] + ([] if self.base is None else self.base.files)
 
     def sidecar(self) -> str:
         """The text of NAME.config.yaml beside a single file NAME.safetensors, or ""; diffuse-compressor writes one."""
@@ -99,6 +101,8 @@ class Checkpoint(Mapping[str, Tensor]):
         """Let go of the pages read so far; tensors that are still in use stay valid."""
         for file in self._files:
             file.release()
+        if self.base is not None:
+            self.base.release()
 
     def _paths(self) -> list[Path]:
         if not self.path.is_dir():

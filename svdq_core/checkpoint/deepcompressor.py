@@ -1,5 +1,7 @@
 """Reading deepcompressor's own output: dense weights on the grid of their scales, back to codes.
 
+model.pt holds diffusers' modules; scale.pt, smooth.pt and branch.pt are keyed by one of the modules that share a
+quantity: BlockMap.native.
 Source: deepcompressor's converter to nunchaku files; a folder read here equals the file that the converter makes of it,
 except that a modulation bias has not been rounded with 1 added.
 """
@@ -13,16 +15,17 @@ from ...kernels.format import E2M1_VALUES, GELU_SHIFT, GROUP_SIZE_INT4, GROUP_SI
 from ...kernels.packing import pack_nibbles
 from ..errors import CheckpointError
 from ..layer import GROUP_SIZE, Part, QuantizedLayer
-from ..models import BlockMap, LinearMap
+from ..models import BlockMap, LinearMap, NativeLayer
 from ..values import FLOAT, check_values
 from .assemble import combine
 from .container import Checkpoint
-from .deepcompressor_names import FOLDED_FLAG, NATIVE_LAYERS, WRAPPED, NativeLayer
 from .nunchaku_read import plan_outside_blocks
 from .read_plan import Plan, join
 from .recognize import recognize_source
 
 AWQ_ZERO_POINT = 7
+WRAPPED = ".linear"  # behind the name of a module whose activations are shifted
+FOLDED_FLAG = "smooth.pt/proj.fuse_when_possible"  # true where it is absent
 OFF_GRID = 0.25  # of a step; weights rounded to 16 bits are off by 0.02 at most
 
 
@@ -50,10 +53,15 @@ def plan_deepcompressor(checkpoint: Checkpoint) -> Plan:
     """The plan for a folder with model.pt, scale.pt and, if the run had them, smooth.pt and branch.pt.
 
     Raises:
-        CheckpointError: the model is of an unknown family.
+        CheckpointError: the model is of an unknown family, or of one that deepcompressor does not write.
     """
     names = [name.removeprefix("model.pt/") for name in checkpoint if name.startswith("model.pt/")]
     architecture = recognize_source(checkpoint.name, names)
+    if not all(block.native for block in architecture.blocks):
+        raise CheckpointError(
+            f"{checkpoint.name}: deepcompressor's own output of a {architecture.title} model, whose names there are "
+            "not described here. Convert it to a nunchaku file with deepcompressor's converter."
+        )
     plan = Plan(checkpoint, architecture, metadata={})
     counts = architecture.count_blocks(names, "source")
     for block in architecture.blocks:
@@ -64,11 +72,9 @@ def plan_deepcompressor(checkpoint: Checkpoint) -> Plan:
 
 
 def _plan_block(plan: Plan, block: BlockMap, index: int) -> None:
-    table = NATIVE_LAYERS[plan.architecture.name][block.source]
-    spelled = plan.architecture.newer_names.get(block.source, {})
     prefix = f"{block.source}.{index}"
     for linear in block.linears:
-        layers = [_find(plan, prefix, table[source]) for source in linear.sources]
+        layers = [_find(plan, prefix, block.native[source]) for source in linear.sources]
         host = f"{block.host}.{index}.{linear.host}"
         for stored in layers:
             plan.want(*stored)
@@ -81,8 +87,9 @@ def _plan_block(plan: Plan, block: BlockMap, index: int) -> None:
             )
         else:
             _plan_unquantized(plan, host, linear, layers)
-    for host, sources in block.plain.items():
-        names = [f"model.pt/{prefix}.{spelled.get(source, source)}" for source in sources]
+    for host in block.plain:
+        sources = block.plain_map(host).sources
+        names = [f"model.pt/{prefix}.{block.newer.get(source, source)}" for source in sources]
         plan.add_plain(f"{block.host}.{index}.{host}", names)
 
 

@@ -3,49 +3,21 @@
 A file or folder is recognised by what is in it. Prefixes that other tools put in front are gone already: container.py.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
 from .. import layouts
 from ..errors import CheckpointError
-from ..models import SUPPORTED, BlockMap
+from ..models import FAMILIES, SUPPORTED, BlockMap
 from .container import Checkpoint
 from .dialects import DIALECTS
 from .read_plan import NAMED_AT_MOST, join
-from .recognize import recognize_host, recognize_source
+from .recognize import recognize_dense
 
 RELEASE_BYTES = 256 << 20  # read from the file, after which its pages are let go
 DTYPES = ("BF16", "F16", "F32")
-
-# kind of block, host Linear -> the Linears of diffusers' models whose rows it stacks
-_DIFFUSERS = {
-    "double_blocks": {
-        "img_mod.lin": ("norm1.linear",),
-        "txt_mod.lin": ("norm1_context.linear",),
-        "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-        "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-        "img_attn.proj": ("attn.to_out.0",),
-        "txt_attn.proj": ("attn.to_add_out",),
-        "img_mlp.0": ("ff.net.0.proj",),
-        "img_mlp.2": ("ff.net.2",),
-        "txt_mlp.0": ("ff_context.net.0.proj",),
-        "txt_mlp.2": ("ff_context.net.2",),
-    },
-    "single_blocks": {
-        "modulation.lin": ("norm.linear",),
-        "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
-        "linear2": ("proj_out",),
-    },
-    "blocks": {
-        "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
-        "attn.proj": ("attn1.to_out.0",),
-        "cross_attn.q_linear": ("attn2.to_q",),
-        "cross_attn.proj": ("attn2.to_out.0",),
-        "mlp.fc1": ("ff.net.0.proj",),
-        "mlp.fc2": ("ff.net.2",),
-    },
-}
 
 
 class DenseModel(Mapping[str, Tensor]):
@@ -66,18 +38,22 @@ class DenseModel(Mapping[str, Tensor]):
                     f"{checkpoint.name}: an SVDQuant model already ({dialect.title}). Quantize the 16-bit model."
                 )
         names = list(checkpoint)
-        diffusers = any(name.startswith(("transformer_blocks.", "single_transformer_blocks.")) for name in names)
-        if not diffusers and not any(name.startswith(tuple(f"{kind}." for kind in _DIFFUSERS)) for name in names):
+        kinds = {f"{prefix}." for family in FAMILIES for b in family.blocks for prefix in (b.host, b.source)}
+        if not any(name.startswith(tuple(kinds)) for name in names):
             first = f" (first tensor: {names[0]})" if names else ""
             raise CheckpointError(
                 f"{checkpoint.name}: no model that can be quantized here{first}. Supported: {SUPPORTED}."
             )
-        recognize = recognize_source if diffusers else recognize_host
-        self.architecture = recognize(checkpoint.name, names)
+        self.architecture = recognize_dense(checkpoint.name, names)
+        diffusers = not any(
+            f"{block.host}.0.{linear.host}.weight" in checkpoint
+            for block in self.architecture.blocks
+            for linear in block.linears
+        )
         self.counts = self.architecture.count_blocks(names, "source" if diffusers else "host")
+        self._swapped: set[str] = set()  # host tensors whose row halves stand in the other order
+        self._rows: dict[str, int] = {}  # host tensor in one row -> rows that it has in the file
         self._sources = self._find_diffusers() if diffusers else self._find_host()
-        self._swapped = {f"{module}.{end}" for module in self.architecture.swapped_halves for end in ("weight", "bias")}
-        self._swapped = self._swapped if diffusers else set()
         self._check()
         self._read = 0
 
@@ -95,6 +71,7 @@ class DenseModel(Mapping[str, Tensor]):
         if self._read > RELEASE_BYTES:
             self._read = 0
             self.checkpoint.release()
+        tensor = tensor.flatten() if name in self._rows else tensor
         return layouts.swap_halves(tensor) if name in self._swapped else tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -119,7 +96,8 @@ class DenseModel(Mapping[str, Tensor]):
             wanted += [f"{prefix}.{linear.host}.weight" for linear in block.linears]
             biases = (f"{prefix}.{linear.host}.bias" for linear in block.linears)
             wanted += [name for name in biases if name in self.checkpoint]
-            wanted += [f"{prefix}.{name}" for name in block.plain]
+            plain = {n: f"{prefix}.{n}" for n in block.plain}
+            wanted += [full for n, full in plain.items() if n not in block.optional or full in self.checkpoint]
         for name in wanted:
             older = [name.removesuffix(n) + o for n, o in self.architecture.older_tensors.items() if name.endswith(n)]
             found[name] = next(((o,) for o in older if o in self.checkpoint and name not in self.checkpoint), (name,))
@@ -129,15 +107,21 @@ class DenseModel(Mapping[str, Tensor]):
         """Host tensor -> those of diffusers whose rows it stacks."""
         expected = self.architecture.expected_tensors(lambda host, source: source in self.checkpoint)
         found: dict[str, tuple[str, ...]] = {host: (source,) for host, source in expected.items()}
+        self._swapped = {host for host in found if host.rpartition(".")[0] in self.architecture.swapped_halves}
         for block, index in self._blocks():
-            prefix, newer = f"{block.source}.{index}", self.architecture.newer_names.get(block.source, {})
+            prefix, before = f"{block.source}.{index}", f"{block.host}.{index}"
             for linear in block.linears:
-                modules = [f"{prefix}.{module}" for module in _DIFFUSERS[block.host][linear.host]]
-                found[f"{block.host}.{index}.{linear.host}.weight"] = tuple(f"{m}.weight" for m in modules)
+                modules = [f"{prefix}.{module}" for module in block.alternatives(linear)[0]]
+                found[f"{before}.{linear.host}.weight"] = tuple(f"{m}.weight" for m in modules)
                 if any(f"{m}.bias" in self.checkpoint for m in modules):
-                    found[f"{block.host}.{index}.{linear.host}.bias"] = tuple(f"{m}.bias" for m in modules)
-            for host, sources in block.plain.items():
-                found[f"{block.host}.{index}.{host}"] = tuple(f"{prefix}.{newer.get(s, s)}" for s in sources)
+                    found[f"{before}.{linear.host}.bias"] = tuple(f"{m}.bias" for m in modules)
+                self._swapped |= {f"{before}.{linear.host}.{end}" for end in ("weight", "bias") if linear.swapped}
+            for host in block.plain:
+                form = block.plain_map(host)
+                names = tuple(f"{prefix}.{block.newer.get(s, s)}" for s in form.sources)
+                if host not in block.optional or any(name in self.checkpoint for name in names):
+                    found[f"{before}.{host}"] = names
+                    self._rows |= {f"{before}.{host}": form.rows} if form.rows else {}
         return found
 
     def _check(self) -> None:
@@ -157,10 +141,11 @@ class DenseModel(Mapping[str, Tensor]):
                     f"{self.checkpoint.name}: {name} is {dtype}, expected {' or '.join(DTYPES)}. The model is in a "
                     "reduced precision already, and quantizing twice loses quality. Take the 16-bit file."
                 )
-        block = next(b for b in self.architecture.blocks if self.counts[b.host])
-        first = f"{block.host}.0.{block.linears[0].host}.weight"
-        width = max(self.shape(first)[-1] // block.linears[0].shape[1], 1)
+        widths = self._widths()
         for name in self._sources:
+            place = self.architecture.find_block(name)
+            first = next(iter(widths.values()), 1)
+            width = first if place is None else widths.get(place.block.host, first)
             shape, expected = self.shape(name), self.architecture.shape_of(name, width)
             if expected is not None and (
                 len(shape) != len(expected) or any(e not in (None, n) for e, n in zip(expected, shape, strict=True))
@@ -171,7 +156,19 @@ class DenseModel(Mapping[str, Tensor]):
                     f"({wanted}) in a {self.architecture.title} model of width {width}. The file is damaged."
                 )
 
+    def _widths(self) -> dict[str, int]:
+        """Features of the residual stream, by kind of block."""
+        found = {}
+        for block in self.architecture.blocks:
+            known = next((linear for linear in block.linears if linear.shape[1]), None)
+            if known is not None and self.counts[block.host]:
+                columns = self.shape(f"{block.host}.0.{known.host}.weight")[-1]
+                found[block.host] = max(int(columns / (known.shape[1] or 1)), 1)
+        return found
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape, without reading the tensor."""
         shapes = [self.checkpoint.shape(source) for source in self._sources[name]]
+        if name in self._rows:
+            return (math.prod(shapes[0]),)
         return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if shapes[0] else ()

@@ -37,6 +37,7 @@ def save_model(
 
     pieces = model.layers | model.plain
     announced = [output for host, entry in pieces.items() for output in form.outputs(host, entry)]
+    form.finish()
 
     def made() -> Iterator[Output]:
         for host, entry in pieces.items():

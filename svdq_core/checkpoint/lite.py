@@ -6,60 +6,26 @@ Source: diffusers' Nunchaku Lite quantizer, and the exporter that it names.
 """
 
 import json
+from dataclasses import replace
 
 import torch
 
 from ..arena import Arena
 from ..errors import CheckpointError
 from ..layer import QuantizedLayer
-from ..models import BlockMap
+from ..models import BlockMap, LinearMap
+from ..models.layer_maps import Modules
 from .assemble import combine
+from .base_file import require_base
 from .container import Checkpoint, lite_targets, read_json
-from .nunchaku_layers import MODULATION_TENSORS, SVDQUANT_TENSORS, room_for, unpack_layer, unpack_modulation
-from .nunchaku_names import NEWER_SUFFIXES
-from .nunchaku_read import check_counts, plan_outside_blocks, want_layer
+from .nunchaku_layers import room_for, unpack_layer, unpack_modulation
+from .nunchaku_names import NEWER_SUFFIXES, Spelling
+from .nunchaku_read import check_counts, finish, plan_outside_blocks, plan_plain, plan_unquantized, want_layer
 from .read_plan import Plan
 from .recognize import recognize_source
+from .source_rows import own_rows
 
 MANIFEST_SCHEMA = "nunchaku_lite.runtime_manifest"
-_SPLIT, _FUSED = ("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.to_qkv",)
-
-# architecture -> block prefix in the file -> host Linear -> the diffusers modules that it is made of, alternatives
-LITE_MODULES = {
-    "flux": {
-        "transformer_blocks": {
-            "img_mod.lin": [("norm1.linear",)],
-            "txt_mod.lin": [("norm1_context.linear",)],
-            "img_attn.qkv": [_SPLIT, _FUSED],
-            "txt_attn.qkv": [
-                ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-                ("attn.to_added_qkv",),
-                ("attn.add_qkv_proj",),
-            ],
-            "img_attn.proj": [("attn.to_out.0",)],
-            "txt_attn.proj": [("attn.to_add_out",)],
-            "img_mlp.0": [("ff.net.0.proj",)],
-            "img_mlp.2": [("ff.net.2",)],
-            "txt_mlp.0": [("ff_context.net.0.proj",)],
-            "txt_mlp.2": [("ff_context.net.2",)],
-        },
-        "single_transformer_blocks": {
-            "modulation.lin": [("norm.linear",)],
-            "linear1": [(*_SPLIT, "proj_mlp"), (*_FUSED, "proj_mlp")],
-            "linear2": [("proj_out",)],
-        },
-    },
-    "pixart": {
-        "transformer_blocks": {
-            "attn.qkv": [("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn1.to_qkv",)],
-            "attn.proj": [("attn1.to_out.0",)],
-            "cross_attn.q_linear": [("attn2.to_q",)],
-            "cross_attn.proj": [("attn2.to_out.0",)],
-            "mlp.fc1": [("ff.net.0.proj",)],
-            "mlp.fc2": [("ff.net.2",)],
-        }
-    },
-}
 
 
 def is_lite(checkpoint: Checkpoint) -> bool:
@@ -70,12 +36,21 @@ def is_lite(checkpoint: Checkpoint) -> bool:
     if isinstance(manifest, dict) and manifest.get("schema") == MANIFEST_SCHEMA:
         return True
     split = (".to_q.qweight", ".add_q_proj.qweight", ".proj_out.qweight", ".proj_mlp.qweight")
-    if any(name.endswith(split) for name in checkpoint if ".attn2." not in name):
+    older = any(name.endswith((".lora_down", ".smooth")) for name in checkpoint)  # which this kind never has
+    if not older and any(name.endswith(split) for name in checkpoint if ".attn2." not in name):
         return True
     factors = [name for name in checkpoint if name.endswith((".smooth", ".smooth_factor"))]
-    return (
-        bool(factors) and not any(f"{name}_orig" in checkpoint for name in factors) and factors[0].endswith("_factor")
-    )
+    bare = bool(factors) and not any(f"{name}_orig" in checkpoint for name in factors)
+    return bare and factors[0].endswith("_factor") and not _has_plus_one(checkpoint)
+
+
+def _has_plus_one(checkpoint: Checkpoint) -> bool:
+    """Whether a modulation's bias has 1 added to its scales, every third of interleaved rows, as only nunchaku does."""
+    name = next((n.removesuffix("wzeros") + "bias" for n in checkpoint if n.endswith(".wzeros")), "")
+    if name not in checkpoint or len(checkpoint.shape(name)) != 1 or checkpoint.shape(name)[0] % 3:
+        return False
+    shifts, scales, _ = checkpoint[name].float().view(-1, 3).mean(dim=0).tolist()
+    return scales - shifts > 0.5
 
 
 def refuse_logical(checkpoint: Checkpoint) -> None:
@@ -109,12 +84,14 @@ def plan_lite(checkpoint: Checkpoint) -> Plan:
     """
     architecture = recognize_source(checkpoint.name, checkpoint)
     plan = Plan(checkpoint, architecture, metadata=_metadata(checkpoint))
+    require_base(plan)
     counts = architecture.count_blocks(checkpoint, "source")
     check_counts(plan, counts)
     for block in architecture.blocks:
         for index in range(counts[block.host]):
             _plan_block(plan, block, index)
     plan_outside_blocks(plan)
+    finish(plan)
     return plan
 
 
@@ -129,29 +106,34 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _plan_block(plan: Plan, block: BlockMap, index: int) -> None:
-    spelled = plan.architecture.newer_names.get(block.source, {})
-    prefix, table = f"{block.source}.{index}", LITE_MODULES[plan.architecture.name][block.source]
+    prefix = f"{block.source}.{index}"
     for linear in block.linears:
         host = f"{block.host}.{index}.{linear.host}"
-        modules = [f"{prefix}.{module}" for module in _modules(plan, prefix, table[linear.host])]
+        chosen = _modules(plan, prefix, block.alternatives(linear))
+        if chosen != linear.sources:
+            linear = replace(linear, sources=chosen, stack="rows", split=None, piece=None)
+        modules = [f"{prefix}.{module}" for module in chosen]
         quantized = [f"{module}.qweight" in plan.checkpoint for module in modules]
         if all(quantized):
-            layers = [_want(plan, module) for module in modules]
-            plan.add(host, modules[0], lambda layers=layers: _read_linear(plan.checkpoint, layers))
+            layers = [want_layer(plan, module, NEWER_SUFFIXES) for module in modules]
+            name = plan.architecture.input_name(host)
+            plan.add(host, modules[0], lambda m=linear, s=layers, n=name: _read_linear(plan.checkpoint, m, s, n))
         elif any(quantized):
             raise CheckpointError(
                 f"{plan.checkpoint.name}: {' and '.join(modules)} feed one layer of ComfyUI's model, but only some of "
                 "them are quantized. Quantize all of them or none."
             )
+        elif plan.base is not None and not any(f"{module}.weight" in plan.checkpoint for module in modules):
+            continue
+        elif linear.piece is not None or linear.swapped:
+            plan_unquantized(plan, host, linear, modules)
         else:
-            for end in ("weight", "bias"):
+            for end in ("weight", "bias") if linear.bias else ("weight",):
                 plan.add_plain(f"{host}.{end}", [f"{module}.{end}" for module in modules])
-    for host, sources in block.plain.items():
-        names = [f"{prefix}.{spelled.get(source, source)}" for source in sources]
-        plan.add_plain(f"{block.host}.{index}.{host}", names)
+    plan_plain(plan, block, index, Spelling(NEWER_SUFFIXES, plan.architecture.newer_names))
 
 
-def _modules(plan: Plan, prefix: str, alternatives: list[tuple[str, ...]]) -> tuple[str, ...]:
+def _modules(plan: Plan, prefix: str, alternatives: tuple[Modules, ...]) -> tuple[str, ...]:
     """The alternative that the file has, else the first."""
     for modules in alternatives:
         if any(f"{prefix}.{modules[0]}.{end}" in plan.checkpoint for end in ("qweight", "weight")):
@@ -159,13 +141,11 @@ def _modules(plan: Plan, prefix: str, alternatives: list[tuple[str, ...]]) -> tu
     return alternatives[0]
 
 
-def _want(plan: Plan, module: str) -> tuple[str, dict[str, str]]:
-    integer = plan.checkpoint.dtype(f"{module}.qweight") == "I32"
-    return want_layer(plan, module, NEWER_SUFFIXES, MODULATION_TENSORS if integer else SVDQUANT_TENSORS)
-
-
-def _read_linear(checkpoint: Checkpoint, layers: list[tuple[str, dict[str, str]]]) -> QuantizedLayer:
+def _read_linear(
+    checkpoint: Checkpoint, linear: LinearMap, layers: list[tuple[str, dict[str, str]]], input_name: str
+) -> QuantizedLayer:
     found = [(name, {kind: checkpoint[full] for kind, full in stored.items()}) for name, stored in layers]
+    found = [(name, own_rows(tensors, linear, f"{checkpoint.name}: {name}")) for name, tensors in found]
     arena, parts = Arena(sum(room_for(tensors) for _, tensors in found)), []
     for name, tensors in found:
         where = f"{checkpoint.name}: {name}"
@@ -173,5 +153,5 @@ def _read_linear(checkpoint: Checkpoint, layers: list[tuple[str, dict[str, str]]
             parts.append((name, *unpack_modulation(tensors, 1, where, arena)))
         else:
             parts.append((name, *unpack_layer(tensors, False, where, arena)))
-    # what the host sums over two inputs, diffusers keeps as one module; what the host stacks, it keeps apart
-    return combine(checkpoint.name, "rows", parts, arena)
+    # what ComfyUI sums over two inputs, diffusers keeps as one module; what it stacks, diffusers keeps apart
+    return combine(checkpoint.name, "rows", parts, arena, linear.bias, input_name)

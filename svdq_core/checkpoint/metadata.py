@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ...kernels.format import GROUP_SIZE_INT4, GROUP_SIZE_NVFP4
+from ..errors import ArchitectureError
+from ..layer import QuantizedLayer
 from ..quantized_model import QuantizedModel
 
 _INT4 = {"dtype": "int4", "scale_dtype": None, "group_size": GROUP_SIZE_INT4}
@@ -30,6 +33,9 @@ def nunchaku_metadata(model: QuantizedModel) -> dict[str, str]:
     """All keys that nunchaku's loaders read, those that the model already carries taken as they are.
 
     Keys: config (diffusers), comfy_config, model_class, quantization_config.
+
+    Raises:
+        ArchitectureError: the family's description does not say what they are.
     """
     int4 = model.precision == "int4"
     quantization = {
@@ -38,71 +44,20 @@ def nunchaku_metadata(model: QuantizedModel) -> dict[str, str]:
         "activation": _INT4 if int4 else _NVFP4_ACTIVATION,
         "rank": max(model.ranks, default=0),
     }
-    made = {"quantization_config": quantization} | _MODEL_KEYS[model.architecture.name](model.plain, _depths(model))
+    family = model.architecture
+    if family.metadata is None:
+        raise ArchitectureError(
+            f"{family.title}: what nunchaku's files say about such a model (metadata) is not described, so none can be "
+            "written. Write svdquant, comfy or bf16."
+        )
+    depths = family.count_blocks([*model.layers, *model.plain], "host")
+    tensors = model.plain | {f"{host}.weight": _outline(layer) for host, layer in model.layers.items()}
+    said = family.metadata(tensors, depths)
+    made = said | {"quantization_config": quantization | said.get("quantization_config", {})}
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in made.items()}
     return texts | model.metadata | {"quantization_config": texts["quantization_config"]}
 
 
-def _depths(model: QuantizedModel) -> dict[str, int]:
-    return model.architecture.count_blocks([*model.layers, *model.plain], "host")
-
-
-def _flux(plain: dict[str, Tensor], depths: dict[str, int]) -> dict:
-    hidden, patch_channels = plain["img_in.weight"].shape
-    text_width, pooled_width = plain["txt_in.weight"].shape[1], plain["vector_in.in_layer.weight"].shape[1]
-    guidance = "guidance_in.in_layer.weight" in plain
-    heads = hidden // 128
-    shared = {"axes_dim": [16, 56, 56], "theta": 10000, "mlp_ratio": 4.0, "qkv_bias": True}
-    host = {
-        "image_model": "flux",
-        "in_channels": patch_channels // 4,
-        "out_channels": 16,
-        "patch_size": 2,
-        "hidden_size": hidden,
-        "num_heads": heads,
-        "depth": depths["double_blocks"],
-        "depth_single_blocks": depths["single_blocks"],
-        "guidance_embed": guidance,
-        "context_in_dim": text_width,
-        "vec_in_dim": pooled_width,
-        "disable_unet_model_creation": True,
-    } | shared
-    diffusers = {
-        "_class_name": "FluxTransformer2DModel",
-        "attention_head_dim": 128,
-        "axes_dims_rope": shared["axes_dim"],
-        "guidance_embeds": guidance,
-        "in_channels": patch_channels,
-        "joint_attention_dim": text_width,
-        "num_attention_heads": heads,
-        "num_layers": depths["double_blocks"],
-        "num_single_layers": depths["single_blocks"],
-        "out_channels": None if patch_channels == 64 else 64,
-        "patch_size": 1,
-        "pooled_projection_dim": pooled_width,
-    }
-    return {
-        "config": diffusers,
-        "comfy_config": {"model_class": "Flux" if guidance else "FluxSchnell", "model_config": host},
-        "model_class": "NunchakuFluxTransformer2dModel",
-    }
-
-
-def _pixart(plain: dict[str, Tensor], depths: dict[str, int]) -> dict:
-    hidden, channels, patch, _ = plain["x_embedder.proj.weight"].shape
-    diffusers = {
-        "_class_name": "PixArtTransformer2DModel",
-        "attention_head_dim": hidden // 16,
-        "caption_channels": plain["y_embedder.y_proj.fc1.weight"].shape[1],
-        "cross_attention_dim": hidden,
-        "in_channels": channels,
-        "norm_type": "ada_norm_single",
-        "num_attention_heads": 16,
-        "num_layers": depths["blocks"],
-        "out_channels": 2 * channels,
-        "patch_size": patch,
-    }
-    return {"config": diffusers, "model_class": "SVDQuantPixArtTransformer2DModel"}
-
-
-_MODEL_KEYS = {"flux": _flux, "pixart": _pixart}
+def _outline(layer: QuantizedLayer) -> Tensor:
+    """The shape of a quantized layer's weight, which is all that metadata are made of."""
+    return torch.empty(layer.out_features, layer.in_features, device="meta")

@@ -19,8 +19,8 @@ from ..stack import same_bits
 from ..values import FLOAT, check_values
 from .nunchaku_names import EXACT, SIGNED_BIAS
 from .output import Output, whole
+from .source_rows import TILE
 
-TILE = 128  # rows and columns of a packed layer are multiples of it
 AWQ_GROUP_ROWS = 16  # scale rows of a modulation layer are padded with zeros to a multiple of it
 
 SVDQUANT_TENSORS = (
@@ -108,18 +108,14 @@ def _with_low_rank(stored: dict[str, Tensor], rows: int, columns: int) -> dict[s
     return stored
 
 
-def svdquant_outputs(
-    layer: str, part: Part, bias: Tensor | None, dtype: torch.dtype, suffixes: dict[str, str]
-) -> Iterator[Output]:
+def svdquant_outputs(layer: str, part: Part, bias: Tensor | None, suffixes: dict[str, str]) -> Iterator[Output]:
     """The inverse of unpack_layer.
 
     Args:
         layer: its name in the file. suffixes: canonical tensor name -> suffix.
-        bias: (N,) or None; a file always has one, of zeros if need be.
-        dtype: of such a bias.
+        bias: (N,) or None.
     """
-    tensors = dict(part.tensors)
-    tensors["bias"] = torch.zeros(part.out_features, dtype=dtype) if bias is None else bias
+    tensors = part.tensors | ({} if bias is None else {"bias": bias})
     tensors.setdefault("smooth_factor_orig", tensors["smooth_factor"])
     for name, tensor in tensors.items():
         yield whole(f"{layer}.{suffixes[name]}", tensor, layouts.NUNCHAKU[name].to_stored)

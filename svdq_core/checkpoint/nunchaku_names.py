@@ -3,7 +3,7 @@
 Layers and the tensors in them are spelled independently: files exist with older layer names and newer tensor names.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..models import Architecture
@@ -42,7 +42,7 @@ class Spelling:
     """
 
     suffixes: dict[str, str]
-    layers: dict[str, dict[str, str]]
+    layers: Mapping[str, Mapping[str, str]]
 
     def layer(self, block: str, index: int, name: str) -> str:
         """Full checkpoint name of a layer or plain tensor of a block."""
@@ -51,7 +51,7 @@ class Spelling:
 
 def writing_spelling(architecture: Architecture) -> Spelling:
     """FLUX goes out under the older names, which every nunchaku release reads; PixArt never had any."""
-    return Spelling(OLDER_SUFFIXES if architecture.newer_names else NEWER_SUFFIXES, {})
+    return Spelling(OLDER_SUFFIXES if architecture.older_suffixes else NEWER_SUFFIXES, {})
 
 
 def spelling_of(architecture: Architecture, names: Iterable[str]) -> Spelling:

@@ -6,17 +6,19 @@ import torch
 from torch import Tensor
 
 from ...kernels.format import GELU_SHIFT
-from ...kernels.svdquant_linear import dequantize
+from ...kernels.weights import dequantize
 from .. import layouts
 from ..errors import ArchitectureError
 from ..layer import Part, QuantizedLayer
-from ..models import LinearMap
+from ..models import Architecture, LinearMap
+from ..pieces import join_pieces, swap_row_halves
 from ..quantized_model import QuantizedModel
 from ..stack import cut, same_bits
 from .metadata import nunchaku_metadata, provenance
 from .nunchaku_layers import TILE, modulation_outputs, svdquant_outputs
 from .nunchaku_names import EXACT, SIGNED_BIAS, writing_spelling
 from .output import Output, cast, whole
+from .waiting_pieces import WaitingPieces
 from .writer import Format
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -26,6 +28,10 @@ class NunchakuFormat(Format):
     """The single file that nunchaku, its ComfyUI nodes and this pack read."""
 
     title = "nunchaku"
+
+    def __init__(self, architecture: Architecture, exact: bool = False, source: str = "", strict: bool = False):
+        super().__init__(architecture, exact, source, strict)
+        self._pieces = WaitingPieces(architecture)
 
     def layer_outputs(self, host: str, layer: QuantizedLayer) -> Iterator[Output]:
         found = self.architecture.find_linear(host)
@@ -37,6 +43,10 @@ class NunchakuFormat(Format):
             raise ArchitectureError(
                 f"{host} is quantized, and a nunchaku file holds this layer only in 16 bits. Write another format."
             )
+        whole_source = self._whole_source(host, found, layer)
+        if whole_source is None:
+            return  # until all pieces are there
+        layer = whole_source
         names = self._names(host, found)
         pieces = cut(layer, found.rectangles(layer.out_features, layer.in_features))
         if pieces is None:
@@ -53,19 +63,32 @@ class NunchakuFormat(Format):
             if found.modulation_chunks:
                 yield from self._modulation(name, part, bias, found.modulation_chunks)
             else:
-                yield from self._layer(host, name, part, bias, position in found.unsigned)
+                yield from self._layer(host, name, part, bias, found, position in found.unsigned)
 
     def plain_outputs(self, host: str, tensor: Tensor) -> Iterator[Output]:
         module, _, end = host.rpartition(".")
         linear = self.architecture.find_linear(module)
         if linear is not None:
-            yield from self._plain_linear(self._names(module, linear), linear, end, tensor)
+            names = self._names(module, linear)
+            if linear.piece is not None:
+                found = self._pieces.put(names[0], end, module, linear, tensor)
+                if found is not None:
+                    yield whole(f"{names[0]}.{end}", torch.cat(found))
+                return
+            if linear.apart:
+                names = [names[0].removesuffix(linear.sources[0]) + name for name in linear.apart]
+                for name, piece in zip(names, tensor.chunk(len(names)), strict=True):
+                    yield whole(f"{name}.{end}", piece)
+                return
+            yield from self._plain_linear(names, linear, end, layouts.swap_halves(tensor) if linear.swapped else tensor)
             return
         place = self.architecture.find_block(host)
         if place is not None and place.rest in place.block.plain:
-            sources = place.block.plain[place.rest]
-            spelled = [writing_spelling(self.architecture).layer(place.block.source, place.index, s) for s in sources]
-            for name, piece in zip(spelled, tensor.chunk(len(sources)), strict=True):
+            form = place.block.plain_map(place.rest)
+            spelling = writing_spelling(self.architecture)
+            spelled = [spelling.layer(place.block.source, place.index, s) for s in form.sources]
+            tensor = tensor.unflatten(0, (form.rows, -1)) if form.rows else tensor
+            for name, piece in zip(spelled, tensor.chunk(len(spelled)), strict=True):
                 yield whole(name, piece)
             return
         source = self.architecture.plain_tensors().get(host)
@@ -78,6 +101,32 @@ class NunchakuFormat(Format):
 
     def metadata(self, outline: QuantizedModel) -> dict[str, str]:
         return nunchaku_metadata(outline) | provenance(self.source)
+
+    def finish(self) -> None:
+        self._pieces.check_empty()
+
+    def _whole_source(self, host: str, found: LinearMap, layer: QuantizedLayer) -> QuantizedLayer | None:
+        """The layer that the file has: the Linear itself, with rows in the file's order, or several Linears joined."""
+        if found.swapped:
+            swapped = swap_row_halves(layer)
+            if swapped is None:
+                raise ArchitectureError(
+                    f"{host} consists of {len(layer.parts)} parts, and a nunchaku file holds its row halves in the "
+                    "other order, which one part only allows. Write another format."
+                )
+            return swapped
+        if found.piece is None:
+            return layer
+        layers = self._pieces.put(self._names(host, found)[0], "layer", host, found, layer)
+        if layers is None:
+            return None
+        joined = join_pieces(layers)
+        if joined is None:
+            raise ArchitectureError(
+                f"{host} and the other Linears that read its input do not share their smoothing, and a nunchaku file "
+                f"holds them as one layer, {found.sources[0]}. Write another format."
+            )
+        return joined
 
     def _names(self, host: str, linear: LinearMap) -> list[str]:
         place = self.architecture.find_block(host)
@@ -95,11 +144,13 @@ class NunchakuFormat(Format):
         elif linear.stack == "columns":
             yield whole(f"{names[-1]}.{end}", tensor)
         else:
-            width = tensor.shape[0] // linear.shape[0]
+            width = int(tensor.shape[0] / (linear.shape[0] or 1))
             for name, (rows, _) in zip(names, linear.rectangles(tensor.shape[0], width), strict=True):
                 yield whole(f"{name}.{end}", tensor[rows[0] : rows[1]])
 
-    def _layer(self, host: str, name: str, part: Part, bias: Tensor | None, unsigned: bool) -> Iterator[Output]:
+    def _layer(
+        self, host: str, name: str, part: Part, bias: Tensor | None, linear: LinearMap, unsigned: bool
+    ) -> Iterator[Output]:
         if part.out_features % TILE or part.in_features % TILE:
             raise ArchitectureError(
                 f"{host} has {part.out_features} outputs and {part.in_features} inputs, and a nunchaku file holds "
@@ -128,7 +179,10 @@ class NunchakuFormat(Format):
             stored = self._rounded(name, "bias", bias, dtype)
             yield from self._exact(name, {"bias": bias}, {} if folded else {"bias": stored})
         packed = Part(part.scheme, part.rows, part.columns, part.act_unsigned, tensors)
-        yield from svdquant_outputs(name, packed, stored, dtype, writing_spelling(self.architecture).suffixes)
+        suffixes = writing_spelling(self.architecture).suffixes
+        if stored is None and (linear.bias or self.architecture.older_suffixes):
+            stored = torch.zeros(part.out_features, dtype=dtype)
+        yield from svdquant_outputs(name, packed, stored, suffixes)
 
     def _modulation(self, name: str, part: Part, bias: Tensor | None, chunks: int) -> Iterator[Output]:
         dtype = _half_dtype(part)
@@ -173,4 +227,5 @@ def to_nunchaku(model: QuantizedModel) -> tuple[dict[str, Tensor], dict[str, str
     """
     form = NunchakuFormat(model.architecture)
     outputs = [o for host, entry in (model.layers | model.plain).items() for o in form.outputs(host, entry)]
+    form.finish()
     return {o.name: o.tensor() for o in sorted(outputs, key=lambda o: o.name)}, nunchaku_metadata(model)

@@ -1,6 +1,6 @@
 """Files of packed_write.py and of the host's own save nodes: host names, one packed weight for each layer.
 
-`<layer>.weight` is the blob of layer.py, `<layer>.svdq_layout` its BlobLayout as JSON bytes, the rest ordinary tensors.
+`<layer>.weight` is the blob of blob.py, `<layer>.svdq_layout` its BlobLayout as JSON bytes, the rest ordinary tensors.
 """
 
 import math
@@ -8,10 +8,11 @@ import math
 import torch
 
 from ...kernels.format import BLOB_ALIGNMENT
+from ..blob import BlobLayout
 from ..errors import CheckpointError
-from ..layer import BlobLayout, QuantizedLayer
+from ..layer import QuantizedLayer
 from .container import Checkpoint
-from .read_plan import Plan
+from .read_plan import Plan, has_bias, plain_names
 from .recognize import recognize_host
 
 LAYOUT_SUFFIX = ".svdq_layout"
@@ -34,7 +35,7 @@ def plan_packed(checkpoint: Checkpoint) -> Plan:
         _plan_linear(plan, host)
     for block in architecture.blocks:
         for index in range(counts[block.host]):
-            for name in block.plain:
+            for name in plain_names(plan, block, index):
                 plan.add_plain(f"{block.host}.{index}.{name}", [f"{block.host}.{index}.{name}"])
     expected = architecture.expected_tensors(lambda host, source: host in checkpoint)
     for module in architecture.modules:
@@ -46,7 +47,7 @@ def plan_packed(checkpoint: Checkpoint) -> Plan:
 
 
 def _plan_linear(plan: Plan, host: str) -> None:
-    names = [f"{host}.{end}" for end in ("weight", "bias")]
+    names = [f"{host}.weight"] + ([f"{host}.bias"] if has_bias(plan, host) else [])
     if host + LAYOUT_SUFFIX in plan.checkpoint:
         plan.want(*names, host + LAYOUT_SUFFIX)
         plan.add(host, host, lambda: _read_layer(plan.checkpoint, host))

@@ -4,11 +4,13 @@ Only packed.py reads them; other loaders find neither their layer names nor shap
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..layer import BlobLayout, QuantizedLayer, with_tensors
+from ..blob import BlobLayout, to_blob
+from ..layer import QuantizedLayer, with_tensors
 from ..quantized_model import QuantizedModel
 from ..stack import as_in_files
 from .comfy_names import CONFIGS
@@ -23,9 +25,9 @@ class PackedFormat(Format):
     title = "svdquant"
 
     def layer_outputs(self, host: str, layer: QuantizedLayer) -> Iterator[Output]:
-        layer = QuantizedLayer(layer.in_features, layer.out_features, as_in_files(layer).parts, layer.bias)
-        blob, layout = _on_meta(layer).to_blob()
-        yield Output(f"{host}.weight", tuple(blob.shape), torch.uint8, lambda: [layer.to_blob()[0]])
+        layer = replace(as_in_files(layer), bias=layer.bias, arena=None)
+        blob, layout = to_blob(_on_meta(layer))
+        yield Output(f"{host}.weight", tuple(blob.shape), torch.uint8, lambda: [to_blob(layer)[0]])
         yield whole(host + LAYOUT_SUFFIX, _as_bytes(layout))
         if layer.bias is not None:
             yield whole(f"{host}.bias", layer.bias)
@@ -42,7 +44,7 @@ class PackedFormat(Format):
 
 def _on_meta(layer: QuantizedLayer) -> QuantizedLayer:
     parts = tuple(with_tensors(part, **{n: t.to("meta") for n, t in part.tensors.items()}) for part in layer.parts)
-    return QuantizedLayer(layer.in_features, layer.out_features, parts)
+    return QuantizedLayer(layer.in_features, layer.out_features, parts, input=layer.input)
 
 
 def _as_bytes(layout: BlobLayout) -> Tensor:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..layer import QuantizedLayer
-from ..models import Architecture
+from ..models import Architecture, BlockMap
 from ..quantized_model import QuantizedModel
 from ..values import FLOAT, check_values
 from .container import Checkpoint
+from .shared_inputs import name_inputs
 
 Entry = QuantizedLayer | Tensor
 NAMED_AT_MOST = 10  # names that a message lists
@@ -56,7 +57,9 @@ class Plan:
         self._jobs: list[Job] = []
         self._wanted: set[str] = set()
         self._missing: list[str] = []
-        self._width: int | None = None
+        self._others_ignored = False
+        self._watch: Callable[[str, QuantizedLayer], None] | None = None
+        self._widths: dict[str, int] = {}  # features of the residual stream, by kind of block
         self._outputs: dict[str, int] = {}  # rows of the weights read so far, by module
 
     def __len__(self) -> int:
@@ -68,6 +71,24 @@ class Plan:
             self._wanted.add(name)
             if name not in self.checkpoint:
                 self._missing.append(name)
+
+    @property
+    def base(self) -> Checkpoint | None:
+        """The second file, which has what is not quantized."""
+        return self.checkpoint.base
+
+    @property
+    def hosts(self) -> set[str]:
+        """Host names of all pieces so far: modules of quantized layers, full names of plain tensors."""
+        return {job.host for job in self._jobs}
+
+    def ignore_others(self) -> None:
+        """Tensors of the checkpoint that make no piece are left over without complaint."""
+        self._others_ignored = True
+
+    def watch(self, check: Callable[[str, QuantizedLayer], None]) -> None:
+        """Have the first quantized layer that is read looked at."""
+        self._watch = check
 
     def add(self, host: str, source: str, read: Callable[[], Entry]) -> None:
         """Append a piece whose tensors were noted with want()."""
@@ -87,8 +108,9 @@ class Plan:
 
     def check_names(self) -> None:
         """Raise CheckpointError where tensors are missing or left over."""
-        extra = sorted(set(self.checkpoint) - self._wanted) if not self._missing else []
-        for title, names in (("missing", self._missing), ("unexpected", extra)):
+        complete = not self._missing and not self._others_ignored
+        extra = sorted(set(self.checkpoint) - self._wanted) if complete else []
+        for title, names in (("missing", list(dict.fromkeys(self._missing))), ("unexpected", extra)):
             if names:
                 first = ", ".join(names[:NAMED_AT_MOST])
                 raise CheckpointError(
@@ -125,6 +147,7 @@ class Plan:
                     model.plain[host] = entry
         finally:
             pool.shutdown(cancel_futures=True)
+        name_inputs(model)
         return model
 
     def _checked(self, entries: Iterable[Entry]) -> Iterator[tuple[str, Entry]]:
@@ -136,15 +159,22 @@ class Plan:
         where = f"{self.checkpoint.name}: {job.source}"
         if isinstance(entry, QuantizedLayer):
             entry.check_tiling(where)  # what is in the parts was checked when they were read
+            if self._watch is not None:
+                self._watch(job.host, entry)
+                self._watch = None
             shape, tensor_name = (entry.out_features, entry.in_features), f"{job.host}.weight"
         else:
             check_values(entry, FLOAT, where)
             shape, tensor_name = tuple(entry.shape), job.host
         module, _, end = tensor_name.rpartition(".")
         linear = self.architecture.find_linear(module)
-        if self._width is None and linear is not None and len(shape) == 2:
-            self._width = max(shape[1] // linear.shape[1], 1)
-        expected = self.architecture.shape_of(tensor_name, self._width or 1)
+        kind = getattr(self.architecture.find_block(tensor_name), "block", None)
+        columns = linear.shape[1] if linear is not None and len(shape) == 2 else None
+        if kind is not None and kind.host not in self._widths and columns:
+            self._widths[kind.host] = max(int(shape[1] / columns), 1)
+        first = next(iter(self._widths.values()), 1)
+        width = first if kind is None else self._widths.get(kind.host, first)
+        expected = self.architecture.shape_of(tensor_name, width)
         if end == "weight" and shape:
             self._outputs[module] = shape[0]
         elif end == "bias" and module in self._outputs:
@@ -161,9 +191,25 @@ class Plan:
         else:
             found, wanted = f"shape {shape}", "(" + ", ".join(str(e or "any") for e in expected) + ")"
         raise CheckpointError(
-            f"{where} has {found}, expected {wanted} in a {self.architecture.title} model of width {self._width}. "
+            f"{where} has {found}, expected {wanted} in a {self.architecture.title} model of width {width}. "
             "The file is damaged or of another model."
         )
+
+
+def plain_names(plan: Plan, block: BlockMap, index: int) -> Iterator[str]:
+    """The unquantized tensors of a block that a file with ComfyUI's names must have, by their name in the block."""
+    older = plan.architecture.older_tensors
+    for name in block.plain:
+        full = f"{block.host}.{index}.{name}"
+        former = [full.removesuffix(newer) + end for newer, end in older.items() if full.endswith(newer)]
+        if name not in block.optional or any(n in plan.checkpoint for n in (full, *former)):
+            yield name
+
+
+def has_bias(plan: Plan, host: str) -> bool:
+    """Whether a Linear of ComfyUI's model has a bias."""
+    linear = plan.architecture.find_linear(host)
+    return host not in plan.architecture.without_bias if linear is None else linear.bias
 
 
 def join(tensors: list[Tensor], dim: int, where: str) -> Tensor:

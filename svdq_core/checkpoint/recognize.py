@@ -3,63 +3,59 @@
 from collections.abc import Iterable
 
 from ..errors import CheckpointError
-from ..models import FLUX, PIXART, SUPPORTED, Architecture
+from ..models import FAMILIES, SUPPORTED, Architecture
 from .container import Checkpoint
 
-# beginning of a name that only this family has, in the checkpoints' names and in the host's -> family
-_SOURCE_MARKS = {
-    "single_transformer_blocks.0.": FLUX,
-    "transformer_blocks.0.norm1_context.": FLUX,
-    "adaln_single.": PIXART,
-    "transformer_blocks.0.attn2.": PIXART,
-}
-_HOST_MARKS = {
-    "double_blocks.": FLUX,
-    "single_blocks.": FLUX,
-    "blocks.0.cross_attn.q_linear.": PIXART,
-    "t_block.1.": PIXART,
-}
-# a piece of a name that only this family has, in either
-_KNOWN_MARKS = {
-    "distilled_guidance_layer.": "Chroma",
-    "to_qkv_mlp_proj.": "FLUX.2",
-    "double_stream_modulation": "FLUX.2",
-    "img_mod.1.": "Qwen-Image",
-    "feed_forward.net.": "Z-Image",
-    "noise_refiner.": "Z-Image",
-    "down_blocks.": "SDXL",
-    "input_blocks.": "SDXL",
-    "inverted_conv": "SANA",
+# families that have no description here -> pieces of names that only they have, in diffusers' spelling
+_OTHERS = {
+    "SANA": ("inverted_conv",),
 }
 
 
 def recognize_source(file: str, names: Iterable[str]) -> Architecture:
-    """The family of a checkpoint with diffusers' names for its blocks.
+    """The family of a checkpoint with nunchaku's or diffusers' names, in the spelling of its publisher.
 
     Raises:
-        CheckpointError: a family that is known and not supported yet, or an unknown one.
+        CheckpointError: a family that is known and not supported, or an unknown one.
     """
-    return _recognize(file, list(names), _SOURCE_MARKS)
+    names = list(names)
+    family = _recognize(file, names, [(family, family.source_marks) for family in FAMILIES])
+    return next((v for v in family.variants if any(_occurs(mark, names) for mark in v.source_marks)), family)
 
 
 def recognize_host(file: str, names: Iterable[str]) -> Architecture:
-    """The family of a checkpoint with the host's names.
+    """The family of a checkpoint with ComfyUI's names.
 
     Raises:
         CheckpointError: as recognize_source.
     """
-    return _recognize(file, list(names), _HOST_MARKS)
+    return _recognize(file, list(names), [(family, family.host_marks) for family in FAMILIES])
 
 
-def _recognize(file: str, names: list[str], marks: dict[str, Architecture]) -> Architecture:
-    for mark, title in _KNOWN_MARKS.items():
-        if any(mark in name for name in names):
+def recognize_dense(file: str, names: Iterable[str]) -> Architecture:
+    """The family of an unquantized checkpoint, under ComfyUI's names or diffusers'.
+
+    Raises:
+        CheckpointError: as recognize_source.
+    """
+    return _recognize(file, list(names), [(family, family.source_marks + family.host_marks) for family in FAMILIES])
+
+
+def _recognize(file: str, names: list[str], marks: list[tuple[Architecture, tuple[str, ...]]]) -> Architecture:
+    for title, its_marks in _OTHERS.items():
+        if any(_occurs(mark, names) for mark in its_marks):
             raise CheckpointError(f"{file}: {title} recognised, not supported yet. Supported: {SUPPORTED}.")
-    for mark, architecture in marks.items():
-        if any(name.startswith(mark) for name in names):
+    for architecture, its_marks in marks:
+        if any(_occurs(mark, names) for mark in its_marks):
             return architecture
     first = next((name for name in names if name.endswith(".qweight")), names[0] if names else "none")
     raise CheckpointError(f"{file}: quantized layers of an unknown model (first: {first}). Supported: {SUPPORTED}.")
+
+
+def _occurs(mark: str, names: list[str]) -> bool:
+    if mark.startswith("^"):
+        return any(name.startswith(mark[1:]) for name in names)
+    return any(mark in name for name in names)
 
 
 def refuse_text_encoder(checkpoint: Checkpoint) -> None:
@@ -67,7 +63,8 @@ def refuse_text_encoder(checkpoint: Checkpoint) -> None:
     dtypes = {checkpoint.dtype(name) for name in checkpoint if name.endswith(".qweight")}
     if dtypes == {"I16"}:
         raise CheckpointError(
-            f"{checkpoint.name}: this is a 4-bit text encoder (T5), not a diffusion model. Use a text-encoder loader."
+            f"{checkpoint.name}: this is a 4-bit text encoder (T5), not a diffusion model. Use Load SVDQuant Text "
+            "Encoder."
         )
 
 

@@ -45,6 +45,13 @@ class Format:
     def plain_outputs(self, host: str, tensor: Tensor) -> Iterator[Output]:
         raise NotImplementedError
 
+    def finish(self) -> None:
+        """Called when all pieces of the model went through outputs().
+
+        Raises:
+            ArchitectureError: pieces are missing that the format holds together with others.
+        """
+
     def metadata(self, outline: QuantizedModel) -> dict[str, str]:
         """The metadata of the file.
 

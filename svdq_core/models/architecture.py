@@ -1,68 +1,17 @@
-"""How a model family is described: which checkpoint layers feed which host module, and what stays in 16 bits.
+"""A model family: everything that readers, writers, LoRAs and the quantizer must know of it, in one description.
 
-Names on the left are the host's (ComfyUI's own model classes), names on the right the checkpoint's. A template of
-a block is repeated for every index of that block.
+Names called `host` are ComfyUI's own model classes', names called `source` those of nunchaku's files, which follow
+diffusers. A template of a block is repeated for every index of that block.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+
+from torch import Tensor
+
+from .layer_maps import BlockMap, LinearMap
 
 MAX_BLOCKS = 1000  # of one kind; a higher index is no block of any model here
-
-
-@dataclass(frozen=True)
-class LinearMap:
-    """One host Linear of a block, and the checkpoint layers that it is made of.
-
-    Args:
-        host: module name within the host's block.
-        sources: checkpoint layers, in the order in which they are stacked.
-        stack: "rows" (they share the input) or "columns" (their outputs are summed).
-        unsigned: indices of the sources that sit behind a GELU.
-        modulation_chunks: 0, or the number of chunks (shift, scale, gate, ...) of a modulation layer, kept as AWQ
-            W4A16.
-        split: (out_features, in_features) -> sizes of the sources along the stack; needed only with several sources.
-        shape: (out_features, in_features) in multiples of the model's width.
-    """
-
-    host: str
-    sources: tuple[str, ...]
-    stack: str = "rows"
-    unsigned: tuple[int, ...] = ()
-    modulation_chunks: int = 0
-    split: Callable[[int, int], tuple[int, ...]] | None = None
-    shape: tuple[int, int] = (1, 1)
-
-    def rectangles(self, out_features: int, in_features: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-        """(rows, columns) of each source within the whole weight."""
-        if self.split is None:
-            return [((0, out_features), (0, in_features))]
-        edges = [0, *accumulate(self.split(out_features, in_features))]
-        spans = list(pairwise(edges))
-        if self.stack == "rows":
-            return [(span, (0, in_features)) for span in spans]
-        return [((0, out_features), span) for span in spans]
-
-
-@dataclass(frozen=True)
-class BlockMap:
-    """One kind of transformer block.
-
-    Args:
-        host, source: prefixes before the block index.
-        linears: the quantized Linears.
-        plain: host tensor -> checkpoint tensors, unquantized, stacked on rows.
-        plain_shapes: host tensor -> shape, in the notation of Architecture.shapes.
-        config_key: where a diffusers config.json states how many there are.
-    """
-
-    host: str
-    source: str
-    linears: tuple[LinearMap, ...]
-    plain: dict[str, tuple[str, ...]]
-    plain_shapes: dict[str, tuple[str, ...]]
-    config_key: str
 
 
 @dataclass(frozen=True)
@@ -75,32 +24,105 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Published:
+    """A model that files exist of.
+
+    Args:
+        name: as file names spell it, "flux.1-dev".
+        width: features of the residual stream. counts: blocks of each kind, by BlockMap.host.
+        outside: parameters outside the blocks; they stay in 16 bits.
+        precisions: of the files, "int4" and "fp4". ranks: of their low-rank branches.
+        shapes: Linear within a block -> (out_features, in_features), where LinearMap.shape leaves a size open.
+    """
+
+    name: str
+    width: int
+    counts: dict[str, int]
+    outside: int
+    precisions: tuple[str, ...] = ("int4", "fp4")
+    ranks: tuple[int, ...] = (32,)
+    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoraNames:
+    """What LoRAs of a family need beyond ComfyUI's own key maps.
+
+    Args:
+        diffusers: ComfyUI knows diffusers' names of this family; else they are translated by BlockMap.modules.
+        base_rank: of the models for which nunchaku's converter merged LoRAs; 0 if it never did for this family.
+        parts: host Linear -> names of its sources that ComfyUI's key map knows; {host} is the Linear's full name,
+            {index} the number of its block.
+    """
+
+    diffusers: bool = True
+    base_rank: int = 0
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A model family.
 
     Args:
         name: stable id; title: for messages.
         blocks: its kinds of blocks.
-        modules: host module -> checkpoint module, each with weight and bias, outside the blocks.
-        tensors: host tensor -> checkpoint tensor, outside the blocks.
+        modules: host module -> source module, each with weight and bias, outside the blocks.
+        tensors: host tensor -> source tensor, outside the blocks.
+        source_marks, host_marks: pieces of names that only this family has, in either spelling; a mark that begins with
+            "^" stands at the beginning of a name.
+        metadata: (plain tensors, blocks of each kind) -> what nunchaku's files say about the model: config (diffusers),
+            model_class and, where there is one, comfy_config; None: no such file can be written.
+        lora: names in LoRAs.
+        published: models that files exist of.
         optional: beginnings of host names that some members of the family lack, each altogether.
-        swapped_halves: host modules whose checkpoint rows are (scale, shift) where the host wants (shift, scale).
-        newer_names: older checkpoint layer name -> newer one, within a block of each kind (by BlockMap.source).
+        without_bias: host modules of `modules` that have none.
+        swapped_halves: host modules whose source rows are (scale, shift) where ComfyUI wants (shift, scale).
         shapes: host tensor outside the blocks -> its shape; each size is a number, "H", "2H", ... in terms of the
             model's width, or "*" for any.
-        older_tensors: end of a host tensor's name -> how older hosts and original files end it.
+        older_tensors: end of a host tensor's name -> how older ComfyUI and original files end it.
+        older_suffixes: nunchaku's files of this family have the older tensor names (smooth, lora_down, lora_up).
+        base_file: what the second file is called that holds all that is not quantized; "" where one file holds all.
+        kept: patterns of host Linears that the quantizer leaves in 16 bits.
+        extras: (file name, its config) -> host tensors that ComfyUI wants and the file has no place for.
+        shift_in_bias: publishers disagree about unsigned activations, so the biases are asked whether they hold the
+            shift.
+        variants: the same family as other publishers spell it, each recognised by marks of its own; the first is taken.
+        row_major: the same family as vLLM-Omni spells it; None: as here.
     """
 
     name: str
     title: str
     blocks: tuple[BlockMap, ...]
-    modules: dict[str, str]
+    modules: dict[str, str] = field(default_factory=dict)
     tensors: dict[str, str] = field(default_factory=dict)
+    source_marks: tuple[str, ...] = ()
+    host_marks: tuple[str, ...] = ()
+    metadata: Callable[[dict[str, Tensor], dict[str, int]], dict] | None = None
+    lora: LoraNames | None = None
+    published: tuple[Published, ...] = ()
     optional: frozenset[str] = frozenset()
+    without_bias: frozenset[str] = frozenset()
     swapped_halves: frozenset[str] = frozenset()
-    newer_names: dict[str, dict[str, str]] = field(default_factory=dict)
-    shapes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     older_tensors: dict[str, str] = field(default_factory=dict)
+    older_suffixes: bool = False
+    base_file: str = ""
+    kept: tuple[str, ...] = ()
+    extras: Callable[[str, dict], dict[str, Tensor]] | None = None
+    shift_in_bias: bool = False
+    variants: "tuple[Architecture, ...]" = ()
+    row_major: "Architecture | None" = None
+
+    @property
+    def newer_names(self) -> dict[str, Mapping[str, str]]:
+        """Prefix of a source block -> {older source name: newer one}."""
+        return {block.source: block.newer for block in self.blocks if block.newer}
+
+    @property
+    def generic(self) -> bool:
+        """Whether this is no described family but one made up from a file's own names; see generic.py."""
+        return not self.blocks
 
     def count_blocks(self, names: Iterable[str], side: str) -> dict[str, int]:
         """How many blocks of each kind (keyed by BlockMap.host) a list of names holds.
@@ -110,16 +132,23 @@ class Architecture:
         """
         counts = {block.host: 0 for block in self.blocks}
         prefixes = {getattr(block, side): block.host for block in self.blocks}
+        depths = sorted({prefix.count(".") + 1 for prefix in prefixes})
         for name in names:
-            prefix, _, rest = name.partition(".")
-            index = rest.partition(".")[0]
-            if prefix in prefixes and _is_index(index):
-                counts[prefixes[prefix]] = max(counts[prefixes[prefix]], int(index) + 1)
+            pieces = name.split(".")
+            for depth in depths:
+                kind = prefixes.get(".".join(pieces[:depth]))
+                if kind is not None and len(pieces) > depth and _is_index(pieces[depth]):
+                    counts[kind] = max(counts[kind], int(pieces[depth]) + 1)
         return counts
 
     def plain_tensors(self) -> dict[str, str]:
-        """Host tensor -> checkpoint tensor for everything outside the blocks."""
-        pairs = {f"{h}.{e}": f"{s}.{e}" for h, s in self.modules.items() for e in ("weight", "bias")}
+        """Host tensor -> source tensor for everything outside the blocks."""
+        pairs = {
+            f"{h}.{e}": f"{s}.{e}"
+            for h, s in self.modules.items()
+            for e in ("weight", "bias")
+            if e == "weight" or h not in self.without_bias
+        }
         return pairs | self.tensors
 
     def linears(self, counts: dict[str, int]) -> Iterator[tuple[str, LinearMap]]:
@@ -131,15 +160,24 @@ class Architecture:
 
     def find_block(self, host: str) -> "Place | None":
         """Where in the blocks a host module or tensor lies, or None where it lies outside them."""
-        prefix, _, rest = host.partition(".")
-        index, _, name = rest.partition(".")
-        block = next((b for b in self.blocks if b.host == prefix), None)
-        return None if block is None or not _is_index(index) else Place(block, int(index), name)
+        for block in self.blocks:
+            if host.startswith(block.host + "."):
+                index, _, name = host[len(block.host) + 1 :].partition(".")
+                if _is_index(index):
+                    return Place(block, int(index), name)
+        return None
 
     def find_linear(self, host: str) -> LinearMap | None:
         """The map of a host Linear of a block, or None where there is no such Linear."""
         place = self.find_block(host)
         return None if place is None else next((m for m in place.block.linears if m.host == place.rest), None)
+
+    def input_name(self, host: str) -> str:
+        """A name for the tensor that the pieces of one source read, so with one smoothing and proj_down; else ""."""
+        place, linear = self.find_block(host), self.find_linear(host)
+        if place is None or linear is None or linear.piece is None:
+            return ""
+        return f"{place.block.host}.{place.index}.{linear.sources[0]}"
 
     def shape_of(self, host_tensor: str, width: int) -> tuple[int | None, ...] | None:
         """The shape that a host tensor must have in a model of this width; None stands for any size, or any shape.
@@ -151,7 +189,8 @@ class Architecture:
         module, _, end = host_tensor.rpartition(".")
         linear = self.find_linear(module)
         if linear is not None:
-            return tuple(n * width for n in linear.shape)[: 2 if end == "weight" else 1]
+            sizes = tuple(None if n is None else int(n * width) for n in linear.shape)
+            return sizes[: 2 if end == "weight" else 1]
         place = self.find_block(host_tensor)
         symbols = self.shapes.get(host_tensor) if place is None else place.block.plain_shapes.get(place.rest)
         if symbols is None and end == "bias":
@@ -159,12 +198,11 @@ class Architecture:
         return None if symbols is None else tuple(_size(symbol, width) for symbol in symbols)
 
     def expected_tensors(self, present: Callable[[str, str], bool]) -> dict[str, str]:
-        """Host tensor -> checkpoint tensor of plain_tensors() that a file must have.
+        """Host tensor -> source tensor of plain_tensors() that a file must have.
 
         Args:
-            present: whether the file has a tensor, by its host name and by its checkpoint name. Of what is optional,
-                all
-                is expected where anything of it is present.
+            present: whether the file has a tensor, by its host name and by its source name. Of what is optional, all is
+                expected where anything of it is present.
         """
         pairs = self.plain_tensors()
         there = {group for h, s in pairs.items() if present(h, s) for group in self._groups(h)}

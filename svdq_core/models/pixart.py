@@ -4,7 +4,12 @@ No tool has published a packed PixArt file; the names are those that nunchaku's 
 PixArtTransformer2DModel. The keys and values of the text stay in 16 bits, as in deepcompressor's recipe.
 """
 
-from .architecture import Architecture, BlockMap, LinearMap
+from torch import Tensor
+
+from .architecture import Architecture, LoraNames, Published
+from .layer_maps import BlockMap, LinearMap, NativeLayer
+
+QKV = ("attn1.to_q", "attn1.to_k", "attn1.to_v")
 
 BLOCK = BlockMap(
     host="blocks",
@@ -28,11 +33,43 @@ BLOCK = BlockMap(
         "scale_shift_table": ("6", "H"),
     },
     config_key="num_layers",
+    modules={"attn.qkv": (QKV, ("attn1.to_qkv",))},
+    native={
+        "attn1.to_qkv": NativeLayer(QKV),
+        "attn1.to_out.0": NativeLayer(("attn1.to_out.0",), foldable=True),
+        "attn2.to_q": NativeLayer(("attn2.to_q",)),
+        "attn2.to_out.0": NativeLayer(("attn2.to_out.0",), foldable=True),
+        "ff.net.0.proj": NativeLayer(("ff.net.0.proj",)),
+        "ff.net.2": NativeLayer(("ff.net.2",)),
+    },
 )
+
+
+def _metadata(plain: dict[str, Tensor], depths: dict[str, int]) -> dict:
+    hidden, channels, patch, _ = plain["x_embedder.proj.weight"].shape
+    diffusers = {
+        "_class_name": "PixArtTransformer2DModel",
+        "attention_head_dim": hidden // 16,
+        "caption_channels": plain["y_embedder.y_proj.fc1.weight"].shape[1],
+        "cross_attention_dim": hidden,
+        "in_channels": channels,
+        "norm_type": "ada_norm_single",
+        "num_attention_heads": 16,
+        "num_layers": depths["blocks"],
+        "out_channels": 2 * channels,
+        "patch_size": patch,
+    }
+    return {"config": diffusers, "model_class": "SVDQuantPixArtTransformer2DModel"}
+
 
 PIXART = Architecture(
     name="pixart",
     title="PixArt-Sigma",
+    source_marks=("^adaln_single.", "^transformer_blocks.0.attn2."),
+    host_marks=("^blocks.0.cross_attn.q_linear.", "^t_block.1."),
+    metadata=_metadata,
+    lora=LoraNames(),
+    published=(Published("pixart-sigma", 1152, {"blocks": 28}, 16_440_256, precisions=()),),
     blocks=(BLOCK,),
     modules={
         "x_embedder.proj": "pos_embed.proj",

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from ..checkpoint.container import Checkpoint, read_json
 from ..checkpoint.dense_read import DenseModel
 from ..checkpoint.metadata import pack_version
+from ..checkpoint.save import writing
 from ..errors import SVDQuantError
 from .calibration_file import Calibration
 from .calibration_fit import FittedCalibration
@@ -67,8 +69,7 @@ def quantize_file(
     source, target = request.source, request.target
     if target.is_dir():
         raise SVDQuantError(f"{target} is a folder. Give the name of a file.")
-    if target.exists() and not request.overwrite:
-        raise SVDQuantError(f"{target} exists already. Choose another name, or allow it to be replaced (--overwrite).")
+    _refuse_existing(request)
     checkpoint = Checkpoint(source)
     if target.exists() and any(target.samefile(file) for file in checkpoint.files):
         raise SVDQuantError(f"{target} is the source itself. Choose another name.")
@@ -113,7 +114,10 @@ def quantize_file(
         extras=position_size(model),
     )
     try:
-        outcome = quantize_to_file(job, on_layer, share)
+        with writing(target) if share.first else nullcontext():
+            if share.first:
+                _refuse_existing(request)  # another run may just have ended
+            outcome = quantize_to_file(job, on_layer, share)
     except torch.cuda.OutOfMemoryError as error:
         raise SVDQuantError(
             f"{device} has too little free memory ({error}). Close other programs that use it, or choose --device cpu; "
@@ -122,6 +126,13 @@ def quantize_file(
     if outcome is not None:
         for line in describe(outcome, target, time.perf_counter() - started):
             say(line)
+
+
+def _refuse_existing(request: Request) -> None:
+    if request.target.exists() and not request.overwrite:
+        raise SVDQuantError(
+            f"{request.target} exists already. Choose another name, or allow it to be replaced (--overwrite)."
+        )
 
 
 def choose_device(named: str, share: Share) -> torch.device:
@@ -165,9 +176,9 @@ def estimate_seconds(model: DenseModel, spec: QuantSpec) -> float:
     tokens @ weight
     seconds = time.perf_counter() - started
     name, linear = next(model.architecture.linears(model.counts))
-    columns = model.shape(f"{name}.weight")[1] // linear.shape[1]
-    units = sum(li.shape[0] * li.shape[1] for _, li in model.architecture.linears(model.counts))
-    return seconds * units * columns**2 / TRIAL_SIZE**2
+    width = model.shape(f"{name}.weight")[1] / linear.relative_size[1]
+    sizes = (linear.relative_size for _, linear in model.architecture.linears(model.counts))
+    return seconds * sum(rows * columns for rows, columns in sizes) * width**2 / TRIAL_SIZE**2
 
 
 def describe(outcome: Outcome, target: Path, seconds: float) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.gpus import why_no_triton
-from ...kernels.ladder import climb
+from ...kernels.ladder import descend
 from .grid import Grid
 from .round import GroupScales
 
@@ -102,4 +102,4 @@ def _round_block(left: Tensor, inverse: Tensor, scales: Tensor, grid: Grid, unit
 
     if grid.kind == "nf4" or why_no_triton(left.device) is not None:
         return loop()
-    return climb(left.device, [("GPTQ in Triton", kernel), ("GPTQ column by column in torch", loop)])
+    return descend(left.device, [("GPTQ in Triton", kernel), ("GPTQ column by column in torch", loop)])

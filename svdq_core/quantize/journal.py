@@ -1,13 +1,12 @@
 """The finished layers of a run, one file each, so that what was interrupted goes on where it stopped.
 
 The files lie in a folder beside the one to be written and hold the tensors that it will have. Each carries a
-fingerprint of everything that decides its bytes; what carries another one, or is damaged, is thrown away. A lock keeps
-a second run to the same name out; the system lets go of it when the process ends, however it ends.
+fingerprint of everything that decides its bytes; what carries another one, or is damaged, is thrown away. A second run
+to the same name is kept out: claim.py.
 """
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,14 +18,15 @@ from torch import Tensor
 
 from ..checkpoint.output import Output, whole
 from ..checkpoint.safetensors_write import save_file
+from ..checkpoint.save import writing
 from ..errors import SVDQuantError
 from .one_layer import PartReport
 
 logger = logging.getLogger("svdquant")
 
 FOLDER_SUFFIX = ".journal"
+PART_SUFFIX = ".part"
 LAYER_SUFFIX = ".layer"  # not .safetensors: ComfyUI would list every layer as a model
-LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,9 @@ class Journal:
         Raises:
             SVDQuantError: another process writes to the same name.
         """
-        with (self.folder / LOCK).open("a+b") as file:
-            try:
-                _lock(file.fileno())
-            except OSError as error:
-                raise SVDQuantError(
-                    f"{self.target}: another run is writing this file. Wait for it, or choose another name."
-                ) from error
+        with writing(self.target):
+            for part in self.folder.glob(f"*{PART_SUFFIX}"):
+                part.unlink(missing_ok=True)  # of a run that was killed
             try:
                 yield
             finally:
@@ -118,7 +114,7 @@ class Journal:
             "kept": kept,
         }
         path = self._path(name)
-        part = path.with_suffix(".part")
+        part = path.with_suffix(PART_SUFFIX)
         try:
             save_file(tensors, part, header)
             part.replace(path)
@@ -161,15 +157,3 @@ class Journal:
 
 def _report(values: dict) -> PartReport:
     return PartReport(**{**values, "rows": tuple(values["rows"]), "columns": tuple(values["columns"])})
-
-
-def _lock(descriptor: int) -> None:
-    """Raise OSError where another process holds it."""
-    if os.name == "nt":
-        import msvcrt
-
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
-    else:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.gpus import why_no_triton
-from ...kernels.ladder import climb
+from ...kernels.ladder import descend
 
 # Steps from a random start, and from the branch of an earlier turn. Residual over that of the exact decomposition, from
 # a random start, synthetic weights of 1024 to 3072 rows: 1.05, 1.013, 1.003 and 1.001 after 1, 2, 4 and 6 steps; of 128
@@ -77,4 +77,6 @@ def _inverse_root(gram: Tensor) -> Tensor:
 
     if len(gram) > KERNEL_COLUMNS or why_no_triton(gram.device) is not None:
         return library()
-    return climb(gram.device, [("a small factorization in Triton", kernel), ("the same by torch's libraries", library)])
+    return descend(
+        gram.device, [("a small factorization in Triton", kernel), ("the same by torch's libraries", library)]
+    )

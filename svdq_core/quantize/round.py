@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...kernels.format import E4M3_MAX, GROUP_SIZE_AWQ, UINT4_MAX
 from ...kernels.gpus import why_no_triton
-from ...kernels.ladder import climb
+from ...kernels.ladder import descend
 from .grid import Grid
 
 # absmax / high times these. Gaussian weights, groups of 64, int4: error 0.1077 at 1.0 alone, 0.0998 with the sweep.
@@ -57,7 +57,7 @@ def fit_scales(
     if not _takes_kernel(residual, grid):
         return fit_scales_in_torch(residual, grid, dtype, importance, sweep)
     tensor = _tensor_scale(residual, grid, dtype)
-    return GroupScales(_climb(residual, grid, dtype, importance, sweep, tensor), tensor)
+    return GroupScales(_fastest_search(residual, grid, dtype, importance, sweep, tensor), tensor)
 
 
 def fit_scales_in_torch(
@@ -67,7 +67,7 @@ def fit_scales_in_torch(
     if grid.group_size is None:
         dtype = torch.float32
     tensor = _tensor_scale(residual, grid, dtype)
-    return GroupScales(_search(residual, grid, dtype, importance, sweep, tensor), tensor)
+    return GroupScales(_fastest_search(residual, grid, dtype, importance, sweep, tensor), tensor)
 
 
 def round_by_absmax(residual: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
@@ -76,7 +76,7 @@ def round_by_absmax(residual: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
         scales = fit_scales_in_torch(residual, grid, dtype, sweep=False)
         return units_to_values(round_to_units(residual, scales, grid), scales, grid)
     values = torch.empty_like(residual)
-    _climb(residual, grid, dtype, None, False, _tensor_scale(residual, grid, dtype), values)
+    _fastest_search(residual, grid, dtype, None, False, _tensor_scale(residual, grid, dtype), values)
     return values
 
 
@@ -85,7 +85,7 @@ def _takes_kernel(residual: Tensor, grid: Grid) -> bool:
     return fits and grid.kind in ("int", "e2m1") and why_no_triton(residual.device) is None
 
 
-def _climb(
+def _fastest_search(
     residual: Tensor,
     grid: Grid,
     dtype: torch.dtype,
@@ -111,7 +111,7 @@ def _climb(
             values.copy_(units_to_values(round_to_units(residual, found, grid), found, grid))
         return found.groups
 
-    return climb(residual.device, [("the search for scales in Triton", kernel), ("the same in torch", search)])
+    return descend(residual.device, [("the search for scales in Triton", kernel), ("the same in torch", search)])
 
 
 def _tensor_scale(residual: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor | None:

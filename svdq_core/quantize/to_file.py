@@ -189,7 +189,7 @@ def _cost(job: QuantizeJob, name: str) -> float:
     """How long a layer takes, in any unit: its weights, more for long inputs where their correlations count."""
     linear = job.architecture.find_linear(name)
     assert linear is not None  # the name comes from the architecture
-    rows, columns = linear.shape
+    rows, columns = linear.relative_size
     if linear.modulation_chunks:
         return 0.1 * rows * columns
     return rows * columns * (1 + columns) if job.spec.method == "best" else rows * columns

@@ -77,7 +77,8 @@ def quantize_layers(
     """
     counts = architecture.count_blocks(names, "host")
     held = _BlockWeights(weights, device)
-    inputs = KNOWN_INPUTS[architecture.name](held, names, spec.seed, device)
+    kind = KNOWN_INPUTS.get(architecture.name)
+    inputs = None if kind is None else kind(held, names, spec.seed, device)
     calibration = calibration or {}
     for block in architecture.blocks:
         for index in range(counts[block.host]):
@@ -86,8 +87,8 @@ def quantize_layers(
             linears = {name: linear for name, linear in linears.items() if wanted(name)}
             quantized = [name for name in linears if not _is_kept(name, keep)]
             known = {name: calibration[name] for name in quantized if name in calibration}
-            if len(known) < len(quantized):
-                drawn = attempt(lambda _, p=prefix: inputs.of_block(p), device, make_room, prefix, anywhere=False)
+            if inputs is not None and len(known) < len(quantized):
+                drawn = attempt(lambda _, p=prefix, i=inputs: i.of_block(p), device, make_room, prefix, anywhere=False)
                 known = {**drawn, **known}
             for name, linear in linears.items():
                 weight = held[f"{name}.weight"]

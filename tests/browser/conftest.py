@@ -1,9 +1,11 @@
 """The host's real page in a real browser; skipped, with the reason, where one of the two cannot be had.
 
 What it takes: a Chromium of the system (tools/chromium.py); `python dev.py test` installs the rest where it finds one.
-Screenshots of a run lie in output/browser/.
+Screenshots of a run lie in output/browser/. To test another page than the pinned one, unpack its wheel and name the
+folder: COMFYUI_FRONT_END=.../comfyui_frontend_package/static python dev.py test tests/browser
 """
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +32,15 @@ def why_not() -> str:
     return f"browser tests need {', '.join(missing)}" if missing else ""
 
 
+def front_end() -> Path:
+    """The folder of the page to test."""
+    named = os.environ.get("COMFYUI_FRONT_END")
+    return Path(named) if named else Path(find_spec("comfyui_frontend_package").origin).parent / "static"
+
+
 def _has_front_end() -> bool:
+    if "COMFYUI_FRONT_END" in os.environ:
+        return True
     name, _, pin = FRONT_END.partition("==")
     try:
         return version(name) == pin
@@ -52,8 +62,7 @@ def browser_host(tmp_path_factory):
     """A server with the real page, all files in place, and the demo's model in 4 bits."""
     base = tmp_path_factory.mktemp("browser")
     furnish(base)
-    page = Path(find_spec("comfyui_frontend_package").origin).parent / "static"
-    with ComfyUIServer(find_host(), base, device="cpu", front_end=page) as server:
+    with ComfyUIServer(find_host(), base, device="cpu", front_end=front_end()) as server:
         assert not server.import_failures(), server.log_text()
         yield server
 

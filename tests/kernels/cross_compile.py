@@ -19,16 +19,18 @@ from compile_reports import amd_report, nvidia_report
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from svdquant_pack.kernels.gpus import GENERATIONS, Generation
 from svdquant_pack.kernels.quantizer import quantize_basis, quantize_scales
 from svdquant_pack.kernels.quantizer.quantize_weight import CHANNELS, MOST_COLUMNS, WARPS
 from svdquant_pack.kernels.step import norm
 from svdquant_pack.kernels.tiles import (
+    Projection,
+    choose_projection,
     fuses_rank,
     gemm_tile,
     gemv_tile,
     native_int4_tile,
     quantizer_tile,
-    shares_projection,
     shares_tile,
     unpack_tile,
 )
@@ -46,22 +48,21 @@ UNFUSED = ("project_act", "quantize_act", "quantize_act_int8", "quantize_scales"
 UNFUSED += ("requantize_weight",)
 
 
-def _target(name: str) -> GPUTarget:
-    if name.startswith("sm_"):
-        return GPUTarget("cuda", int(name.removeprefix("sm_")), 32)
-    return GPUTarget("hip", name, 64 if name.startswith("gfx9") else 32)
+def row_of(name: str) -> Generation:
+    """The row of the table of GPUs that a name stands for."""
+    return next(row for row in GENERATIONS if row.name == name)
 
 
-def _flags(gpu: str) -> dict:
-    return {"PTX": gpu.startswith("sm_"), "GELU": True, "SHIFT": 0.171875}
+def _flags(gpu: Generation) -> dict:
+    return {"PTX": gpu.target.backend == "cuda", "GELU": True, "SHIFT": 0.171875}
 
 
-def _quantizer(gpu: str) -> dict:
+def _quantizer(gpu: Generation) -> dict:
     rank = R if fuses_rank(R, gpu) else 0
     return {**_flags(gpu), "HAS_RANK": rank > 0, **quantizer_tile(K, rank)}
 
 
-def _groups(gpu: str, output: str, scheme: str = "int4") -> tuple:
+def _groups(gpu: Generation, output: str, scheme: str = "int4") -> tuple:
     pointers = {
         "x_ptr": HALF,
         "smooth_ptr": HALF,
@@ -74,7 +75,7 @@ def _groups(gpu: str, output: str, scheme: str = "int4") -> tuple:
     return "quantize_act", "_quantize_groups_kernel", pointers, {**constants, **_quantizer(gpu)}
 
 
-def _tokens(gpu: str) -> tuple:
+def _tokens(gpu: Generation) -> tuple:
     pointers = {
         **dict.fromkeys(("x_ptr", "smooth_ptr", "proj_down_ptr", "x_down_ptr", "wscales_ptr"), HALF),
         "wtscale_ptr": "*fp32",
@@ -84,7 +85,7 @@ def _tokens(gpu: str) -> tuple:
         "qweight_ptr": "*i32",
     }
     weight = unpack_tile("requantize", N, K)
-    overlap = {"OVERLAP": gpu == "sm_90"}
+    overlap = {"OVERLAP": gpu.overlaps_launches}
     constants = {
         **_quantizer(gpu),
         **overlap,
@@ -94,7 +95,7 @@ def _tokens(gpu: str) -> tuple:
         "GROUP_SIZE": 64,
     }
     constants |= {"WEIGHT_BLOCK_N": weight["BLOCK_N"], "WEIGHT_BLOCK_K": weight["BLOCK_K"]}
-    if shares_projection(LONG_K, R, gpu):
+    if choose_projection(LONG_K, R, gpu) is Projection.SHARED:
         constants |= {"SHARES": shares_tile(M, LONG_K, R)["SHARES"], "BLOCK_R": R}
     return "quantize_act_int8", "_quantize_tokens_kernel", pointers, constants
 
@@ -104,7 +105,7 @@ def _joined_factors() -> tuple:
     return "join_factors", "_join_kernel", dict.fromkeys(names, HALF), {"BLOCK": 64, "WIDTH": 64, "num_warps": 4}
 
 
-def _gelu(gpu: str) -> tuple:
+def _gelu(gpu: Generation) -> tuple:
     pointers = {"x_ptr": HALF, "out_ptr": HALF}
     return "gelu", "_gelu_kernel", pointers, {"PTX": _flags(gpu)["PTX"], "BLOCK_K": 2048, "num_warps": 4}
 
@@ -120,9 +121,9 @@ def _norms() -> dict:
     }
 
 
-def _projection(gpu: str) -> tuple:
+def _projection(gpu: Generation) -> tuple:
     pointers = dict.fromkeys(("x_ptr", "smooth_ptr", "proj_down_ptr"), HALF) | {"sums_ptr": "*fp32"}
-    return "project_act", "_project_kernel", pointers, {**_flags(gpu), "GELU": False, **shares_tile(M, LONG_K, R)}
+    return "project_act", "project_kernel", pointers, {**_flags(gpu), "GELU": False, **shares_tile(M, LONG_K, R)}
 
 
 def _weight(kernel: str, op: str, scheme: str, pointers: dict, **constants) -> tuple:
@@ -139,18 +140,18 @@ def _weight(kernel: str, op: str, scheme: str, pointers: dict, **constants) -> t
     )
 
 
-def _gemm(op: str, gpu: str, pointers: dict, **constants) -> tuple:
+def _gemm(op: str, gpu: Generation, pointers: dict, **constants) -> tuple:
     epilogue = {"x_down_ptr": HALF, "proj_up_ptr": HALF, "bias_ptr": HALF, "out_ptr": HALF}
     constants = {"HAS_BIAS": True, "HAS_RANK": True, **gemm_tile(op, M, K, gpu), **constants}
     return op, f"_{op}_kernel", {**pointers, **epilogue}, constants
 
 
-def _cases(gpu: str) -> dict:
+def _cases(gpu: Generation) -> dict:
     """name -> module, kernel, pointer types, constants and options; or a function that says so."""
     int8 = {"qx_ptr": "*i8", "qweight_ptr": "*i8"}
     requantized = {"codes_ptr": "*i8", "channel_scales_ptr": "*fp32"}
     gemv = dict.fromkeys(("x_ptr", "smooth_ptr", "x_down_ptr", "proj_up_ptr", "bias_ptr", "out_ptr"), HALF)
-    flags = {"PTX": gpu.startswith("sm_"), "SHIFT": 0.0, "HAS_RANK": True, "HAS_BIAS": True, "BLOCK_R": 16}
+    flags = {"PTX": gpu.target.backend == "cuda", "SHIFT": 0.0, "HAS_RANK": True, "HAS_BIAS": True, "BLOCK_R": 16}
     cases = {
         "quantize_act packed": _groups(gpu, "packed"),
         "quantize_act int8": _groups(gpu, "int8"),
@@ -164,12 +165,13 @@ def _cases(gpu: str) -> dict:
         "dequantize_weight": _weight(
             "_dequantize_kernel", "dequantize", "nvfp4", {"proj_up_ptr": HALF, "out_ptr": HALF}
         ),
-        "gemm_w4a4": _gemm("gemm_w4a4", gpu, {**int8, "ascales_ptr": HALF, "wscales_ptr": HALF}),
     }
     for scheme, rows in (("awq", 1), ("awq", 4), ("int4", 1), ("int4", 4), ("nvfp4", 1), ("nvfp4", 4)):
         constants = {"BLOCK_M": rows, "HAS_SMOOTH": scheme != "awq", **flags}
         cases[f"gemv_w4a16 {scheme} {rows}"] = _weight("_gemv_w4a16_kernel", "gemv", scheme, gemv, **constants)
-    for name, on in (("gemm_w4a8", False), ("gemm_w4a8 sum gelu", True)):
+    if gpu.target.int8_product is not None:
+        cases["gemm_w4a4"] = _gemm("gemm_w4a4", gpu, {**int8, "ascales_ptr": HALF, "wscales_ptr": HALF})
+    for name, on in (("gemm_w4a8", False), ("gemm_w4a8 sum gelu", True)) if gpu.target.int8_product is not None else ():
         pointers = {**int8, "ascales_ptr": "*fp32", "channel_scales_ptr": "*fp32"}
         cases[name] = _gemm("gemm_w4a8", gpu, pointers, PTX=flags["PTX"], ACCUMULATE=on, GELU=on)
     floats = dict.fromkeys(("left_ptr", "inverse_ptr", "scales_ptr", "units_ptr", "errors_ptr"), "*fp32")
@@ -190,10 +192,10 @@ def _cases(gpu: str) -> dict:
         pointers["scales_ptr"] = "*u8" if e2m1 else HALF
         cases[f"quantize_scales {name}"] = "quantize_scales", "_fit_scales_kernel", pointers, search
         cases[f"quantize_weight {name}"] = "quantize_weight", "_round_columns_kernel", {**floats, "C": "i32"}, rounding
-    if gpu in ("sm_100", "sm_120"):
+    if gpu.fp4:
         fp4 = {"qx_ptr": "*u8", "qweight_ptr": "*u8", "ascales_ptr": "*fp8e4nv", "wscales_ptr": "*fp8e4nv"}
         cases["gemm_nvfp4"] = _gemm("gemm_nvfp4", gpu, {**fp4, "wtscale_ptr": "*fp32", "wcscales_ptr": HALF})
-    if gpu in ("sm_80", "sm_86", "sm_89"):
+    if gpu.int4:
         int4 = {"qx_ptr": "*i32", "qweight_ptr": "*i32", "ascales_ptr": HALF, "wscales_ptr": HALF}
         words = {"x_down_ptr": "*i32", "proj_up_ptr": "*i32", "bias_ptr": HALF, "out_ptr": HALF}
         tile = native_int4_tile(M, N, K // 64)
@@ -202,9 +204,9 @@ def _cases(gpu: str) -> dict:
             constants = {"UNSIGNED": unsigned, "BFLOAT16": True, "HAS_BIAS": True, **tile}
             case = "gemm_w4a4_native", "_gemm_w4a4_native_kernel", {**int4, **words}, constants
             cases[f"gemm_w4a4_native {'unsigned' if unsigned else 'signed'}"] = case
-    if shares_projection(LONG_K, R, gpu):
+    if choose_projection(LONG_K, R, gpu) is Projection.SHARED:
         cases["project_act"] = _projection(gpu)
-    if gpu == "sm_90":
+    if gpu.wgmma:
         for sum_and_gelu, cut in itertools.product((False, True), (False, True)):
             name = "gemm_w4a8_hopper" + " sum gelu" * sum_and_gelu + " cut" * cut
             cases[name] = partial(_hopper, sum_and_gelu, cut)
@@ -238,7 +240,7 @@ def _hopper(sum_and_gelu: bool, cut: bool) -> tuple:
     return "gemm_w4a8_hopper", "_gemm_w4a8_hopper_kernel", arguments, constants
 
 
-def compile_case(gpu: str, module: str, kernel: str, arguments: dict, constants: dict, odd: tuple = ODD):
+def compile_case(gpu: Generation, module: str, kernel: str, arguments: dict, constants: dict, odd: tuple = ODD):
     """The compiled kernel of one case; sizes not in `odd` are promised to be multiples of 16."""
     room = "quantizer" if module in QUANTIZER else "step"
     function = getattr(import_module(f"{KERNELS}.{room}.{module}"), kernel)
@@ -261,11 +263,12 @@ def compile_case(gpu: str, module: str, kernel: str, arguments: dict, constants:
     source = source_class(
         function, signature, {(names.index(key),): value for key, value in constants.items()}, attributes
     )
-    return triton.compile(source, target=_target(gpu), options=options)
+    target = GPUTarget(gpu.target.backend, gpu.target.arch, gpu.target.warp_size)
+    return triton.compile(source, target=target, options=options)
 
 
-def main(gpu: str) -> None:
-    reports, missing, failed = {}, {}, {}
+def main(name: str) -> None:
+    reports, missing, failed, gpu = {}, {}, {}, row_of(name)
     for name, case in _cases(gpu).items():
         try:
             compiled = compile_case(gpu, *(case() if callable(case) else case))
@@ -277,7 +280,7 @@ def main(gpu: str) -> None:
         except Exception as error:  # noqa: BLE001  compilers fail in their own ways; the reader decides what to expect
             failed[name] = str(error.__cause__ or error).strip().splitlines()[-1:]
             continue
-        read = nvidia_report if gpu.startswith("sm_") else amd_report
+        read = nvidia_report if gpu.target.backend == "cuda" else amd_report
         reports[name] = {"shared": compiled.metadata.shared, **read(compiled)}
     sys.stdout.write(
         json.dumps({"triton": triton.__version__, "kernels": reports, "missing": missing, "failed": failed})

@@ -11,29 +11,9 @@ from pathlib import Path
 import pytest
 
 from svdquant_pack import ROOT
+from svdquant_pack.kernels.gpus import GENERATIONS, Generation
 
 COMPILER = Path(__file__).with_name("cross_compile.py")
-# bytes of shared memory that one block may use
-SHARED_LIMIT = {
-    "sm_80": 166912,
-    "sm_86": 101376,
-    "sm_89": 101376,
-    "sm_90": 232448,
-    "sm_100": 232448,
-    "sm_120": 101376,
-    "gfx942": 65536,
-    "gfx1100": 65536,
-    "gfx1201": 65536,
-}
-INT8 = dict.fromkeys(SHARED_LIMIT, r"mma\.sync\..*\.s32\.s8\.s8")
-INT8 |= {
-    "sm_90": r"wgmma\..*\.s32\.s8\.s8",
-    "gfx942": r"v_mfma_i32_",
-    "gfx1100": r"v_wmma_i32_",
-    "gfx1201": r"v_wmma_i32_",
-}
-# Two words that keep nothing of the main loop: the block-scaled product of sm_100 saves them around its set-up.
-ALLOWED_SPILLS = {("sm_100", "gemm_nvfp4"): 2}
 
 
 def _compile(gpu: str) -> dict:
@@ -48,18 +28,19 @@ def _compile(gpu: str) -> dict:
 @pytest.fixture(scope="module")
 def reports() -> dict[str, dict]:
     """What came out, by GPU; two compilers at a time."""
+    names = [row.name for row in GENERATIONS]
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(SHARED_LIMIT, pool.map(_compile, SHARED_LIMIT), strict=True))
+        return dict(zip(names, pool.map(_compile, names), strict=True))
 
 
-@pytest.fixture(params=SHARED_LIMIT)
-def gpu(request) -> str:
+@pytest.fixture(params=GENERATIONS, ids=lambda row: row.name)
+def gpu(request) -> Generation:
     return request.param
 
 
 @pytest.fixture
 def kernels(reports, gpu) -> dict[str, dict]:
-    report = reports[gpu]
+    report = reports[gpu.name]
     assert "error" not in report, report["error"]
     assert report["failed"] == {}
     assert report["missing"] == {}, f"Triton {report['triton']} is too old for these; test with what torch pins"
@@ -67,43 +48,49 @@ def kernels(reports, gpu) -> dict[str, dict]:
 
 
 def test_shared_memory_fits(kernels, gpu):
-    too_large = {name: report["shared"] for name, report in kernels.items() if report["shared"] > SHARED_LIMIT[gpu]}
-    assert not too_large, f"more than {SHARED_LIMIT[gpu]} bytes"
+    limit = gpu.target.shared_limit
+    too_large = {name: report["shared"] for name, report in kernels.items() if report["shared"] > limit}
+    assert not too_large, f"more than {limit} bytes"
 
 
 def test_nothing_spills(kernels, gpu):
     spills = {name: report["spills"] for name, report in kernels.items()}
-    assert {name: n for name, n in spills.items() if n > ALLOWED_SPILLS.get((gpu, name), 0)} == {}
+    assert {name: n for name, n in spills.items() if n > gpu.target.spills.get(name, 0)} == {}
 
 
 def test_no_product_under_way_reads_what_others_read(kernels, gpu):
     """Triton 3.6 gives such a tile one buffer too few, and the next copy overwrites it (DECISIONS 50)."""
     shared = {name: report["shared_tiles"] for name, report in kernels.items() if report.get("shared_tiles")}
-    assert gpu != "sm_90" or not shared
+    assert not gpu.wgmma or not shared
 
 
 @pytest.mark.parametrize("op", ["gemm_w4a8", "gemm_w4a8 sum gelu", "gemm_w4a4"])
 def test_int8_matrix_instruction(kernels, gpu, op):
-    assert any(re.search(INT8[gpu], name) for name in kernels[op]["instructions"]), kernels[op]["instructions"]
+    if gpu.target.int8_product is None:
+        assert op not in kernels, "a GPU without int8 products takes no path that needs them"
+        return
+    operands = r"\..*\.s32\.s8\.s8" if gpu.target.backend == "cuda" else ""
+    pattern = re.escape(gpu.target.int8_product) + operands
+    assert any(re.match(pattern, name) for name in kernels[op]["instructions"]), kernels[op]["instructions"]
 
 
 def test_native_int4_where_the_hardware_has_it(kernels, gpu):
     names = {name for name in kernels if name.startswith("gemm_w4a4_native")}
-    assert bool(names) == (gpu in ("sm_80", "sm_86", "sm_89"))
+    assert bool(names) == gpu.int4
     for name in names:
         integer = {i for i in kernels[name]["instructions"] if i.startswith("IMMA")}
         assert integer == {"IMMA.16864.U4.S4" if "unsigned" in name else "IMMA.16864.S4.S4"}, name
 
 
 def test_native_fp4_where_the_hardware_has_it(kernels, gpu):
-    assert ("gemm_nvfp4" in kernels) == (gpu in ("sm_100", "sm_120"))
+    assert ("gemm_nvfp4" in kernels) == gpu.fp4
     if "gemm_nvfp4" in kernels:
         assert any("kind::mxf4nvf4" in name for name in kernels["gemm_nvfp4"]["instructions"])
 
 
 def test_hopper_specializes_its_warps(kernels, gpu):
     names = {name for name in kernels if name.startswith("gemm_w4a8_hopper")}
-    assert len(names) == (4 if gpu == "sm_90" else 0)
+    assert len(names) == (4 if gpu.wgmma else 0)
     for name in names:
         instructions = kernels[name]["instructions"]
         assert "setmaxnreg" in instructions

@@ -1,4 +1,4 @@
-"""climb: the first step that works, one log line a reason, memory errors passed on."""
+"""descend: the first step that works, one log line a reason, memory errors passed on."""
 
 import logging
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from svdquant_pack.kernels import ladder
-from svdquant_pack.kernels.ladder import climb, say_once
+from svdquant_pack.kernels.ladder import descend, say_once
 
 CPU = torch.device("cpu")
 
@@ -29,15 +29,15 @@ def step(name, result=None, error=None, calls=None):
 
 
 def test_the_first_step_that_works_is_taken():
-    assert climb(CPU, [step("fast", 1), step("slow", 2)]) == 1
+    assert descend(CPU, [step("fast", 1), step("slow", 2)]) == 1
 
 
 def test_a_broken_step_is_tried_once_and_reported_once(caplog):
     calls = []
     steps = [step("fast", error=RuntimeError("no compiler\nlong trace"), calls=calls), step("slow", 2)]
     with caplog.at_level(logging.WARNING, logger="svdquant"):
-        assert climb(CPU, steps) == 2
-        assert climb(CPU, steps) == 2
+        assert descend(CPU, steps) == 2
+        assert descend(CPU, steps) == 2
     assert calls == ["fast"]
     assert [record.message for record in caplog.records] == [
         "fast does not work on cpu (RuntimeError: no compiler); using slow instead."
@@ -46,18 +46,18 @@ def test_a_broken_step_is_tried_once_and_reported_once(caplog):
 
 def test_steps_are_given_up_one_by_one():
     steps = [step("a", error=OSError("x")), step("b", error=AttributeError("y")), step("c", 3)]
-    assert climb(CPU, steps) == 3
+    assert descend(CPU, steps) == 3
 
 
 def test_running_out_of_memory_is_no_reason_to_step_down():
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        climb(CPU, [step("fast", error=torch.cuda.OutOfMemoryError("full")), step("slow", 2)])
+        descend(CPU, [step("fast", error=torch.cuda.OutOfMemoryError("full")), step("slow", 2)])
     assert not ladder._broken
 
 
 def test_the_last_step_raises():
     with pytest.raises(ValueError, match="wrong shape"):
-        climb(CPU, [step("fast", error=ValueError("a")), step("slow", error=ValueError("wrong shape"))])
+        descend(CPU, [step("fast", error=ValueError("a")), step("slow", error=ValueError("wrong shape"))])
 
 
 def test_the_same_line_is_said_once(caplog):

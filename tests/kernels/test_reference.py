@@ -4,13 +4,13 @@ outside this project (tests/data/*_forward_ref), and comfy-kitchen's own SVDQuan
 import pytest
 import torch
 from compare import assert_same, relative_rms_error
+from layer_calls import run_layer
 from safetensors.torch import load_file
 from tiny_files import DATA, HOST_NAMES
 
 from svdquant_pack.kernels import reference
 from svdquant_pack.kernels.format import E2M1_VALUES, GELU_SHIFT
 from svdquant_pack.kernels.packing import pack_nibbles, unpack_int4, unpack_uint4
-from svdquant_pack.kernels.svdquant_linear import svdquant_linear
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 
 MODES = ("w4a4", "w4a8", "w4a16")
@@ -164,7 +164,7 @@ def test_more_activation_bits_are_closer_to_the_dense_layer(dtype):
     weight = reference.dequantize_int4(layer["qweight"], layer["wscales"]) / layer["smooth_factor"].float()
     weight = weight + layer["proj_up"].float() @ layer["proj_down"].float().T
     dense = x.float() @ weight.T + bias.float()
-    errors = [relative_rms_error(svdquant_linear(x, layer, "int4", mode, bias), dense) for mode in MODES]
+    errors = [relative_rms_error(run_layer(x, layer, "int4", mode, bias), dense) for mode in MODES]
     assert errors[0] > 5 * errors[1] and errors[1] > 1.5 * errors[2]
     # what is left without activation codes is the rounding of x_hat, x_down and the output to `dtype`
     assert errors[2] < {torch.bfloat16: 6e-3, torch.float16: 8e-4, torch.float32: 2e-6}[dtype]
@@ -176,7 +176,7 @@ def test_gelu_inside_equals_gelu_in_front(compute):
     bias = layer.pop("bias")
     after = torch.nn.functional.gelu(x.float(), approximate="tanh").to(x.dtype)
     shared = {"scheme": "int4", "compute": compute, "bias": bias, "act_unsigned": True}
-    assert_same(svdquant_linear(x, layer, gelu=True, **shared), svdquant_linear(after, layer, **shared))
+    assert_same(run_layer(x, layer, gelu=True, **shared), run_layer(after, layer, **shared))
 
 
 @pytest.mark.parametrize("compute", MODES)
@@ -185,6 +185,6 @@ def test_lora_rides_in_the_low_rank_branch(compute):
     layer.pop("bias")
     g = torch.Generator().manual_seed(7)
     down, up = torch.randn(256, 16, generator=g) / 16, torch.randn(192, 16, generator=g)
-    without = svdquant_linear(x, layer, "int4", compute)
-    with_lora = svdquant_linear(x, layer, "int4", compute, lora_down=down, lora_up=up)
+    without = run_layer(x, layer, "int4", compute)
+    with_lora = run_layer(x, layer, "int4", compute, lora=(down, up))
     assert relative_rms_error(with_lora - without, (x @ down) @ up.T) < 1e-5

@@ -2,7 +2,10 @@
 
 import pytest
 
+from svdquant_pack.kernels.gpus import CPU, GENERATIONS, OTHER
 from svdquant_pack.kernels.tiles import (
+    Projection,
+    choose_projection,
     fuses_rank,
     gemm_tile,
     gemv_tile,
@@ -10,12 +13,12 @@ from svdquant_pack.kernels.tiles import (
     part_position,
     part_rounds,
     quantizer_tile,
-    shares_projection,
     shares_tile,
     unpack_tile,
 )
 
-GPUS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100", "gfx1201", "cpu", "other")
+GPUS = (*GENERATIONS, CPU, OTHER)
+A_GPU = pytest.mark.parametrize("gpu", GPUS, ids=lambda row: row.name)
 WIDTHS = (64, 192, 256, 768, 1024, 1152, 3072, 3456, 4608, 9216, 12288, 15360)
 
 
@@ -33,20 +36,26 @@ def test_blocks_divide_k(K):
         assert K % gemm_tile("gemm_w4a8", 4608, K, gpu)["BLOCK_K"] == 0
 
 
-@pytest.mark.parametrize("gpu", GPUS)
+@A_GPU
 @pytest.mark.parametrize("op", ["gemm_w4a8", "gemm_w4a4", "gemm_nvfp4"])
 def test_a_new_image_size_needs_no_new_kernel(gpu, op):
     tiles = {str(sorted(gemm_tile(op, M, 3072, gpu).items())) for M in range(1025, 16384, 97)}
     assert len(tiles) == 1
 
 
-@pytest.mark.parametrize("gpu", GPUS)
+@A_GPU
 def test_large_ranks_leave_the_quantizer(gpu):
     assert not fuses_rank(0, gpu)
     assert not fuses_rank(1024, gpu)
-    assert not shares_projection(12288, 0, gpu)
-    assert not shares_projection(192, 32, gpu)
-    assert shares_projection(12288, 32, gpu) == (gpu == "sm_90")
+    assert choose_projection(12288, 1024, gpu) in (Projection.APART, Projection.SHARED)
+
+
+@A_GPU
+def test_who_projects_down(gpu):
+    assert choose_projection(12288, 0, gpu) is Projection.NONE
+    fused = Projection.FUSED if gpu.max_fused_rank >= 32 else Projection.APART
+    assert choose_projection(192, 32, gpu) is fused
+    assert choose_projection(12288, 32, gpu) is (fused if gpu.shares_from_k is None else Projection.SHARED)
 
 
 @pytest.mark.parametrize("N", [64, 192, 768, 1152, 3456, 9216, 12288])

@@ -15,7 +15,7 @@ from native_folders import flux_folder, write_native
 from safetensors.torch import load_file
 from sampling import relative_error, sample_flux
 
-from svdquant_pack.nodes.host.model.build import extract_model
+from svdquant_pack.nodes.host.model.extract import extract_model
 from svdquant_pack.svdq_core.errors import ArchitectureError, SVDQuantError
 
 

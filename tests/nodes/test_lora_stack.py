@@ -26,12 +26,12 @@ def rows(*values: tuple[bool, str, float]) -> dict:
     """What the node gets for these rows."""
     given = {"loras": str(len(values))}
     for i, (on, name, strength) in enumerate(values, start=1):
-        given |= {f"on_{i}": on, f"lora_{i}": name, f"strength_{i}": strength}
+        given |= {f"loras.on_{i}": on, f"loras.lora_{i}": name, f"loras.strength_{i}": strength}
     return given
 
 
 def stack(host, model, *values):
-    return host.call("SVDQuantLoraStack", model=model, loras=rows(*values))
+    return host.call("SVDQuantLoraStack", model=model, **rows(*values))
 
 
 def test_rows_equal_a_chain_of_loaders(host, model):
@@ -55,7 +55,7 @@ def test_a_row_that_is_off_does_nothing(host, model):
 
 
 def test_a_row_that_fits_nothing_says_which(host, model):
-    with pytest.raises(Exception, match=r"row 2 .*stack-sdxl\.safetensors: none of its 1 keys.*SDXL"):
+    with pytest.raises(Exception, match=r"row 2: stack-sdxl\.safetensors: none of its 1 keys.*SDXL"):
         stack(host, model, (True, NAMES[0], 0.8), (True, NAMES[2], 1.0))
 
 
@@ -65,8 +65,7 @@ def graph(**given) -> dict:
         "1": {"class_type": "SVDQuantModelLoader", "inputs": loader},
         "2": {
             "class_type": "SVDQuantLoraStack",
-            "inputs": {"model": ["1", 0], "loras": given["loras"]}
-            | {f"loras.{name}": value for name, value in given.items() if name != "loras"},
+            "inputs": {"model": ["1", 0], **given},
         },
         "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 1]}},
     }
@@ -76,15 +75,32 @@ def test_in_a_graph_as_the_page_sends_it(host, model):
     shown = host.run(graph(**rows((True, NAMES[0], 0.8), (True, NAMES[1], 0.5), (False, NAMES[2], 1.0))))
     (text,) = shown["3"]["text"]
     assert text.count("layers matched") == 2 and "10 layers" in text
-    with pytest.raises(ComfyUIError, match=r"lora_1|not in list"):
-        host.run(graph(**rows((True, "absent.safetensors", 0.8))))
 
 
-def test_the_number_of_rows_is_the_list_of_widgets(host):
-    schema = host.nodes.NODE_CLASS_MAPPINGS["SVDQuantLoraStack"].INPUT_TYPES()["required"]["loras"]
-    options = schema[1]["options"]
-    assert [option["key"] for option in options] == [str(n) for n in range(1, 11)]
-    assert list(options[1]["inputs"]["required"]) == ["on_1", "lora_1", "strength_1", "on_2", "lora_2", "strength_2"]
+def test_a_file_that_is_gone_matters_only_where_its_row_is_on(host, model):
+    off = rows((True, NAMES[0], 0.8), (False, "absent.safetensors", 0.8))
+    (text,) = host.run(graph(**off))["3"]["text"]
+    assert text.count("layers matched") == 1
+    with pytest.raises(ComfyUIError, match=r"row 2: absent\.safetensors is not in models/loras.*switch the row off"):
+        host.run(graph(**rows((True, NAMES[0], 0.8), (True, "absent.safetensors", 0.8))))
+
+
+def test_rows_may_be_empty_or_missing(host, model):
+    plain = sample_flux(model)
+    for given in ({}, rows((True, "None", 1.0)), {"loras": "3"}):
+        assert torch.equal(sample_flux(host.call("SVDQuantLoraStack", model=model, **given)[0]), plain)
+    gap = rows((True, "None", 1.0), (True, NAMES[1], 0.5))
+    one, _ = host.call("SVDQuantLoraLoader", model=model, lora_name=NAMES[1], strength=0.5)
+    assert torch.equal(sample_flux(host.call("SVDQuantLoraStack", model=model, **gap)[0]), sample_flux(one))
+
+
+def test_new_rows_are_empty_and_old_names_hold(host):
+    """The order and names of the widgets are what saved workflows, old ones too, are read by."""
+    inputs = host.nodes.NODE_CLASS_MAPPINGS["SVDQuantLoraStack"].INPUT_TYPES()["optional"]
+    expected = [f"loras.{part}_{n}" for n in range(1, 11) for part in ("on", "lora", "strength")]
+    assert list(inputs) == ["loras", *expected]
+    assert inputs["loras"][1]["options"] == [str(n) for n in range(1, 11)]
+    assert all(inputs[f"loras.lora_{n}"][1]["default"] == "None" for n in range(1, 11))
 
 
 def test_strength_changes_the_picture_smoothly(host, model):

@@ -13,7 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 from problems import awq_layer, int4_layer, int8_layer, nvfp4_layer
 
 from svdquant_pack.kernels.launching import replay
+from svdquant_pack.svdq_core import apply_layer as apply_module
 from svdquant_pack.svdq_core.apply_layer import apply_blob, apply_layer, dense_bias, dense_weight
+from svdquant_pack.svdq_core.blob import to_blob
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.layer import Part, QuantizedLayer
 
@@ -118,19 +120,20 @@ def test_a_gelu_behind_a_layer_may_begin_at_a_column(kind, first):
 @pytest.mark.parametrize("compute", ["w4a4", "w4a8", "w4a16"])
 def test_columns_may_lie_in_two_tensors(compute):
     layer = draw_layer("two on columns", torch.device("cpu"))
-    blob, layout = layer.to_blob()
+    blob, layout = to_blob(layer)
     x = torch.randn(1, 5, layer.in_features).bfloat16() / 8
     sides = x[..., :1024].clone(), torch.cat((x, x), dim=-1)[..., 1024:3072]
     down, up = torch.randn(layer.in_features, 16).bfloat16() / 30, torch.randn(layer.out_features, 16).bfloat16()
     for factors in ((), (down, up)):
         wanted = apply_layer(layer, x, compute, *factors)
+        named = {"lora_down": factors[0], "lora_up": factors[1]} if factors else {}
         assert torch.equal(apply_layer(layer, sides, compute, *factors), wanted)
-        assert torch.equal(apply_blob(blob, layout.to_json(), layer.bias, sides, compute, *factors), wanted)
+        assert torch.equal(apply_blob(blob, layout.to_json(), layer.bias, sides, compute, **named), wanted)
 
 
 def test_a_blob_computes_what_its_layer_does(model):
     for name, layer in model.layers.items():
-        blob, layout = layer.to_blob()
+        blob, layout = to_blob(layer)
         x = draw_tokens(layer)
         wanted = apply_layer(layer, x, "w4a8")
         assert torch.equal(apply_blob(blob, layout.to_json(), layer.bias, x, "w4a8"), wanted), name
@@ -156,6 +159,40 @@ def draw_layer(kind: str, device: torch.device) -> QuantizedLayer:
     return QuantizedLayer(columns, rows, parts, torch.randn(rows, device=device).bfloat16())
 
 
+@pytest.mark.parametrize("kind", ["one part", "two on columns", "awq"])
+@pytest.mark.parametrize("compute", ["w4a4", "w4a8", "w4a16"])
+def test_one_opaque_call_under_compile(kind, compute):
+    layer = draw_layer(kind, torch.device("cpu"))
+    torch._dynamo.reset()  # it counts what it compiled for earlier parameters
+    (blob, layout), graphs = to_blob(layer), []
+    text, x = layout.to_json(), torch.randn(1, 5, layer.in_features).bfloat16() / 8
+
+    def backend(graph, _inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes if node.op == "call_function"])
+        return graph.forward
+
+    def forward(x):
+        return apply_blob(blob, text, layer.bias, x, compute)
+
+    compiled = torch.compile(forward, fullgraph=True, backend=backend)
+    assert torch.equal(compiled(x), forward(x))
+    assert graphs == [["svdquant.blob_linear.default"]]
+
+
+def test_the_fake_has_the_shape_of_the_result():
+    layer = draw_layer("one part", torch.device("cpu"))
+    blob, layout = to_blob(layer)
+    x = torch.randn(2, 5, layer.in_features).bfloat16()
+    arguments = x, blob, layer.bias, None, None, layout.to_json(), "w4a8", None, 0
+    torch.library.opcheck(apply_module._blob_linear_op, arguments, test_utils="test_faketensor")
+
+
+def test_a_transposed_input_is_as_good():
+    layer = draw_layer("one part", torch.device("cpu"))
+    x = torch.randn(5, layer.in_features).bfloat16()
+    assert torch.equal(apply_layer(layer, x.T.contiguous().T, "w4a8"), apply_layer(layer, x, "w4a8"))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("lora_rank", [0, 16, 160])
 @pytest.mark.parametrize("rows", [300, 2])
@@ -164,18 +201,19 @@ def draw_layer(kind: str, device: torch.device) -> QuantizedLayer:
 def test_launches_issued_again_give_the_same_bits(kind, compute, rows, lora_rank, monkeypatch):
     device = torch.device("cuda", 0)
     monkeypatch.setattr(replay._thread, "known", {})
-    made = [(layer, *layer.to_blob()) for layer in (draw_layer(kind, device) for _ in range(2))]
+    made = [(layer, *to_blob(layer)) for layer in (draw_layer(kind, device) for _ in range(2))]
     for turn in range(6):
         layer, blob, layout = made[turn % 2]
         x = torch.randn(1, rows, layer.in_features, device=device).bfloat16()
-        factors = ()
+        factors = {}
         if lora_rank:
             sizes = layer.in_features, layer.out_features
-            factors = tuple(torch.randn(size, lora_rank, device=device).bfloat16() / 30 for size in sizes)
+            drawn = [torch.randn(size, lora_rank, device=device).bfloat16() / 30 for size in sizes]
+            factors = {"lora_down": drawn[0], "lora_up": drawn[1]}
         monkeypatch.setenv(replay.SWITCH, "0")
-        wanted = apply_blob(blob, layout.to_json(), layer.bias, x, compute, *factors)
+        wanted = apply_blob(blob, layout.to_json(), layer.bias, x, compute, **factors)
         monkeypatch.delenv(replay.SWITCH)
-        assert torch.equal(apply_blob(blob, layout.to_json(), layer.bias, x, compute, *factors), wanted)
+        assert torch.equal(apply_blob(blob, layout.to_json(), layer.bias, x, compute, **factors), wanted)
     if kind != "int8" or compute != "w4a16":  # in plain torch
         assert [type(found).__name__ for found in replay._thread.known.values()] == ["Replay"]
     assert not replay._refused
@@ -187,7 +225,7 @@ def test_a_single_block_issued_again_gives_the_same_bits(rows, monkeypatch):
     """Columns of a wider matrix beside another tensor, and a GELU that begins at a column."""
     device = torch.device("cuda", 0)
     monkeypatch.setattr(replay._thread, "known", {})
-    blobs = [(layer, *layer.to_blob()) for layer in (draw_layer(k, device) for k in ("one part", "two on columns"))]
+    blobs = [(layer, *to_blob(layer)) for layer in (draw_layer(k, device) for k in ("one part", "two on columns"))]
     for _ in range(4):
         x, attention = (torch.randn(1, rows, 1024, device=device).bfloat16() for _ in range(2))
         results = []
@@ -196,7 +234,7 @@ def test_a_single_block_issued_again_gives_the_same_bits(rows, monkeypatch):
             for layer, blob, layout in blobs:
                 wide = torch.cat((x, x, x), dim=-1)
                 taken = x if len(layer.parts) == 1 else (attention, wide[..., 1024:])
-                gelu = ("output", 1024) if len(layer.parts) == 1 else (None, 0)
-                results.append(apply_blob(blob, layout.to_json(), layer.bias, taken, "w4a8", None, None, *gelu))
+                gelu = {"gelu": "output", "gelu_from": 1024} if len(layer.parts) == 1 else {}
+                results.append(apply_blob(blob, layout.to_json(), layer.bias, taken, "w4a8", **gelu))
         assert torch.equal(results[0], results[2]) and torch.equal(results[1], results[3])
     assert [type(found).__name__ for found in replay._thread.known.values()] == ["Replay", "Replay"]

@@ -4,9 +4,11 @@ import pytest
 import torch
 from tiny_files import DATA
 
-from svdquant_pack.kernels.svdquant_linear import COMPUTE_MODES
+from svdquant_pack.kernels.gpus import GENERATIONS, OTHER
+from svdquant_pack.kernels.layer_call import COMPUTE_MODES
+from svdquant_pack.svdq_core import runtime
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
-from svdquant_pack.svdq_core.runtime import describe_model, resolve_compute
+from svdquant_pack.svdq_core.runtime import describe_model, prefers_cudnn_attention, resolve_compute
 
 
 @pytest.mark.parametrize("precision", ["int4", "nvfp4"])
@@ -25,3 +27,13 @@ def test_description_names_what_a_user_asks():
     text = describe_model("a file.safetensors", model, "w4a8", "because")
     for word in ("a file.safetensors", "FLUX.1", "nvfp4", "rank 32", "13 quantized layers", "w4a8", "because"):
         assert word in text
+
+
+def test_cudnn_attention_is_for_the_gpus_where_it_is_known_to_be_faster(monkeypatch):
+    assert not prefers_cudnn_attention(torch.device("cpu"))
+    found = []
+    for row in (*GENERATIONS, OTHER):
+        monkeypatch.setattr(runtime, "generation", lambda device, row=row: row)
+        if prefers_cudnn_attention(torch.device("cuda", 0)):
+            found.append(row)
+    assert found == [row for row in GENERATIONS if row.cudnn_attention] and any(row.wgmma for row in found)

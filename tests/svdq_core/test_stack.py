@@ -6,6 +6,7 @@ import torch
 from svdquant_pack.kernels.packing import pack_nibbles
 from svdquant_pack.kernels.reference import encode_e2m1
 from svdquant_pack.svdq_core.apply_layer import apply_layer, dense_bias, dense_weight
+from svdquant_pack.svdq_core.blob import to_blob
 from svdquant_pack.svdq_core.layer import Part, QuantizedLayer
 from svdquant_pack.svdq_core.stack import (
     as_in_files,
@@ -187,7 +188,7 @@ def test_joined_inputs_compute_the_same_and_come_apart_bit_for_bit(scheme):
     x = torch.randn(5, 128)
     for compute in ("w4a4", "w4a8", "w4a16"):
         torch.testing.assert_close(apply_layer(joined, x, compute), apply_layer(layer, x, compute))
-    blob, layout = joined.to_blob()
+    blob, layout = to_blob(joined)
     back = as_in_files(type(layout).from_json(layout.to_json()).read(blob, joined.bias))
     assert join_inputs(back).parts[0].pieces == part.pieces
     for piece, original in zip(back.parts, layer.parts, strict=True):

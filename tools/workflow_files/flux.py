@@ -185,6 +185,7 @@ def lora_stack() -> Workflow:
         rows |= {f"loras.on_{row}": True, f"loras.lora_{row}": file.name, f"loras.strength_{row}": 1.0}
     both = (files.TURBO_LORA, files.GHIBSKY_LORA)
     stack = workflow.add(FILES, "SVDQuantLoraStack", "LoRAs", *both, model=loader, **rows)
+    stack.size = (400, 130)  # the page draws a row on one line
     parts.show_text(workflow, FILES, "Which layers matched", stack[1])
     text = "GHIBSKY style, cosy mountain village under a starry sky"
     positive, negative = parts.flux_prompt(workflow, clip, text, 3.5)

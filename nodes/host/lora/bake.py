@@ -5,10 +5,10 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ....svdq_core.apply_layer import dense_weight
 from ....svdq_core.errors import LoraError
 from ....svdq_core.layer import Part, QuantizedLayer, with_tensors
-from .factors import build_lora, plan_lora
+from .factors import build_lora
+from .plan import plan_lora
 
 
 def patched_weight(patcher, key: str, dtype: torch.dtype | None = None) -> Tensor:
@@ -29,28 +29,34 @@ def patched_weight(patcher, key: str, dtype: torch.dtype | None = None) -> Tenso
     return weight.detach().to("cpu", dtype)
 
 
-def baked_layer(layer: QuantizedLayer, patches: list[tuple], where: str) -> QuantizedLayer:
-    """The layer with LoRAs as extra rank of its own low-rank branch; codes and scales untouched.
+def baked_layer(layer: QuantizedLayer, patches: list[tuple], bias_patches: list[tuple], where: str) -> QuantizedLayer:
+    """The layer with LoRAs as extra rank of its own low-rank branch, and with its patched bias; codes and scales
+    untouched.
 
     Args:
-        patches: the host's, on its weight. where: the layer's name, for the message.
+        layer: as files hold it. patches, bias_patches: the host's, on its weight and on its bias.
+        where: the layer's name, for the message.
 
     Raises:
         LoraError: a patch has no low-rank form.
     """
-    plan = plan_lora(patches)
+    plan = plan_lora(patches, bias_patches)
     if plan is None:
         return layer
-    if plan.krons or plan.dense:
+    if plan.krons or plan.dense or plan.scale != 1.0:
         raise LoraError(
-            f"{where}: a LoKr, DoRA, OFT or full difference cannot be written into a 4-bit file. Apply it to the "
-            "full-precision model and quantize that."
+            f"{where}: a LoKr, DoRA, OFT, full difference or scaled weight cannot be written into a 4-bit file. Apply "
+            "it to the full-precision model and quantize that."
         )
     sizes = layer.in_features, layer.out_features
     device = layer.parts[0]["qweight"].device
-    tensors = build_lora(plan, lambda: dense_weight(layer), sizes, device, torch.float32)
-    parts = tuple(_bake_part(part, tensors["lora_down"], tensors["lora_up"]) for part in layer.parts)
-    return QuantizedLayer(layer.in_features, layer.out_features, parts, layer.bias)
+    tensors = build_lora(plan, lambda: layer, sizes, device, torch.float32)
+    parts, bias = layer.parts, layer.bias
+    if plan.blocks:
+        parts = tuple(_bake_part(part, tensors["lora_down"], tensors["lora_up"]) for part in parts)
+    if plan.has_bias and bias is not None:
+        bias = (bias + tensors["lora_bias"].to(bias.device)).to(bias.dtype)
+    return QuantizedLayer(layer.in_features, layer.out_features, parts, bias)
 
 
 def _bake_part(part: Part, lora_down: Tensor, lora_up: Tensor) -> Part:

@@ -1,119 +1,23 @@
-"""From the host's patches on a weight to what an SVDQuant layer computes beside its own weight.
-
-Nothing is ever merged into the 4-bit codes. A LoRA becomes columns of low-rank factors that ride in the layer's
-low-rank branch, which sees the activation before smoothing; a LoKr stays the Kronecker product of two small matrices;
-what depends on the weight itself, or has no small form, becomes a dense difference on that one layer.
-"""
+"""The tensors of a LoraPlan, and what a layer adds of them beside its low-rank branch."""
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
 
 import comfy.lora
 import torch
-from comfy.weight_adapter import LoHaAdapter, LoKrAdapter, LoRAAdapter
+from comfy.weight_adapter import LoHaAdapter, LoRAAdapter
 from torch import Tensor
 
-from ....svdq_core.quantize.spec import RANK_MULTIPLE
-from .patches import combine, identity_of, is_additive, kron_shapes, signature_of
-
-# A LoHa of rank r is a low-rank difference of rank r * r; up to here its factors are smaller and faster than all of it.
-LARGEST_LOHA_RANK = 256
-
-
-@dataclass(frozen=True)
-class Term:
-    """factor * up, in some rows of the layer; strength and alpha are in the factor."""
-
-    value: LoRAAdapter | LoHaAdapter
-    factor: float
-    offset: tuple | None
-
-    @property
-    def identity(self) -> Hashable:
-        return self.factor, identity_of(_up_tensors(self.value)), self.offset
-
-
-@dataclass(frozen=True)
-class Block:
-    """Some columns of the factors: one down-projection, and the terms that read it.
-
-    Patches with the same down-projection share one: a fused q, k, v that a tool has split costs its rank once.
-    """
-
-    identity: tuple  # of the down-projection; its last item says which columns
-    rank: int
-    terms: tuple[Term, ...]
-
-
-@dataclass(frozen=True)
-class Kron:
-    """A LoKr: factor * (left ⊗ right), in some rows or columns of the layer."""
-
-    value: LoKrAdapter
-    factor: float
-    offset: tuple | None
-
-
-@dataclass(frozen=True)
-class LoraPlan:
-    """What a list of patches needs on one layer; no tensors of its own.
-
-    Args:
-        blocks: columns of the factors, in order. krons: LoKrs.
-        dense: patches that become one dense difference, in order.
-        signature: which patches it was made of.
-    """
-
-    blocks: tuple[Block, ...]
-    krons: tuple[Kron, ...]
-    dense: tuple[tuple, ...]
-    signature: tuple
-
-    @property
-    def rank(self) -> int:
-        """Columns of the factors, padding included."""
-        rank = sum(block.rank for block in self.blocks)
-        return rank + -rank % RANK_MULTIPLE
-
-    @property
-    def reads_input(self) -> bool:
-        """Whether something is added that does not ride in the low-rank branch, and so reads the layer's input."""
-        return bool(self.krons or self.dense)
-
-    def nbytes(self, in_features: int, out_features: int, itemsize: int) -> int:
-        """What its tensors take, without making them."""
-        count = self.rank * (in_features + out_features) + (in_features * out_features if self.dense else 0)
-        count += sum(rows * columns for kron in self.krons for rows, columns in kron_shapes(kron.value))
-        return itemsize * count
-
-
-def plan_lora(patches: list[tuple]) -> LoraPlan | None:
-    """How a layer takes these patches; None if they come to nothing."""
-    patches = combine(patches)
-    if not patches:
-        return None
-    # what depends on the weight must see all that came before it
-    last = max((i for i, patch in enumerate(patches) if not is_additive(patch)), default=-1)
-    dense, blocks, krons = list(patches[: last + 1]), {}, []
-    for patch in patches[last + 1 :]:
-        strength, value, _, offset, _ = patch
-        if isinstance(value, LoKrAdapter) and value.weights[7] is None:
-            krons.append(Kron(value, strength * _kron_scale(value), offset))
-        elif _is_low_rank(value):
-            rows = offset if offset is not None and offset[0] == 0 else None
-            columns = offset if offset is not None and offset[0] == 1 else None
-            identity = type(value), identity_of(_down_tensors(value)), columns
-            term = Term(value, strength * _scale(value), rows)
-            blocks.setdefault(identity, []).append(term)
-        else:
-            dense.append(patch)
-    found = tuple(Block(identity, _rank(terms[0].value), tuple(terms)) for identity, terms in blocks.items())
-    return LoraPlan(found, tuple(krons), tuple(dense), signature_of(patches))
+from ....svdq_core.apply_layer import dense_bias, dense_weight
+from ....svdq_core.layer import QuantizedLayer
+from .identity import signature_of
+from .kron import kron_matrices
+from .patches import is_additive
+from .plan import Block, LoraPlan, down_tensors, up_tensors
 
 
 def build_lora(
     plan: LoraPlan,
-    dense_weight: Callable[[], Tensor],
+    layer: Callable[[], QuantizedLayer],
     sizes: tuple[int, int],
     device: torch.device,
     dtype: torch.dtype,
@@ -121,12 +25,13 @@ def build_lora(
     tensors: Mapping[str, Tensor] | None = None,
     in_place: bool = False,
 ) -> dict[str, Tensor]:
-    """The tensors of a plan: lora_down (K, r), lora_up (N, r), lora_delta (N, K), lora_left<i>, lora_right<i>.
+    """The tensors of a plan: lora_down (K, r), lora_up (N, r), lora_delta (N, K), lora_left<i>, lora_right<i>, and
+    lora_bias (N,), which is float32.
 
     Columns that a former plan has made already are taken over.
 
     Args:
-        dense_weight: gives the layer's own weight, (N, K) float32, on the device; asked for dense differences only.
+        layer: gives the layer on the device; asked for only where a patch depends on its own weight or bias.
         sizes: (in_features, out_features). dtype: of the result.
         old, tensors: the former plan, and its tensors, which must be on the device with this dtype.
         in_place: the former tensors may be changed, which is enough where only strengths differ.
@@ -135,22 +40,49 @@ def build_lora(
         tensors = tensors or {}
         out = _build_factors(plan, sizes, device, dtype, old, tensors, in_place) if plan.blocks else {}
         for i, kron in enumerate(plan.krons):
-            left, right = _kron_matrices(kron.value, device)
+            left, right = kron_matrices(kron.value, device)
             out[f"lora_left{i}"], out[f"lora_right{i}"] = (left * kron.factor).to(dtype), right.to(dtype)
-        if (
-            plan.dense
-            and old is not None
-            and tensors
-            and signature_of(list(old.dense)) == signature_of(list(plan.dense))
-        ):
+        if plan.dense and old is not None and "lora_delta" in tensors and _same_dense(old, plan):
             out["lora_delta"] = tensors["lora_delta"]
         elif plan.dense:
-            weight = dense_weight()
-            patched = comfy.lora.calculate_weight(
-                list(plan.dense), weight.clone(), "weight", original_weights={"weight": [(weight, None)]}
-            )
-            out["lora_delta"] = (patched - weight).to(dtype)
+            shape = sizes[1], sizes[0]
+            out["lora_delta"] = _difference(plan.dense, lambda: dense_weight(layer()), shape, device).to(dtype)
+        if plan.has_bias:
+            out["lora_bias"] = _build_bias(plan, layer, sizes[1], device)
         return out
+
+
+def _same_dense(old: LoraPlan, plan: LoraPlan) -> bool:
+    return signature_of(list(old.dense)) == signature_of(list(plan.dense))
+
+
+def _difference(
+    patches: tuple[tuple, ...], original: Callable[[], Tensor], shape: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """What the host's own arithmetic makes of the patches, less the original; float32."""
+    additive = all(is_additive(patch) for patch in patches)
+    before = torch.zeros(shape, device=device) if additive else original()
+    known = {"weight": [(before, None)]}
+    return comfy.lora.calculate_weight(list(patches), before.clone(), "weight", original_weights=known).sub_(before)
+
+
+def _build_bias(plan: LoraPlan, layer: Callable[[], QuantizedLayer], out_features: int, device: torch.device) -> Tensor:
+    """(N,) float32, to be added to the bias as it is stored.
+
+    Patches are meant for the true bias. What a layer stores can differ from it by what its codes need (the shift of a
+    layer behind a GELU); where the layer's own weight is scaled, that is scaled with it.
+    """
+    difference = _difference(plan.bias, lambda: _true_bias(layer(), device), (out_features,), device)
+    if plan.scale != 1.0:
+        quantized = layer()
+        stored = 0.0 if quantized.bias is None else quantized.bias.float()
+        difference += (1.0 - plan.scale) * (_true_bias(quantized, device) - stored)
+    return difference
+
+
+def _true_bias(layer: QuantizedLayer, device: torch.device) -> Tensor:
+    bias = dense_bias(layer)
+    return torch.zeros(layer.out_features, device=device) if bias is None else bias
 
 
 def _build_factors(
@@ -210,12 +142,35 @@ def _write_up(target: Tensor, block: Block) -> None:
     target.copy_(total)
 
 
-def add_lora(out: Tensor, x: Tensor, plan: LoraPlan, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Add what does not ride in the low-rank branch: LoKrs and the dense difference.
+def add_bias(bias: Tensor | None, added: Tensor | None, x: Tensor) -> Tensor | None:
+    """A layer's bias with what patches add to it.
 
     Args:
-        out: (..., N), changed in place. x: (..., K). tensors: those of build_lora, on x's device.
+        bias: (N,) as stored, or None. added: (N,) float32, or None for nothing.
+        x: what the layer reads; the sum keeps the bias's dtype, for which kernels are compiled, unless x is float32.
     """
+    if added is None:
+        return bias
+    added = added.to(x.device)
+    if bias is None:
+        return added.to(x.dtype)
+    return (bias + added).to(x.dtype if x.dtype == torch.float32 else bias.dtype)
+
+
+def add_lora(out: Tensor, x: Tensor, plan: LoraPlan, tensors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
+    """Add what does not ride in the low-rank branch: a scaled weight, LoKrs and the dense difference.
+
+    Args:
+        out: (..., N), changed in place: the layer's result; where plan.scale is not 1, without bias and factors.
+        x: (..., K). tensors: those of build_lora. bias: (N,), patches included, or None.
+    """
+    if plan.scale != 1.0:
+        out *= plan.scale
+        if bias is not None:
+            out += bias.to(out.dtype)
+        if "lora_down" in tensors:
+            down, up = (tensors[name].to(x.device, x.dtype) for name in ("lora_down", "lora_up"))
+            out += x @ down @ up.T
     for i, kron in enumerate(plan.krons):
         left, right = (tensors[f"lora_{side}{i}"].to(x.device) for side in ("left", "right"))
         dim, start, length = kron.offset or (None, 0, 0)
@@ -229,48 +184,13 @@ def add_lora(out: Tensor, x: Tensor, plan: LoraPlan, tensors: Mapping[str, Tenso
     return out
 
 
-def _is_low_rank(value) -> bool:
-    if isinstance(value, LoRAAdapter):
-        return value.weights[3] is None  # no middle factor
-    return isinstance(value, LoHaAdapter) and value.weights[5] is None and _rank(value) <= LARGEST_LOHA_RANK
-
-
-def _rank(value: LoRAAdapter | LoHaAdapter) -> int:
-    return value.weights[1].shape[0] if isinstance(value, LoRAAdapter) else value.weights[1].shape[0] ** 2
-
-
-def _scale(value: LoRAAdapter | LoHaAdapter) -> float:
-    alpha, rank = value.weights[2], value.weights[1].shape[0]
-    return 1.0 if alpha is None else alpha / rank
-
-
-def _up_tensors(value: LoRAAdapter | LoHaAdapter) -> tuple[Tensor, ...]:
-    return value.weights[:1] if isinstance(value, LoRAAdapter) else (value.weights[0], value.weights[3])
-
-
-def _down_tensors(value: LoRAAdapter | LoHaAdapter) -> tuple[Tensor, ...]:
-    return value.weights[1:2] if isinstance(value, LoRAAdapter) else (value.weights[1], value.weights[4])
-
-
 def _up(value: LoRAAdapter | LoHaAdapter, device: torch.device) -> Tensor:
     """(rows, rank) float32."""
-    first, *second = (t.to(device).float().flatten(1) for t in _up_tensors(value))
+    first, *second = (t.to(device).float().flatten(1) for t in up_tensors(value))
     return (first[:, :, None] * second[0][:, None, :]).flatten(1) if second else first
 
 
 def _down(value: LoRAAdapter | LoHaAdapter, device: torch.device) -> Tensor:
     """(rank, columns) float32."""
-    first, *second = (t.to(device).float().flatten(1) for t in _down_tensors(value))
+    first, *second = (t.to(device).float().flatten(1) for t in down_tensors(value))
     return (first[:, None, :] * second[0][None, :, :]).flatten(0, 1) if second else first
-
-
-def _kron_matrices(value: LoKrAdapter, device: torch.device) -> tuple[Tensor, Tensor]:
-    """left and right, float32."""
-    left, right, _, *halves = (t.to(device).float() if isinstance(t, Tensor) else t for t in value.weights[:7])
-    return halves[0] @ halves[1] if left is None else left, halves[2] @ halves[3] if right is None else right
-
-
-def _kron_scale(value: LoKrAdapter) -> float:
-    left, right, alpha, _, left_b, _, right_b = value.weights[:7]
-    rank = right_b.shape[0] if right is None else left_b.shape[0] if left is None else None
-    return 1.0 if alpha is None or rank is None else alpha / rank

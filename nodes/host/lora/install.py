@@ -3,9 +3,9 @@
 import comfy.hooks
 import torch
 
-from ....svdq_core.apply_layer import dense_weight
 from ..model.quantized_linear import SVDQuantLinear
-from .factors import LoraPlan, build_lora, plan_lora
+from .factors import build_lora
+from .plan import LoraPlan, plan_lora
 
 LARGEST_SPARE_COUNT = 4  # states that hooks switch between, kept for each layer
 
@@ -23,15 +23,21 @@ def install(patcher, device: torch.device, hook_patches: dict | None = None, cle
     if installed is None or installed != model.svdquant_installed:
         keep_spares = bool(hook_patches or model.svdquant_hooked) and not clear and _caches_hooks(patcher)
         for key, module in patcher.svdquant_layers().items():
-            patches = [] if clear else patcher.patches.get(key, []) + (hook_patches or {}).get(key, [])
-            if patches or module.lora is not None:
-                plan = plan_lora(patches) if hook_patches or clear else plans_of(patcher).get(key)
+            keys = key, bias_key(key)
+            patches = [[] if clear else patcher.patches.get(k, []) + (hook_patches or {}).get(k, []) for k in keys]
+            if any(patches) or module.lora is not None:
+                plan = plan_lora(*patches) if hook_patches or clear else plans_of(patcher).get(key)
                 _install_layer(patcher, module, plan, device, keep_spares)
             if not keep_spares:
                 module.lora_spares.clear()
         model.svdquant_installed = installed
     if patcher.is_dynamic() and not clear:
         move_factors(patcher, device)  # the host would copy them from the CPU again for every prompt
+
+
+def bias_key(weight_key: str) -> str:
+    """The host's name of the bias that belongs to a weight."""
+    return weight_key.removesuffix("weight") + "bias"
 
 
 def _caches_hooks(patcher) -> bool:
@@ -44,7 +50,7 @@ def _install_layer(
     old, dtype = module.lora, patcher.model.get_dtype_inference()
     before = factor_bytes(module)
     tensors = module.lora_tensors()
-    same_dtype = all(t.dtype == dtype for t in tensors.values())
+    same_dtype = all(t.dtype == dtype for name, t in tensors.items() if name != "lora_bias")
     if plan is not None and old is not None and plan.signature == old.signature and same_dtype:
         return
     if keep_spares and old is not None and len(module.lora_spares) < LARGEST_SPARE_COUNT:
@@ -55,7 +61,7 @@ def _install_layer(
     elif plan is not None:
         made = build_lora(
             plan,
-            lambda: dense_weight(module.layer_on(device)),
+            lambda: module.layer_on(device),
             (module.in_features, module.out_features),
             device,
             dtype,
@@ -97,6 +103,11 @@ def plans_of(patcher) -> dict[str, LoraPlan | None]:
     """Weight key -> what the MODEL's patches need on that quantized layer; made once for each set of patches."""
     uuid, plans = patcher.__dict__.get("svdquant_plans", (None, {}))
     if uuid != patcher.patches_uuid:
-        plans = {key: plan_lora(patcher.patches[key]) for key in patcher.svdquant_layers() if key in patcher.patches}
+        patches = patcher.patches
+        plans = {
+            key: plan_lora(patches.get(key, []), patches.get(bias_key(key), []))
+            for key in patcher.svdquant_layers()
+            if key in patches or bias_key(key) in patches
+        }
         patcher.svdquant_plans = patcher.patches_uuid, plans
     return plans

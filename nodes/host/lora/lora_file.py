@@ -1,59 +1,21 @@
 """A LoRA file applied to a MODEL, with an account of what matched."""
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import comfy.lora
 import comfy.utils
+import torch
+from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor
 
-from ....svdq_core.errors import LoraError
-from ..files import fingerprint
-from .spellings import TEXT_ENCODER_MARKS, split_key, to_host_names
-
-SHOWN_KEYS = 5  # of each kind that is ignored
-# open at once; a file that is read again has new tensors, which would have to go to the card again
-OPEN_FILES = 8
-
-# a piece of a key that only LoRAs for this other model have -> its name
-_FOREIGN_MARKS = {
-    "down_blocks": "Stable Diffusion or SDXL",
-    "input_blocks": "Stable Diffusion or SDXL",
-    "joint_blocks": "Stable Diffusion 3",
-    "double_blocks": "FLUX",
-    "single_transformer_blocks": "FLUX",
-}
-
-_TEXT_ENCODER = "for the text encoder; LoraLoader with a CLIP applies them"
-_MAGNITUDE = "magnitudes of PEFT's DoRA, which ComfyUI does not apply"
-_NO_LAYER = "this model has no such layer"
-_NO_WEIGHT = "the layer has no such weight here, or the file lacks the other half"
-_NO_KIND = "not a kind of tensor that ComfyUI applies"
-
-
-@dataclass(frozen=True)
-class LoraReport:
-    """What became of one LoRA file.
-
-    Args:
-        name: of the file. strength: as given.
-        matched: weights of the model that it changes.
-        ignored: reason -> keys of the file that nothing uses.
-    """
-
-    name: str
-    strength: float
-    matched: list[str]
-    ignored: dict[str, list[str]]
-
-    def text(self) -> str:
-        lines = [f"{self.name} at strength {self.strength:g}: {len(self.matched)} layers matched"]
-        for reason, keys in self.ignored.items():
-            shown = ", ".join(keys[:SHOWN_KEYS]) + (", ..." if len(keys) > SHOWN_KEYS else "")
-            lines.append(f"  {len(keys)} keys ignored, {reason}: {shown}")
-        return "\n".join(lines)
+from ....svdq_core.errors import LoraError, SVDQuantError
+from .identity import is_finite, tensors_in
+from .misfit import beyond, misfit, shown
+from .open_file import open_lora, shown_name
+from .patches import resizes
+from .report import LoraReport, ignored_keys, refuse_nothing, refuse_quantized_model, weight_key
+from .spellings import split_key, to_host_names
 
 
 def apply_lora_file(patcher, path: str, strength: float):
@@ -62,68 +24,122 @@ def apply_lora_file(patcher, path: str, strength: float):
     Raises:
         LoraError: the file cannot be read, nothing in it fits the model, or a 4-bit layer cannot take something of it.
     """
-    name = Path(path).name
-    stored = _open_lora(path, fingerprint(path))
-    targets = comfy.lora.model_lora_keys_unet(patcher.model, {})
-    lora = to_host_names(stored, targets, patcher)
-    patches = comfy.lora.load_lora(lora, targets, log_missing=False)
-    copy = patcher.clone()
+    name = shown_name(path)
+    if not math.isfinite(strength):
+        raise LoraError(f"{name}: the strength is {strength:g}. Give a number.")
+    stored = open_lora(path)
     try:
-        applied = copy.add_patches(patches, strength)
-    except LoraError as error:
-        raise LoraError(f"{name}: {error}") from error
-    if not applied:
-        raise LoraError(_nothing_matched(name, stored, patcher))
-    keys = {_weight_key(target) for target in applied}
-    report = LoraReport(
-        name, strength, sorted(key.removeprefix("diffusion_model.") for key in keys), _ignored(lora, targets, keys)
-    )
-    return copy if strength else patcher.clone(), report
-
-
-@lru_cache(maxsize=OPEN_FILES)
-def _open_lora(path: str, _fingerprint: str) -> dict[str, Tensor]:
-    try:
-        return comfy.utils.load_torch_file(path, safe_load=True)
-    except Exception as error:  # each kind of file has its own errors, and all mean the same to the user
+        return _apply(patcher, name, stored, strength)
+    except SVDQuantError as error:
+        raise error if str(error).startswith(f"{name}:") else LoraError(f"{name}: {error}") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what a damaged or hostile file leads to, in the host's code or in ours
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no reason given'}"
         raise LoraError(
-            f"{Path(path).name}: not a readable LoRA file ({error}). It is damaged or its download is incomplete; "
-            "download it again."
+            f"{name}: cannot be applied to this {type(patcher.model).__name__} model ({reason}). The file is damaged, "
+            "or of a kind that is not known here. Nothing was applied."
         ) from error
 
 
-def _weight_key(target) -> str:
-    return target if isinstance(target, str) else target[0]
+def _apply(patcher, name: str, stored: dict[str, Tensor], strength: float):
+    refuse_quantized_model(name, stored)
+    keys_of_tensors = {id(tensor): key for key, tensor in stored.items()}
+    targets = comfy.lora.model_lora_keys_unet(patcher.model, {})
+    lora = to_host_names(dict(stored), targets, patcher)
+    patches = _load(lora, targets)
+    empty = {weight_key(target) for target, value in patches.items() if _is_empty(value)}
+    patches = {target: value for target, value in patches.items() if not _is_empty(value)}
+    skipped = _misfits(patcher, patches)
+    for target in skipped:
+        del patches[target]
+    _refuse_not_finite(patches, keys_of_tensors)
+    copy = patcher.clone()
+    applied = copy.add_patches(patches, strength)
+    left_out = {shown(weight_key(target)): reason for target, reason in skipped.items()}
+    if not applied and not empty:
+        raise refuse_nothing(name, stored, type(patcher.model).__name__, targets, left_out)
+    used = {weight_key(target) for target in applied}
+    ignored = ignored_keys(lora, targets, used, empty, {weight_key(target) for target in skipped})
+    matched = sorted(key.removeprefix("diffusion_model.") for key in used)
+    report = LoraReport(name, strength, matched, ignored, left_out, tuple(_notes(patcher, patches)))
+    return copy if strength else patcher.clone(), report
 
 
-def _ignored(lora: Iterable[str], targets: dict, used: set[str]) -> dict[str, list[str]]:
-    """Reason -> keys that nothing uses."""
-    ignored: dict[str, list[str]] = {}
-    for key in sorted(lora):
-        module, suffix = split_key(key)
-        target = _weight_key(targets[module]) if module in targets else ""
-        if "magnitude" in suffix:
-            reason = _MAGNITUDE
-        elif key.startswith(TEXT_ENCODER_MARKS):
-            reason = _TEXT_ENCODER
-        elif not target:
-            reason = _NO_LAYER
-        elif not suffix:
-            reason = _NO_KIND
-        elif used.isdisjoint({target, target.removesuffix("weight") + "bias"}):
-            reason = _NO_WEIGHT
-        else:
+def _load(lora: dict[str, Tensor], targets: dict) -> dict:
+    """The host's patches of a file, and the biases that it loses: those of a part of a layer (q, k, v, ...)."""
+    modules = {split_key(key)[0] for key in lora}
+    patches = {}
+    for module in (module for module in targets if module in modules):
+        target = targets[module]
+        _refuse_alpha(module, lora)
+        try:
+            found = comfy.lora.load_lora(lora, {module: target}, log_missing=False)
+        except KeyError:
+            continue  # half of a pair is missing; the report says so
+        bias = lora.get(f"{module}.diff_b")
+        if bias is not None and not isinstance(target, str):
+            key = target[0].removesuffix(".weight") + ".bias"
+            offset = target[1] if target[1] is None or target[1][0] == 0 else None
+            found[(key, offset, *target[2:])] = ("diff", (bias,))
+        patches |= {key: value for key, value in found.items() if weight_key(key) != ".bias"}
+    return patches
+
+
+def _refuse_alpha(module: str, lora: dict[str, Tensor]) -> None:
+    alpha = lora.get(f"{module}.alpha")
+    if alpha is not None and (alpha.numel() != 1 or alpha.is_complex()):
+        raise LoraError(f"{module}.alpha has {alpha.numel()} values, expected one. The file is damaged.")
+
+
+def _is_empty(value) -> bool:
+    """Whether it is of rank 0: trainers write such a pair for layers that they left out."""
+    return isinstance(value, LoRAAdapter) and value.weights[1].numel() == 0 == value.weights[0].numel()
+
+
+def _misfits(patcher, patches: dict) -> dict:
+    """Patch -> why the host would log an error and leave that layer as it is; 4-bit layers refuse for themselves."""
+    ours = patcher.svdquant_keys() if hasattr(patcher, "svdquant_keys") else {}
+    found = {}
+    for target, value in patches.items():
+        key, offset = (target, None) if isinstance(target, str) else target[:2]
+        if key in ours:
             continue
-        ignored.setdefault(reason, []).append(key)
-    return ignored
+        try:
+            weight = comfy.utils.get_attr(patcher.model, key)
+        except AttributeError:
+            continue  # the host drops what the model does not have, and so the report calls it ignored
+        if weight is None or resizes(value):
+            continue
+        shape = comfy.lora.calculate_shape(patcher.patches.get(key, []), weight, key)
+        if problem := beyond(offset, tuple(shape)):
+            raise LoraError(f"{shown(key)}: {problem}")  # where ComfyUI fails, and does not only leave it out
+        problem = misfit(value, offset, tuple(shape))
+        if problem is not None:
+            found[target] = problem
+    return found
 
 
-def _nothing_matched(name: str, lora: dict, patcher) -> str:
-    kind = next((title for mark, title in _FOREIGN_MARKS.items() if any(mark in key for key in lora)), None)
-    found = f"it looks like a LoRA for {kind}" if kind else "its first keys are " + ", ".join(sorted(lora)[:3])
-    if lora and all(key.startswith(TEXT_ENCODER_MARKS) for key in lora):
-        found = "all of them are for the text encoder; use LoraLoader with a CLIP"
-    if not lora:
-        found = "the file is empty"
-    family = type(patcher.model).__name__
-    return f"{name}: none of its {len(lora)} keys fits this {family} model; {found}. Nothing was applied."
+def _refuse_not_finite(patches: dict, keys_of_tensors: dict[int, str]) -> None:
+    for target, value in patches.items():
+        alpha = getattr(value, "weights", (None,) * 3)[2] if isinstance(value, LoRAAdapter) else None
+        if isinstance(alpha, float) and not math.isfinite(alpha):
+            raise LoraError(f"{shown(weight_key(target))}: its alpha is {alpha:g}. The file is damaged.")
+        for tensor in tensors_in(value):
+            if not is_finite(tensor):
+                key = keys_of_tensors.get(id(tensor), shown(weight_key(target)))
+                raise LoraError(
+                    f"{key} holds NaN or infinite values, of which every picture would become black. The file is "
+                    "damaged, or its training has failed; use an earlier one."
+                )
+
+
+def _notes(patcher, patches: dict) -> Iterable[str]:
+    for target, value in patches.items():
+        if resizes(value) and isinstance(value, LoRAAdapter):
+            key = weight_key(target)
+            before, after = comfy.utils.get_attr(patcher.model, key).shape[1], value.weights[5][1]
+            yield (
+                f"{shown(key)} takes {after} input channels instead of {before}: the model now wants a control image "
+                "(InstructPixToPixConditioning) beside the latent"
+            )

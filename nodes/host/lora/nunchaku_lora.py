@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from ....svdq_core import layouts
-from ....svdq_core.models import FLUX, LinearMap
-
-BASE_RANK = 32  # of the models for which nunchaku's converter was made
+from ....svdq_core.models import FAMILIES, Architecture, LinearMap
 
 
 def is_nunchaku(lora: dict[str, Tensor]) -> bool:
@@ -25,32 +23,46 @@ def from_nunchaku(lora: dict[str, Tensor], patcher) -> dict[str, Tensor]:
     Args:
         patcher: the MODEL it is for; where it is quantized, its own branch tells how many columns are the base's.
     """
+    family = _family(patcher)
     rest = dict(lora)
     converted: dict[str, Tensor] = {}
-    for block in FLUX.blocks:
+    for block in family.blocks:
         indices = {int(key.split(".")[1]) for key in lora if key.startswith(block.source + ".")}
         for index in sorted(indices):
             source, host = f"{block.source}.{index}", f"{block.host}.{index}"
             for linear in block.linears:
-                converted |= _convert_linear(rest, linear, source, f"diffusion_model.{host}.{linear.host}", patcher)
-            for name, sources in block.plain.items():
-                vector = rest.pop(f"{source}.{sources[0]}", None)
+                name = f"diffusion_model.{host}.{linear.host}"
+                converted |= _convert_linear(rest, family, linear, source, name, patcher)
+            for name in block.plain:
+                vector = rest.pop(f"{source}.{block.plain_map(name).sources[0]}", None)
                 if vector is not None:  # the norms of q and k: new values, not a difference
                     converted[f"diffusion_model.{host}.{name.removesuffix('.weight')}.set_weight"] = vector
     return converted | rest
 
 
-def _convert_linear(rest: dict, linear: LinearMap, source: str, host: str, patcher) -> dict[str, Tensor]:
+def _family(patcher) -> Architecture:
+    """The family of the MODEL, or the first for which nunchaku's converter was made."""
+    converted = [family for family in FAMILIES if family.lora is not None and family.lora.base_rank]
+    own = getattr(getattr(patcher, "model", None), "svdquant_architecture", None)
+    return own if own in converted else converted[0]
+
+
+def _convert_linear(
+    rest: dict, family: Architecture, linear: LinearMap, source: str, host: str, patcher
+) -> dict[str, Tensor]:
     """What a file has for one host Linear, taken out of `rest`."""
-    found = {}
-    pairs = [_take_factors(rest, linear, f"{source}.{name}", host, i, patcher) for i, name in enumerate(linear.sources)]
+    found, lora = {}, family.lora
+    assert lora is not None  # _family chose so
+    pairs = [
+        _take_factors(rest, linear, f"{source}.{name}", host, i, patcher, lora.base_rank)
+        for i, name in enumerate(linear.sources)
+    ]
     if linear.stack == "columns":
         names, pairs = (host,), [_side_by_side(*pairs)]
     elif len(pairs) == 1:
         names = (host,)
     else:
-        # the host has names for the two halves of linear1: its own for q, k, v, and diffusers' for the MLP
-        names = (f"{host}_qkv", f"single_transformer_blocks.{host.split('.')[2]}.proj_mlp")
+        names = tuple(part.format(host=host, index=host.split(".")[2]) for part in lora.parts[linear.host])
     for name, pair in zip(names, pairs, strict=True):
         if pair is not None:
             found[f"{name}.lora_down.weight"], found[f"{name}.lora_up.weight"] = pair
@@ -58,7 +70,7 @@ def _convert_linear(rest: dict, linear: LinearMap, source: str, host: str, patch
 
 
 def _take_factors(
-    rest: dict, linear: LinearMap, source: str, host: str, part: int, patcher
+    rest: dict, linear: LinearMap, source: str, host: str, part: int, patcher, base_rank: int
 ) -> tuple[Tensor, Tensor] | None:
     """(down (r, K), up (N, r)) without the base branch, or None."""
     down, up = (rest.pop(f"{source}.{name}", None) for name in ("lora_down", "lora_up"))
@@ -67,12 +79,12 @@ def _take_factors(
     if linear.modulation_chunks:
         return down, layouts.rows_from_interleaved(up, linear.modulation_chunks)
     down, up = layouts.proj_down_from_nunchaku(down), layouts.proj_up_from_nunchaku(up)
-    base = _base_rank(down, host, part, patcher)
+    base = _base_rank(down, host, part, patcher, base_rank)
     return down[:, base:].T.contiguous(), up[:, base:].contiguous()
 
 
-def _base_rank(down: Tensor, host: str, part: int, patcher) -> int:
-    """How many of the first columns are the base model's."""
+def _base_rank(down: Tensor, host: str, part: int, patcher, usual: int) -> int:
+    """How many of the first columns are the base model's; where its branch is not at hand, as many as usual."""
     layers = patcher.svdquant_layers() if hasattr(patcher, "svdquant_layers") else {}
     module = layers.get(f"{host}.weight")
     if module is not None and part < len(module.layout.parts):
@@ -80,7 +92,7 @@ def _base_rank(down: Tensor, host: str, part: int, patcher) -> int:
         rank = own.shape[1]
         if rank <= down.shape[1] and own.shape[0] == down.shape[0] and torch.equal(own, down[:, :rank].to(own.dtype)):
             return rank
-    return BASE_RANK if down.shape[1] > BASE_RANK else 0
+    return usual if down.shape[1] > usual else 0
 
 
 def _side_by_side(

@@ -1,7 +1,8 @@
 """Spellings of LoRA files, brought to those that the host's own loader knows.
 
-What the host converts itself goes through the host's functions. Added here: prefixes in any mixture, adapters that PEFT
-has named, biases, FLUX-tools LoRAs in diffusers' spelling, and files that were converted for nunchaku.
+What the host converts itself goes through the host's functions. Added here, for every family: prefixes in any mixture,
+adapters that PEFT has named, biases, FLUX-tools LoRAs in diffusers' spelling, files that were converted for nunchaku,
+and names of families for which the host knows its own alone.
 """
 
 import re
@@ -10,6 +11,7 @@ import comfy.lora_convert
 import torch
 from torch import Tensor
 
+from .family_names import family_names, swap_halves
 from .nunchaku_lora import from_nunchaku, is_nunchaku
 
 # what tools put in front of a module's name; stripped one after the other, in any order
@@ -40,19 +42,26 @@ def to_host_names(lora: dict[str, Tensor], targets: dict, patcher) -> dict[str, 
     """The tensors of a LoRA file under names that the host's loader finds, where there is such a name.
 
     Args:
-        lora: as the file has them; consumed. targets: the host's key map for this model.
+        lora: as the file has them; consumed.
+        targets: the host's key map for this model; gains the names of the family that the host does not know.
         patcher: the MODEL; a file converted for nunchaku is told from its base branch by it.
     """
     if is_nunchaku(lora):
         lora = from_nunchaku(lora, patcher)
     lora = _convert(lora)
     cores = _cores(targets)
+    more = {core_of(name): (name, named) for name, named in family_names(patcher).items()}
     renamed: dict[str, Tensor] = {}
     for key, tensor in lora.items():
         module, suffix = split_key(key)
+        found, end = None, _host_suffix(suffix)
         if suffix and module not in targets:
-            module = cores.get(_core(module), module)
-        renamed.setdefault(module + _host_suffix(suffix), tensor)
+            core = core_of(module)
+            module, found = (cores[core], None) if core in cores else more.get(core, (module, None))
+        if found is not None:
+            targets[module] = found.target
+            tensor = swap_halves(module, end, tensor) if found.swapped else tensor
+        renamed.setdefault(module + end, tensor)
     _scale_biases(renamed)
     _widen_inputs(renamed, targets, patcher)
     return renamed
@@ -72,7 +81,7 @@ def _convert(lora: dict[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def _core(name: str) -> str:
+def core_of(name: str) -> str:
     """A module's name without prefixes and with one kind of separator."""
     stripped = True
     while stripped:
@@ -85,7 +94,7 @@ def _cores(targets: dict) -> dict[str, str]:
     """Core -> one of the host's names for it; a core that means two things is left out."""
     cores: dict[str, str] = {}
     for name, target in targets.items():
-        core = _core(name)
+        core = core_of(name)
         if core in cores and targets.get(cores[core]) != target:
             cores[core] = ""
         else:
@@ -108,17 +117,21 @@ def _scale_biases(lora: dict[str, Tensor]) -> None:
         down = next(
             (lora[module + end] for end in (".lora_A.weight", ".lora_down.weight") if module + end in lora), None
         )
-        if alpha is not None and down is not None:
+        if alpha is not None and down is not None and alpha.numel() == 1 and down.shape[:1] != (0,):
             lora[key] = lora[key].float() * (alpha.item() / down.shape[0])
 
 
 def _widen_inputs(lora: dict[str, Tensor], targets: dict, patcher) -> None:
-    """Tell the host that a LoRA gives the image input more channels (FLUX tools in diffusers' spelling)."""
+    """Tell the host that a LoRA gives the image input twice the channels (FLUX tools in diffusers' spelling).
+
+    Other numbers are left to the host, which then leaves img_in as it is: a LoRA that was trained on FLUX Fill has 384
+    channels, and would make of another FLUX a model that wants a mask and was never trained with one.
+    """
     network = patcher.model.diffusion_model
     weight = getattr(getattr(network, "img_in", None), "weight", None)
     for name, target in targets.items():
         down = lora.get(f"{name}.lora_A.weight")
         if target != "diffusion_model.img_in.weight" or down is None or weight is None or weight.ndim != 2:
             continue
-        if down.shape[1] > weight.shape[1]:
+        if down.ndim == 2 and down.shape[1] == 2 * weight.shape[1]:
             lora.setdefault(f"{name}.reshape_weight", torch.tensor([weight.shape[0], down.shape[1]]))

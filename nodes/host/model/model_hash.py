@@ -6,7 +6,7 @@ from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
 from ....svdq_core.quantize.source import hash_tensors
-from .build import PREFIX
+from .dense_weights import PREFIX
 
 
 def weights_hash(patcher) -> str:

@@ -11,12 +11,15 @@ from contextlib import contextmanager
 import comfy.model_patcher
 
 from ....svdq_core.apply_layer import dense_bias, dense_weight
+from ....svdq_core.blob import to_blob
 from ....svdq_core.errors import SVDQuantError
 from ....svdq_core.stack import as_in_files
-from ..lora.bake import baked_layer, patched_weight
+from ..lora.bake import baked_layer
 from ..lora.exchange import exchange_patches
-from ..lora.install import factor_bytes, install, move_factors, planned_bytes
-from ..lora.patches import combine, refuse_misfit, signature_of
+from ..lora.identity import signature_of
+from ..lora.install import bias_key, factor_bytes, install, move_factors, planned_bytes
+from ..lora.misfit import refuse_misfit
+from ..lora.patches import combine
 from .quantized_linear import SVDQuantLinear
 
 
@@ -27,9 +30,17 @@ class _SVDQuantPatching:
         """Weight key -> quantized module."""
         return self.model.svdquant_layers
 
+    def svdquant_keys(self) -> dict[str, SVDQuantLinear]:
+        """Key of a weight or bias whose patches are ours to compute -> its module.
+
+        A bias as well: what a layer behind a GELU stores is not the bias that patches are meant for.
+        """
+        layers = self.svdquant_layers()
+        return layers | {bias_key(key): module for key, module in layers.items()}
+
     @contextmanager
     def _patches_hidden(self):
-        hidden = {key: self.patches.pop(key) for key in self.svdquant_layers() if key in self.patches}
+        hidden = {key: self.patches.pop(key) for key in self.svdquant_keys() if key in self.patches}
         try:
             yield
         finally:
@@ -37,20 +48,22 @@ class _SVDQuantPatching:
 
     def other_patches(self) -> dict[str, tuple]:
         """Key -> signature of what is on weights that the host patches itself."""
-        layers = self.svdquant_layers()
-        return {key: signature_of(patches) for key, patches in self.patches.items() if key not in layers}
+        ours = self.svdquant_keys()
+        return {key: signature_of(patches) for key, patches in self.patches.items() if key not in ours}
 
     # Adding patches: what cannot work is refused here, where a node can still say so.
 
-    def _check(self, patches) -> None:
-        layers = self.svdquant_layers()
+    def _check(self, patches, strength_patch: float, strength_model: float) -> None:
+        ours = self.svdquant_keys()
         for target, value in patches.items():
             key, offset = (target, None) if isinstance(target, str) else target[:2]
-            if key in layers:
-                refuse_misfit(key, value, offset, layers[key].in_features, layers[key].out_features)
+            if key in ours:
+                sizes = ours[key].out_features, ours[key].in_features
+                shape = sizes if key.endswith(".weight") else sizes[:1]
+                refuse_misfit(key, value, offset, shape, (strength_patch, strength_model))
 
     def add_patches(self, patches, strength_patch=1.0, strength_model=1.0):
-        self._check(patches)
+        self._check(patches, strength_patch, strength_model)
         added = super().add_patches(patches, strength_patch, strength_model)
         for key in {target if isinstance(target, str) else target[0] for target in added}:
             # the same file twice, with s and -s: nothing, and not the rounding of a sum
@@ -60,14 +73,14 @@ class _SVDQuantPatching:
         return added
 
     def add_hook_patches(self, hook, patches, strength_patch=1.0, strength_model=1.0):
-        self._check(patches)
+        self._check(patches, strength_patch, strength_model)
         return super().add_hook_patches(hook, patches, strength_patch, strength_model)
 
     def add_weight_wrapper(self, name, function):
-        if name in self.svdquant_layers():
+        if name in self.svdquant_keys():
             raise SVDQuantError(
-                f"{name}: another node wants to transform this weight, which is packed in 4 bits. Use a LoRA instead, "
-                "or the full-precision model."
+                f"{name}: another node wants to transform this tensor of a layer that is packed in 4 bits. Use a LoRA "
+                "instead, or the full-precision model."
             )
         return super().add_weight_wrapper(name, function)
 
@@ -98,10 +111,19 @@ class _SVDQuantPatching:
         return result
 
     def partially_unload(self, *args, **kwargs):
+        self.release_graphs()
         with self._patches_hidden():
             return super().partially_unload(*args, **kwargs)
 
+    def release_graphs(self) -> None:
+        """Free what CUDA graphs of the model work in: its weights are about to move."""
+        graphs = getattr(self.model, "svdquant_graphs", None)
+        if graphs is not None:
+            graphs.clear()
+
     def unpatch_model(self, device_to=None, unpatch_weights=True):
+        if unpatch_weights:
+            self.release_graphs()
         result = super().unpatch_model(device_to, unpatch_weights)
         if unpatch_weights:
             install(self, self.load_device, clear=True)
@@ -110,10 +132,8 @@ class _SVDQuantPatching:
     def patch_hooks(self, hooks):
         if hooks is None and not self.model.svdquant_hooked:
             return super().patch_hooks(hooks)
-        layers, saved = self.svdquant_layers(), self.hook_patches
-        self.hook_patches = {
-            ref: {k: v for k, v in patches.items() if k not in layers} for ref, patches in saved.items()
-        }
+        ours, saved = self.svdquant_keys(), self.hook_patches
+        self.hook_patches = {ref: {k: v for k, v in patches.items() if k not in ours} for ref, patches in saved.items()}
         try:
             super().patch_hooks(hooks)
         finally:
@@ -136,23 +156,24 @@ class _SVDQuantPatching:
             # the host hands over the bytes cast to float; the module still has them as they are
             if key in patches:
                 patches[key][0] = (patches[key][0][0], lambda w, m=module, **_: dense_weight(m.layer_on(w.device)))
-            bias = key.removesuffix("weight") + "bias"
+            bias = bias_key(key)
             if bias in patches:  # of a layer behind a GELU it holds the correction for the shifted codes
                 patches[bias][0] = (patches[bias][0][0], lambda b, m=module, **_: dense_bias(m.layer_on(b.device)))
         return patches
 
     def model_state_dict_for_saving(self, model=None, prefix=""):
-        layers = self.svdquant_layers()
+        layers, biases = self.svdquant_layers(), {}
         before = {key: module.__dict__.get("comfy_patched_weights") for key, module in layers.items()}
         try:
             for key, module in layers.items():
                 # "already final": the host would otherwise wrap our bytes as a float parameter, to be patched later
                 module.comfy_patched_weights = True
                 module.saved_as = module.stored()
-                if key in self.patches:
+                if key in self.patches or bias_key(key) in self.patches:
                     where = key.removeprefix("diffusion_model.").removesuffix(".weight")
-                    layer = as_in_files(module.layer())
-                    module.saved_as = baked_layer(layer, self.patches[key], where).to_blob()
+                    patches = self.patches.get(key, []), self.patches.get(bias_key(key), [])
+                    layer = baked_layer(as_in_files(module.layer()), *patches, where)
+                    module.saved_as, biases[bias_key(key)] = to_blob(layer), layer.bias
             state = super().model_state_dict_for_saving(model, prefix)
         finally:
             for key, module in layers.items():
@@ -161,10 +182,9 @@ class _SVDQuantPatching:
                     del module.comfy_patched_weights
                 else:
                     module.comfy_patched_weights = before[key]
-        for key in layers:
-            bias = key.removesuffix("weight") + "bias"
-            if bias.removeprefix(prefix) in state:
-                state[bias.removeprefix(prefix)] = patched_weight(self, bias)
+        for key, bias in biases.items():
+            if key.removeprefix(prefix) in state:
+                state[key.removeprefix(prefix)] = bias
         return state | self.model.svdquant_unused
 
     def clone(self, *args, **kwargs):
@@ -194,7 +214,7 @@ class SVDQuantPatcher(_SVDQuantPatching, comfy.model_patcher.ModelPatcher):
         if self.model.model_lowvram:
             self.model.model_loaded_weight_memory = loaded
 
-    def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
+    def partially_load(self, device_to, extra_memory=0, force_patch_weights=False, **more):
         if not force_patch_weights:
             before = self.loaded_size()
             growth = planned_bytes(self) - sum(factor_bytes(module) for module in self.svdquant_layers().values())
@@ -202,7 +222,8 @@ class SVDQuantPatcher(_SVDQuantPatching, comfy.model_patcher.ModelPatcher):
                 self.partially_unload(self.offload_device, growth - extra_memory)  # room first: the card may be full
             exchange_patches(self, device_to)
             extra_memory -= self.loaded_size() - before
-        return super().partially_load(device_to, extra_memory, force_patch_weights)
+        # by name: multi-GPU packs put another parameter before it
+        return super().partially_load(device_to, extra_memory, force_patch_weights=force_patch_weights, **more)
 
 
 class SVDQuantPatcherDynamic(_SVDQuantPatching, comfy.model_patcher.ModelPatcherDynamic):
@@ -222,8 +243,8 @@ class SVDQuantPatcherDynamic(_SVDQuantPatching, comfy.model_patcher.ModelPatcher
             module._v_signature = signature
         return result
 
-    def partially_unload(self, device_to, memory_to_free=0, force_patch_weights=False):
-        freed = super().partially_unload(device_to, memory_to_free, force_patch_weights)
+    def partially_unload(self, *args, **kwargs):
+        freed = super().partially_unload(*args, **kwargs)
         if self.model.model_loaded_weight_memory == 0:  # the host took back what it had forced onto the card
             move_factors(self, self.offload_device)
         return freed

@@ -1,9 +1,9 @@
 """The Linear that the host builds its models from: quantized where the file says so, the host's ordinary one elsewhere.
 
 All tensors of a quantized layer are one flat uint8 parameter called `weight`, so the host moves, pages, pins and counts
-it like any other weight, and its LoRA key map finds it. In a saved state dict `svdq_layout` stands beside it: the
-blob's layout as JSON bytes. What LoRAs need lies in buffers called lora_*, which move with the module and stay out of
-files.
+it like any other weight, and its LoRA key map finds it. placeholder.py says how it gets there; in a saved state dict
+the blob stands under `weight`, and `svdq_layout` beside it: the blob's layout as JSON bytes. What LoRAs need lies in
+buffers called lora_*, which move with the module and stay out of files.
 """
 
 from functools import cache
@@ -15,14 +15,22 @@ import torch
 from torch import Tensor
 
 from ....svdq_core.apply_layer import apply_blob
+from ....svdq_core.blob import BlobLayout, to_blob
 from ....svdq_core.errors import ArchitectureError
-from ....svdq_core.layer import BlobLayout, QuantizedLayer
+from ....svdq_core.layer import QuantizedLayer
 from ....svdq_core.stack import as_in_files
-from ..lora.factors import LoraPlan, add_lora
+from ..lora.factors import add_bias, add_lora
+from ..lora.plan import LoraPlan
 from .joined import Joined
 from .norms import KernelLayerNorm, KernelRMSNorm
+from .placeholder import Packed, is_empty_shape, packed_of
 
 LAYOUT_KEY = "svdq_layout"
+
+
+def is_quantized(patcher) -> bool:
+    """Whether any layer of a MODEL is an SVDQuant layer."""
+    return any(isinstance(m, SVDQuantLinear) and m.quantized for m in patcher.model.modules())
 
 
 def layout_to_tensor(layout: BlobLayout) -> Tensor:
@@ -30,27 +38,28 @@ def layout_to_tensor(layout: BlobLayout) -> Tensor:
     return torch.frombuffer(bytearray(layout.to_json().encode()), dtype=torch.uint8)
 
 
-class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
-    """A host Linear that takes either an SVDQuant blob or an ordinary weight from the state dict.
+class SVDQuantLinear(comfy.ops.manual_cast.Linear):
+    """A Linear that takes an SVDQuant blob; one whose weight turns out to be an ordinary one becomes the host's own.
 
-    Nothing is allocated before the state dict arrives: a model of twelve billion parameters would not fit twice.
+    It is a torch.nn.Linear, as other packs expect of what multiplies in a block (GGUF's and bitsandbytes' layers are,
+    too); its weight is a row of bytes all the same. Nothing is allocated before the state dict arrives: a model of
+    twelve billion parameters would not fit twice.
     """
 
-    comfy_cast_weights = True
     compute = "w4a4"  # set by operations()
+    layout: BlobLayout | None = None
+    layout_text = ""  # the same as JSON
+    gelu: str | None = None  # "input" or "output": where the layer applies a GELU; see fold.py
+    gelu_from = 0  # first column of the output that it is applied to
+    lora: LoraPlan | None = None
+    saved_as: tuple[Tensor, BlobLayout] | None = None  # while the host saves: the blob that it shall see
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None):
-        super().__init__()
+        torch.nn.Module.__init__(self)  # the host's would allocate
         self.in_features, self.out_features = in_features, out_features
         self.register_parameter("weight", None)
         self.register_parameter("bias", None)
-        self.layout: BlobLayout | None = None
-        self.layout_text = ""  # the same as JSON
-        self.gelu: str | None = None  # "input" or "output": where the layer applies a GELU; see fold.py
-        self.gelu_from = 0  # first column of the output that it is applied to
-        self.lora: LoraPlan | None = None
-        self.lora_spares: dict[tuple, dict[str, Tensor]] = {}  # signature -> tensors, while hooks switch LoRAs
-        self.saved_as: tuple[Tensor, BlobLayout] | None = None  # while the host saves: the blob that it shall see
+        self.comfy_need_lazy_init_bias = bias
         # the host casts a weight to these when it pages it in; a blob must stay bytes
         self.weight_comfy_model_dtype: torch.dtype | None = dtype
         self.bias_comfy_model_dtype: torch.dtype | None = dtype
@@ -58,9 +67,6 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
     @property
     def quantized(self) -> bool:
         return self.layout is not None
-
-    def reset_parameters(self) -> None:
-        """The host calls this on Linears; there is nothing to initialise."""
 
     def extra_repr(self) -> str:
         parts = "" if self.layout is None else ", " + "+".join(p.scheme for p in self.layout.parts)
@@ -70,27 +76,43 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ):
         weight, bias = state_dict.get(prefix + "weight"), state_dict.get(prefix + "bias")
-        layout = state_dict.get(prefix + LAYOUT_KEY)
         if weight is None:
             missing_keys.append(prefix + "weight")
-            return
-        if layout is not None:
-            self.layout_text = intern(bytes(layout.tolist()).decode())  # layers with equal layouts share one string
-            self.layout = BlobLayout.from_json(self.layout_text)
+            weight = torch.zeros(self.out_features, self.in_features, dtype=self.weight_comfy_model_dtype)
+        packed = packed_of(weight)
+        if packed is None and prefix + LAYOUT_KEY in state_dict:  # as the host saves it
+            packed = Packed(weight, BlobLayout.from_json(bytes(state_dict[prefix + LAYOUT_KEY].tolist()).decode()))
+        name, shape = prefix.removesuffix("."), tuple(weight.shape)
+        self._check_size(name, shape if packed is None else (packed.layout.out_features, packed.layout.in_features))
+        if packed is not None:
+            self.layout = packed.layout
+            self.layout_text = intern(packed.layout.to_json())  # layers with equal layouts share one string
+            self.lora_spares: dict[tuple, dict[str, Tensor]] = {}  # signature -> tensors, while hooks switch LoRAs
             self.weight_comfy_model_dtype = self.bias_comfy_model_dtype = None
-            found, expected = (self.layout.out_features, self.layout.in_features), (self.out_features, self.in_features)
-        else:
-            found, expected = tuple(weight.shape), (self.out_features, self.in_features)
-            if not comfy.memory_management.aimdo_enabled:  # with it the host pages file bytes and casts them itself
-                weight = weight.to(self.weight_comfy_model_dtype)
-                bias = None if bias is None else bias.to(self.bias_comfy_model_dtype)
-        if found != expected:
+            weight = packed.blob
+        elif is_empty_shape(weight):
             raise ArchitectureError(
-                f"{prefix.removesuffix('.')}: the file has {found[1]} inputs and {found[0]} outputs, the model of this "
-                f"architecture {expected[1]} and {expected[0]}. The file belongs to another model."
+                f"{name}: ComfyUI takes this layer apart before it loads it; it cannot be quantized."
             )
+        else:
+            if bias is None and self.comfy_need_lazy_init_bias:
+                missing_keys.append(prefix + "bias")
+                bias = torch.zeros(self.out_features, dtype=self.bias_comfy_model_dtype)
+            if not comfy.memory_management.aimdo_enabled:  # with it the host pages file bytes and casts them itself
+                weight = weight.to(self.weight_comfy_model_dtype or weight.dtype)
+                bias = None if bias is None else bias.to(self.bias_comfy_model_dtype or bias.dtype)
         self.weight = torch.nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
+        if packed is None:
+            self.__class__ = comfy.ops.manual_cast.Linear  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _check_size(self, name: str, found: tuple[int, ...]) -> None:
+        if found != (self.out_features, self.in_features):
+            sizes = f"{found[1]} inputs and {found[0]} outputs" if len(found) == 2 else f"shape {found}"
+            raise ArchitectureError(
+                f"{name}: the file has {sizes}, the model of this architecture {self.in_features} inputs and "
+                f"{self.out_features} outputs. The file belongs to another model."
+            )
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -119,7 +141,7 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         """The blob as files hold it, where possible a view, and its layout."""
         assert self.layout is not None, "asked of a layer that is not quantized"
         if any(part.pieces for part in self.layout.parts):
-            return as_in_files(self.layer()).to_blob()
+            return to_blob(as_in_files(self.layer()))
         return self.layout.without_derived(self.weight.detach())
 
     def layer_on(self, device: torch.device) -> QuantizedLayer:
@@ -132,11 +154,7 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
 
     def forward(self, x: Tensor) -> Tensor:
         comfy.ops.run_every_op()
-        if self.layout is None:
-            weight, bias, stream = comfy.ops.cast_bias_weight(self, x, offloadable=True)
-            out = torch.nn.functional.linear(x, weight, bias)
-            comfy.ops.uncast_bias_weight(self, weight, bias, stream)
-            return out
+        assert self.layout is not None, "a layer without a blob is the host's own by now"
         # the dtypes asked for are those it has: the host then moves bytes and converts nothing
         weight, bias, stream = comfy.ops.cast_bias_weight(
             self,
@@ -147,16 +165,23 @@ class SVDQuantLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
             offloadable=True,
         )
         try:  # an exception must not leave a paged weight pinned
+            bias = add_bias(bias, self.lora_tensor("lora_bias", x.device), x)
             layer, gelu = (weight, self.layout_text, bias), None if self.wrapped else self.gelu
             # a layer that the host keeps on the CPU has its factors there as well
             down, up = self.lora_tensor("lora_down", x.device), self.lora_tensor("lora_up", x.device)
             if self.lora is None or not self.lora.reads_input:
                 sides = x.cut_at([part.columns for part in self.layout.parts]) if isinstance(x, Joined) else x
-                return apply_blob(*layer, sides, self.compute, down, up, gelu, self.gelu_from)
+                return apply_blob(
+                    *layer, sides, self.compute, lora_down=down, lora_up=up, gelu=gelu, gelu_from=self.gelu_from
+                )
             x = x.done() if isinstance(x, Joined) else x
             if gelu == "input":  # what is added reads it, too
                 x = torch.nn.functional.gelu(x, approximate="tanh")
-            out = add_lora(apply_blob(*layer, x, self.compute, down, up), x, self.lora, self.lora_tensors())
+            if self.lora.scale != 1.0:
+                out = apply_blob(weight, self.layout_text, None, x, self.compute)
+            else:
+                out = apply_blob(*layer, x, self.compute, lora_down=down, lora_up=up)
+            out = add_lora(out, x, self.lora, self.lora_tensors(), bias)
             if gelu == "output":
                 activated = out[..., self.gelu_from :]
                 activated.copy_(torch.nn.functional.gelu(activated, approximate="tanh"))

@@ -12,7 +12,7 @@ from ....svdq_core.quantize.calibration_file import Calibration
 from ....svdq_core.quantize.calibration_fit import FittedCalibration, hash_file
 from ....svdq_core.quantize.overrides import Overrides
 from ....svdq_core.quantize.to_file import QuantizeJob
-from ..model.build import DenseWeights, architecture_of, compute_device, plain_extras
+from ..model.dense_weights import DenseWeights, architecture_of, compute_device, plain_extras
 from ..model.model_hash import patches_hash, weights_hash
 from .layer_progress import LayerProgress
 from .record_calibration import layer_shapes

@@ -26,8 +26,9 @@ from ....svdq_core.quantize.calibrate import Collector
 from ....svdq_core.quantize.calibration_file import Calibration
 from ....svdq_core.quantize.hessian_choice import choose_hessians
 from ..files import output_path
-from ..model.build import architecture_of, is_quantized
+from ..model.dense_weights import architecture_of
 from ..model.model_hash import weights_hash
+from ..model.quantized_linear import is_quantized
 
 logger = logging.getLogger("svdquant")
 

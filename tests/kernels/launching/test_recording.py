@@ -4,11 +4,11 @@ import gc
 
 import pytest
 import torch
+from recorded_calls import replayed
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from svdquant_pack.kernels.launching import replay
 from svdquant_pack.kernels.launching.recording import Recorder, Write
-from svdquant_pack.kernels.launching.replay import replayed
 from svdquant_pack.kernels.step.fragments import to_activation_fragments, to_weight_fragments
 
 pytestmark = pytest.mark.usefixtures("recordings_on_the_cpu")

@@ -7,11 +7,11 @@ import ctypes
 
 import pytest
 import torch
+from recorded_calls import replayed
 
 from svdquant_pack.kernels import ladder
 from svdquant_pack.kernels.launching import replay
 from svdquant_pack.kernels.launching.recording import Recorder, note_launch
-from svdquant_pack.kernels.launching.replay import replayed
 
 
 class AddKernel:

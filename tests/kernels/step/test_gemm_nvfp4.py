@@ -6,14 +6,14 @@ from compare import assert_close
 from problems import branch, e4m3_scales, packed_codes
 
 from svdquant_pack.kernels import reference
-from svdquant_pack.kernels.gpus import FP4_GENERATIONS, generation
+from svdquant_pack.kernels.gpus import generation
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("M", "N", "K"), [(1, 128, 128), (63, 1152, 1152), (4625, 3072, 3072)])
 @pytest.mark.parametrize("R", [0, 32])
 def test_matches_reference(M, N, K, R, dtype, device):
-    if generation(device) not in FP4_GENERATIONS:
+    if not generation(device).fp4:
         pytest.skip("needs a GPU with FP4 tensor cores")
     from svdquant_pack.kernels.step.gemm_nvfp4 import gemm_nvfp4
 

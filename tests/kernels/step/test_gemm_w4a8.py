@@ -7,7 +7,9 @@ from compare import assert_close, assert_same
 from problems import REAL, SMALL, activations, branch, packed_codes, scales
 
 from svdquant_pack.kernels import reference
+from svdquant_pack.kernels.epilogue import Epilogue
 from svdquant_pack.kernels.gpus import generation, takes_ptx
+from svdquant_pack.kernels.layer_call import Int8Weight, QuantizedAct
 from svdquant_pack.kernels.step.gemm_w4a8 import gemm_w4a8
 
 SHAPES = [*SMALL, *(pytest.param(*shape, marks=pytest.mark.gpu) for shape in REAL)]
@@ -18,7 +20,7 @@ def portable():
 
 
 def hopper():
-    if not torch.cuda.is_available() or generation(torch.device("cuda", 0)) != "sm_90":
+    if not torch.cuda.is_available() or not generation(torch.device("cuda", 0)).wgmma:
         pytest.skip("needs a Hopper GPU")
     from svdquant_pack.kernels.step.gemm_w4a8_hopper import gemm_w4a8_hopper
 
@@ -34,8 +36,7 @@ def problem(M, N, K, R, dtype, device):
     smooth_factor, proj_down, proj_up = branch(N, K, R, dtype, device)
     quantized = reference.quantize_act_int8(activations(M, K, dtype, device), smooth_factor, proj_down)
     weight = reference.dequantize_int4(packed_codes(N, K, device), scales(N, K, dtype, device))
-    qx, ascales, x_down = quantized
-    return qx, ascales, *reference.requantize_int8(weight), x_down, proj_up
+    return quantized, reference.requantize_int8(weight), proj_up
 
 
 @pytest.mark.parametrize(("M", "N", "K"), SHAPES)
@@ -53,21 +54,20 @@ def test_integer_sums_are_exact(gemm, device):
     qx = torch.randint(-3, 4, (M, K), device=device, dtype=torch.int8)
     qweight = torch.randint(-3, 4, (N, K), device=device, dtype=torch.int8)
     none = torch.empty(0, device=device, dtype=torch.float16)
-    out = gemm(
-        qx, torch.ones(M, device=device), qweight, torch.ones(N, device=device), none.view(M, 0), none.view(N, 0)
-    )
+    quantized = QuantizedAct(qx, torch.ones(M, device=device), none.view(M, 0))
+    out = gemm(quantized, Int8Weight(qweight, torch.ones(N, device=device)), none.view(N, 0))
     assert_same(out, (qx.float() @ qweight.float().T).half())
 
 
 def test_low_rank_branch_is_live(gemm, dtype, device):
-    *arguments, x_down, proj_up = problem(33, 72, 192, 16, dtype, device)
-    assert not torch.equal(gemm(*arguments, x_down, proj_up), gemm(*arguments, x_down, torch.zeros_like(proj_up)))
+    *arguments, proj_up = problem(33, 72, 192, 16, dtype, device)
+    assert not torch.equal(gemm(*arguments, proj_up), gemm(*arguments, torch.zeros_like(proj_up)))
 
 
 def test_rows_of_the_result_may_be_apart(gemm, dtype, device):
     arguments = problem(33, 72, 192, 16, dtype, device)
     wide = torch.full((33, 200), 7.0, dtype=dtype, device=device)
-    out = gemm(*arguments, None, wide[:, 64:136])
+    out = gemm(*arguments, None, Epilogue(wide[:, 64:136]))
     assert out.data_ptr() == wide[:, 64:].data_ptr()
     assert_same(out.contiguous(), gemm(*arguments))
     assert bool((wide[:, :64] == 7).all()) and bool((wide[:, 136:] == 7).all())
@@ -93,7 +93,8 @@ def results_around_one(R, dtype, device, M=M, N=N):
     channel_scales = (torch.rand(N, device=device) + 0.5) / (73**2 * K**0.5)
     x_down, proj_up = torch.randn(M, R, device=device), torch.randn(N, R, device=device) / max(R, 1) ** 0.5
     bias = torch.randn(N, device=device)
-    return qx, ascales, qweight, channel_scales, x_down.to(dtype), proj_up.to(dtype), bias.to(dtype)
+    quantized = QuantizedAct(qx, ascales, x_down.to(dtype))
+    return quantized, Int8Weight(qweight, channel_scales), proj_up.to(dtype), bias.to(dtype)
 
 
 def held_and_out(apart, dtype, device, M=M, N=N):
@@ -115,9 +116,9 @@ def gelu_op(device):
 def test_adds_to_what_the_result_holds(gemm, R, apart, dtype, device):
     arguments = results_around_one(R, dtype, device)
     held, out, around = held_and_out(apart, dtype, device)
-    result = gemm(*arguments, out, accumulate=True)
+    result = gemm(*arguments, Epilogue(out, True))
     assert result.data_ptr() == out.data_ptr() and result.stride() == out.stride()
-    assert_close(out, reference.gemm_w4a8(*arguments, held.clone(), accumulate=True), op="gemm_w4a8")
+    assert_close(out, reference.gemm_w4a8(*arguments, Epilogue(held.clone(), True)), op="gemm_w4a8")
     assert around.double().sum() == out.double().sum() + 7 * (around.numel() - out.numel())
 
 
@@ -126,17 +127,17 @@ def test_adds_in_every_run(gemm, dtype, device):
     arguments = results_around_one(16, dtype, device)
     held, out, _ = held_and_out(False, dtype, device)
     for _ in range(3):
-        gemm(*arguments, out, accumulate=True)
-        held = reference.gemm_w4a8(*arguments, held, accumulate=True)
+        gemm(*arguments, Epilogue(out, True))
+        held = reference.gemm_w4a8(*arguments, Epilogue(held, True))
     assert_close(out, held, op="gemm_w4a8 in three sums")
 
 
 @pytest.mark.parametrize("R", [0, 48])
 def test_gelu_of_the_whole_result(gemm, R, dtype, device):
     arguments = results_around_one(R, dtype, device)
-    without, result = gemm(*arguments), gemm(*arguments, gelu_from=0)
+    without, result = gemm(*arguments), gemm(*arguments, Epilogue(gelu_from=0))
     assert_close(result, F.gelu(without.float(), approximate="tanh").to(dtype), op=gelu_op(device))
-    assert_close(result, reference.gemm_w4a8(*arguments, gelu_from=0), op=gelu_op(device))
+    assert_close(result, reference.gemm_w4a8(*arguments, Epilogue(gelu_from=0)), op=gelu_op(device))
 
 
 def test_gelu_begins_at_a_column(gemm, dtype, device):
@@ -144,19 +145,19 @@ def test_gelu_begins_at_a_column(gemm, dtype, device):
     arguments = results_around_one(16, dtype, device)
     without = gemm(*arguments)
     for first in (128, N // 128 * 128):
-        result = gemm(*arguments, gelu_from=first)
+        result = gemm(*arguments, Epilogue(gelu_from=first))
         assert torch.equal(result[:, :first], without[:, :first])
-        assert_close(result, reference.gemm_w4a8(*arguments, gelu_from=first), op=gelu_op(device))
+        assert_close(result, reference.gemm_w4a8(*arguments, Epilogue(gelu_from=first)), op=gelu_op(device))
         assert not torch.equal(result[:, first:], without[:, first:])
 
 
 def test_sum_then_gelu(gemm, dtype, device):
     arguments = results_around_one(48, dtype, device)
     held, out, around = held_and_out(True, dtype, device)
-    gemm(*arguments, out, accumulate=True, gelu_from=0)
-    summed = gemm(*arguments, held.clone(), accumulate=True)
+    gemm(*arguments, Epilogue(out, True, 0))
+    summed = gemm(*arguments, Epilogue(held.clone(), True))
     assert_close(out, F.gelu(summed.float(), approximate="tanh").to(dtype), op=gelu_op(device))
-    assert_close(out, reference.gemm_w4a8(*arguments, held, accumulate=True, gelu_from=0), op=gelu_op(device))
+    assert_close(out, reference.gemm_w4a8(*arguments, Epilogue(held, True, 0)), op=gelu_op(device))
     assert bool((around[:, :64] == 7).all()) and bool((around[:, 64 + N :] == 7).all())
 
 
@@ -168,12 +169,12 @@ def test_every_kind_of_round(gemm, M, N, accumulate, gelu_from, dtype, device):
     """Right, the same bits in every run, and nothing written beside the result."""
     arguments = results_around_one(48, dtype, device, M, N)
     held, out, around = held_and_out(True, dtype, device, M, N)
-    expected = reference.gemm_w4a8(*arguments, held.clone(), accumulate, gelu_from)
-    gemm(*arguments, out, accumulate, gelu_from)
+    expected = reference.gemm_w4a8(*arguments, Epilogue(held.clone(), accumulate, gelu_from))
+    gemm(*arguments, Epilogue(out, accumulate, gelu_from))
     assert_close(out, expected, op="gemm_w4a8" if gelu_from is None else gelu_op(device))
     assert bool((around[:, :64] == 7).all()) and bool((around[:, 64 + N :] == 7).all())
     for _ in range(3):
-        assert_same(gemm(*arguments, held.clone(), accumulate, gelu_from), out.contiguous())
+        assert_same(gemm(*arguments, Epilogue(held.clone(), accumulate, gelu_from)), out.contiguous())
 
 
 @pytest.mark.gpu
@@ -184,13 +185,13 @@ def test_ranks_of_one_step_and_of_several(gemm, R, accumulate, dtype, device):
     M, N = ROUNDS["a whole round and 40 parts"]
     arguments = results_around_one(R, dtype, device, M, N)
     held, out, around = held_and_out(True, dtype, device, M, N)
-    gemm(*arguments, out, accumulate)
-    assert_close(out, reference.gemm_w4a8(*arguments, held.clone(), accumulate), op="gemm_w4a8")
+    gemm(*arguments, Epilogue(out, accumulate))
+    assert_close(out, reference.gemm_w4a8(*arguments, Epilogue(held.clone(), accumulate)), op="gemm_w4a8")
     assert bool((around[:, :64] == 7).all()) and bool((around[:, 64 + N :] == 7).all())
     for _ in range(3):
-        assert_same(gemm(*arguments, held.clone(), accumulate), out.contiguous())
+        assert_same(gemm(*arguments, Epilogue(held.clone(), accumulate)), out.contiguous())
 
 
 def test_a_sum_needs_what_it_adds_to(gemm, dtype, device):
     with pytest.raises(ValueError, match="out is None"):
-        gemm(*results_around_one(0, dtype, device), accumulate=True)
+        gemm(*results_around_one(0, dtype, device), Epilogue(accumulate=True))

@@ -6,13 +6,14 @@ from compare import assert_close
 from problems import branch, e4m3_scales, packed_codes, scales
 
 from svdquant_pack.kernels import reference
-from svdquant_pack.kernels.step.gemv_w4a16 import MAX_ROWS, gemv_w4a16
+from svdquant_pack.kernels.step.gemv_w4a16 import gemv_w4a16
+from svdquant_pack.kernels.tiles import GEMV_ROWS
 
 SHAPES = [(64, 64), (72, 192), (40, 2048), pytest.param(18432, 3072, marks=pytest.mark.gpu)]
 
 
 @pytest.mark.parametrize(("N", "K"), SHAPES)
-@pytest.mark.parametrize("M", range(1, MAX_ROWS + 1))
+@pytest.mark.parametrize("M", range(1, GEMV_ROWS + 1))
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_awq_matches_reference(M, N, K, has_bias, dtype, device):
     x, qweight = torch.randn(M, K, device=device).to(dtype), packed_codes(N, K, device)
@@ -52,7 +53,7 @@ def test_svdquant_layers_match_reference(scheme, act_unsigned, dtype, device):
 
 
 def test_too_many_rows_are_refused(device):
-    x, qweight = torch.zeros(MAX_ROWS + 1, 64, device=device).half(), packed_codes(64, 64, device)
+    x, qweight = torch.zeros(GEMV_ROWS + 1, 64, device=device).half(), packed_codes(64, 64, device)
     with pytest.raises(ValueError, match="at most"):
         gemv_w4a16(
             x, qweight, scales(64, 64, torch.float16, device), "awq", None, scales(64, 64, torch.float16, device)

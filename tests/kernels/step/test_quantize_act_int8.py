@@ -7,7 +7,7 @@ from problems import REAL, SMALL, activations, branch
 
 from svdquant_pack.kernels import reference
 from svdquant_pack.kernels.step.quantize_act_int8 import quantize_act_int8
-from svdquant_pack.kernels.tiles import quantizer_tile, shares_tile
+from svdquant_pack.kernels.tiles import Projection
 
 SHAPES = [*SMALL, *(pytest.param(*shape, marks=pytest.mark.gpu) for shape in REAL)]
 
@@ -27,14 +27,24 @@ def test_codes_and_scales_are_exact(M, N, K, act_unsigned, R, dtype, device):
 
 @pytest.mark.parametrize("R", [16, 48])
 def test_the_projection_fused_into_the_quantizer_is_the_same(R, dtype, device):
-    """The tile that the GPU at hand does not choose."""
+    """Which the GPU at hand may not choose."""
     x = activations(19, 192, dtype, device)
     smooth_factor, proj_down, _ = branch(8, 192, R, dtype, device)
-    codes, ascales, x_down = quantize_act_int8(x, smooth_factor, proj_down, tile=quantizer_tile(192, R))
+    codes, ascales, x_down = quantize_act_int8(x, smooth_factor, proj_down, projection=Projection.FUSED)
     wanted = reference.quantize_act_int8(x, smooth_factor, proj_down)
     assert_same(codes, wanted[0])
     assert_same(ascales, wanted[1])
     assert_close(x_down, wanted[2], op="x_down")
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_the_projection_by_a_product_of_its_own_is_the_same(gelu, dtype, device):
+    x = activations(19, 192, dtype, device)
+    smooth_factor, proj_down, _ = branch(8, 192, 16, dtype, device)
+    codes, _, x_down = quantize_act_int8(x, smooth_factor, proj_down, False, gelu, projection=Projection.APART)
+    wanted = reference.quantize_act_int8(x, smooth_factor, proj_down, False, gelu)
+    assert (codes.int() - wanted[0].int()).abs().max() <= gelu
+    assert_close(x_down, wanted[2], op="x_down behind GELU" if gelu else "x_down")
 
 
 @pytest.mark.parametrize(("M", "N", "K"), SHAPES)
@@ -44,7 +54,7 @@ def test_the_projection_in_shares_is_the_same(M, N, K, act_unsigned, gelu, R, dt
     x = activations(M, K, dtype, device)
     smooth_factor, proj_down, _ = branch(N, K, R, dtype, device)
     codes, ascales, x_down = quantize_act_int8(
-        x, smooth_factor, proj_down, act_unsigned, gelu, tile=shares_tile(M, K, R)
+        x, smooth_factor, proj_down, act_unsigned, gelu, projection=Projection.SHARED
     )
     wanted = reference.quantize_act_int8(x, smooth_factor, proj_down, act_unsigned, gelu)
     assert_close(x_down, wanted[2], op="x_down behind GELU" if gelu else "x_down")

@@ -6,8 +6,8 @@ from compare import assert_same
 from problems import REAL, SMALL, activations, branch, e4m3_scales, packed_codes, scales
 
 from svdquant_pack.kernels import reference
-from svdquant_pack.kernels.step.quantize_act_int8 import quantize_act_int8, quantize_with_weight
-from svdquant_pack.kernels.step.requantize_weight import requantize_weight
+from svdquant_pack.kernels.step.quantize_act_int8 import quantize_act_int8
+from svdquant_pack.kernels.step.requantize_weight import plan_requantization, requantize_weight
 
 SHAPES = [shape[1:] for shape in SMALL] + [pytest.param(*shape[1:], marks=pytest.mark.gpu) for shape in REAL[:4]]
 
@@ -17,10 +17,11 @@ def test_int4_is_exact(N, K, dtype, device):
     qweight, wscales = packed_codes(N, K, device), scales(N, K, dtype, device)
     qweight[N // 2] = 0  # a channel of zeros
     wanted = reference.requantize_int8(reference.dequantize_int4(qweight, wscales))
-    codes, channel_scales = requantize_weight(qweight, wscales, "int4")
+    codes, channel_scales = requantize_weight({"qweight": qweight, "wscales": wscales}, "int4")
     assert_same(codes, wanted[0])
     assert_same(channel_scales, wanted[1])
-    again, _ = requantize_weight(qweight, wscales, "int4", channel_scales=channel_scales)
+    known = {"qweight": qweight, "wscales": wscales, "channel_scales": channel_scales}
+    again, _ = requantize_weight(known, "int4")
     assert_same(again, wanted[0])
 
 
@@ -38,7 +39,7 @@ def test_nvfp4_is_exact(factor, dtype, device):
         },
     }[factor]
     wanted = reference.requantize_int8(reference.dequantize_nvfp4(qweight, wscales, **extra))
-    codes, channel_scales = requantize_weight(qweight, wscales, "nvfp4", **extra)
+    codes, channel_scales = requantize_weight({"qweight": qweight, "wscales": wscales, **extra}, "nvfp4")
     assert_same(codes, wanted[0])
     assert_same(channel_scales, wanted[1])
 
@@ -48,12 +49,15 @@ def test_nvfp4_is_exact(factor, dtype, device):
 def test_along_with_activations_is_the_same(M, N, K, R, dtype, device):
     x = activations(M, K, dtype, device)
     smooth_factor, proj_down, _ = branch(N, K, R, dtype, device)
-    weight = {"qweight": packed_codes(N, K, device), "wscales": scales(N, K, dtype, device), "scheme": "int4"}
-    *activation, codes, channel_scales = quantize_with_weight(x, smooth_factor, proj_down, False, False, weight)
+    weight = {"qweight": packed_codes(N, K, device), "wscales": scales(N, K, dtype, device)}
+    plan = plan_requantization(weight, "int4")
+    activation = quantize_act_int8(x, smooth_factor, proj_down, weight=plan)
+    codes, channel_scales = plan.weight
     for actual, wanted in zip(activation, quantize_act_int8(x, smooth_factor, proj_down), strict=True):
         assert_same(actual, wanted)
-    wanted = requantize_weight(**weight)
+    wanted = requantize_weight(weight, "int4")
     assert_same(codes, wanted[0])
     assert_same(channel_scales, wanted[1])
-    known = {**weight, "channel_scales": channel_scales}
-    assert_same(quantize_with_weight(x, smooth_factor, proj_down, False, False, known)[3], wanted[0])
+    known = plan_requantization({**weight, "channel_scales": channel_scales}, "int4")
+    quantize_act_int8(x, smooth_factor, proj_down, weight=known)
+    assert_same(known.weight.codes, wanted[0])

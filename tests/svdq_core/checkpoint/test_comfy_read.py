@@ -140,7 +140,7 @@ DAMAGE = {
     "another width": (replaced("img_in.weight", lambda t: t[:100]), "img_in.weight has 64 inputs and 100 outputs"),
     "another family": (
         lambda f: f.tensors.update({"transformer_blocks.0.img_mod.1.weight": torch.ones(2)}),
-        "Qwen-Image recognised",
+        "unexpected tensor: transformer_blocks.0.img_mod.1.weight",
     ),
     "nunchaku layers as well": (
         lambda f: f.tensors.update({"transformer_blocks.0.qkv_proj.qweight": torch.ones(128, 64, dtype=torch.int8)}),

@@ -9,7 +9,6 @@ from native_folders import flux_folder, pixart_folder, write_native
 from svdquant_pack.kernels.packing import unpack_uint4
 from svdquant_pack.kernels.reference import decode_e2m1
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
-from svdquant_pack.svdq_core.checkpoint.deepcompressor_names import NATIVE_LAYERS
 from svdquant_pack.svdq_core.errors import CheckpointError
 
 QKV, FC2 = "transformer_blocks.0.attn.to_q", "transformer_blocks.0.ff.net.2"
@@ -39,7 +38,7 @@ def nvfp4_folder():
         for linear in block.linears:
             for source, part in zip(linear.sources, model.layers[f"{block.host}.0.{linear.host}"].parts, strict=True):
                 if part.scheme == "nvfp4":
-                    _store_nvfp4(files, f"{block.source}.0.", NATIVE_LAYERS["flux"][block.source][source], part)
+                    _store_nvfp4(files, f"{block.source}.0.", block.native[source], part)
     for name in [n for n in files["model"] if n.endswith(".shift")]:
         del files["model"][name]
     for content in files.values():
@@ -167,8 +166,8 @@ DAMAGE = {
     ),
     "no bias": (lambda f: f["model"].pop("transformer_blocks.0.attn.to_out.0.bias"), "bias is missing"),
     "another family": (
-        lambda f: f["model"].update({"transformer_blocks.0.img_mod.1.weight": torch.ones(2)}),
-        "Qwen-Image recognised, not supported yet",
+        lambda f: f.update(model={"transformer_blocks.0.img_mod.1.weight": torch.ones(2)}),
+        "deepcompressor's own output of a Qwen-Image model, whose names there are not described here",
     ),
 }
 

@@ -145,7 +145,7 @@ MLP = "double_blocks.0.img_mlp.0.weight"
         (lambda t: t | {MLP: torch.zeros(4, 4, dtype=torch.int8)}, "I8, expected"),
         (lambda t: t | {MLP: t[MLP][:, :128].contiguous()}, r"the shape \(1024, 128\), expected \(1024, 256\)"),
         (lambda t: {"a.lora_A.weight": t[MLP]}, "no model that can be quantized here"),
-        (lambda t: {f"{n}.img_mod.1.weight": t[MLP] for n in ("transformer_blocks.0",)}, "Qwen-Image recognised"),
+        (lambda t: {f"{n}.img_mod.1.weight": t[MLP] for n in ("transformer_blocks.0",)}, "not a Qwen-Image file"),
     ],
     ids=["a layer", "outside the blocks", "fp8", "int8", "shape", "no model", "another family"],
 )

@@ -6,7 +6,7 @@ from checkpoint_files import TINY
 from model_compare import differences
 
 from svdquant_pack.kernels.reference import requantize_int8
-from svdquant_pack.kernels.svdquant_linear import dequantize
+from svdquant_pack.kernels.weights import dequantize
 from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.checkpoint.formats import FORMATS, QUANTIZED_FORMAT, save_model

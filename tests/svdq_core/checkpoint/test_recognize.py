@@ -19,22 +19,22 @@ OTHERS = {
     "no tensors": ({}, "holds no tensors"),
     "Qwen-Image": (
         {"transformer_blocks.0.attn.to_qkv.qweight": INT8, "transformer_blocks.0.img_mod.1.qweight": INT8},
-        "Qwen-Image recognised, not supported yet. Supported: FLUX.1",
+        "The file is incomplete or not a Qwen-Image file",
     ),
-    "Z-Image": ({"layers.0.feed_forward.net.0.proj.qweight": INT8}, "Z-Image recognised, not supported yet"),
-    "Z-Image with refiners": ({"noise_refiner.0.attention.to_qkv.qweight": INT8}, "Z-Image recognised"),
+    "Z-Image": ({"layers.0.feed_forward.net.0.proj.qweight": INT8}, "or not a Z-Image file"),
+    "Z-Image with refiners": ({"noise_refiner.0.attention.to_qkv.qweight": INT8}, "or not a Z-Image file"),
     "SDXL": (
         {"down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_qkv.qweight": INT8},
-        "SDXL recognised, not supported yet",
+        "or not a SDXL file",
     ),
     "SANA": ({"transformer_blocks.0.ff.inverted_conv.qweight": INT8}, "SANA recognised, not supported yet"),
     "FLUX.2": (
         {"single_transformer_blocks.0.attn.to_qkv_mlp_proj.qweight": INT8},
-        "FLUX.2 recognised, not supported yet",
+        "or not a FLUX.2 file",
     ),
     "Chroma": (
         {"transformer_blocks.0.qkv_proj.qweight": INT8, "distilled_guidance_layer.in_proj.weight": HALF},
-        "Chroma recognised, not supported yet",
+        "or not a Chroma file",
     ),
     "something else": ({"blocks.7.linear.qweight": INT8}, "unknown model (first: blocks.7.linear.qweight)"),
 }

@@ -8,6 +8,7 @@ from checkpoint_files import read_tensors
 from compare import assert_same
 
 from svdquant_pack.svdq_core.checkpoint import require_space, save_tensors
+from svdquant_pack.svdq_core.checkpoint.save import save_text
 from svdquant_pack.svdq_core.errors import SVDQuantError
 
 
@@ -36,3 +37,9 @@ def test_a_folder_in_the_way_is_said(tmp_path):
     with pytest.raises(SVDQuantError, match="cannot be written"):
         save_tensors(tmp_path / "file" / "x.safetensors", {"a": torch.ones(4)}, {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "x.safetensors"]
+
+
+def test_a_text_is_written_whole(tmp_path):
+    save_text(tmp_path / "deep" / "x.json", '{"a": "ü"}\n')
+    assert (tmp_path / "deep" / "x.json").read_bytes() == '{"a": "ü"}\n'.encode()
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["x.json"]

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from layer_calls import run_layer
 from planted_layers import draw_tokens, draw_weight, nearest_tensors, output_error
 
-from svdquant_pack.kernels.awq_linear import awq_linear
 from svdquant_pack.kernels.format import GELU_SHIFT
-from svdquant_pack.kernels.svdquant_linear import dequantize, svdquant_linear
+from svdquant_pack.kernels.weights import dequantize
+from svdquant_pack.svdq_core.blob import to_blob
 from svdquant_pack.svdq_core.errors import ArchitectureError, SVDQuantError
 from svdquant_pack.svdq_core.quantize import InputStatistics, LayerPlan, QuantSpec, quantize_layer, quantize_part
 
@@ -63,7 +64,7 @@ def test_bias_of_an_unsigned_part_undoes_the_shift():
     # the runtime applies the GELU itself as well
     h = draw_tokens(256, K)
     dense = torch.nn.functional.gelu(h, approximate="tanh") @ weight.float().T + bias.float()
-    out = svdquant_linear(h, part.tensors, "int4", "w4a8", stored, act_unsigned=True, gelu=True)
+    out = run_layer(h, part.tensors, "int4", "w4a8", stored, act_unsigned=True, gelu=True)
     assert (out - dense).norm() < 0.05 * dense.norm()
 
 
@@ -78,7 +79,7 @@ def _forward(layer, x, precision):
     out = torch.zeros(len(x), layer.out_features)
     for part in layer.parts:
         rows, columns = slice(*part.rows), slice(*part.columns)
-        out[:, rows] += svdquant_linear(x[:, columns], part.tensors, precision, "w4a4", act_unsigned=part.act_unsigned)
+        out[:, rows] += run_layer(x[:, columns], part.tensors, precision, "w4a4", act_unsigned=part.act_unsigned)
     return out if layer.bias is None else out + layer.bias.float()
 
 
@@ -92,7 +93,7 @@ def test_parts_on_columns_add_up(precision):
     x = torch.cat((draw_tokens(128, 128), draw_tokens(128, K, after_gelu=True)), dim=1)
     dense = x @ weight.float().T + bias.float()
     assert (_forward(layer, x, precision) - dense).norm() < 0.07 * dense.norm()
-    blob, layout = layer.to_blob()
+    blob, layout = to_blob(layer)
     assert torch.equal(_forward(layout.read(blob, layer.bias), x, precision), _forward(layer, x, precision))
 
 
@@ -115,14 +116,14 @@ def test_modulation_layer():
     assert torch.equal(layer.bias, bias)
     x = draw_tokens(4, 128)
     dense = x @ weight.float().T + bias.float()
-    error = float((awq_linear(x, layer.parts[0].tensors, layer.bias) - dense).norm() / dense.norm())
+    error = float((run_layer(x, layer.parts[0].tensors, "awq", "w4a16", layer.bias) - dense).norm() / dense.norm())
     assert error < 0.13
     assert reports[0].scheme == "awq"
     assert error == pytest.approx(reports[0].relative_error, rel=0.2)
 
 
 def _bytes(layer):
-    return layer.to_blob()[0], layer.bias
+    return to_blob(layer)[0], layer.bias
 
 
 @pytest.mark.parametrize("precision", ["int4", "nvfp4"])
@@ -154,7 +155,7 @@ def test_dead_channels_rows_and_tiny_layers(precision, rank):
     part, _, report = quantize_part(torch.zeros(128, 128), None, QuantSpec(precision=precision, rank=rank), "zero")
     part.check("zero")
     assert report.relative_error == 0
-    assert torch.equal(svdquant_linear(torch.ones(2, 128), part.tensors, precision, "w4a4"), torch.zeros(2, 128))
+    assert torch.equal(run_layer(torch.ones(2, 128), part.tensors, precision, "w4a4"), torch.zeros(2, 128))
 
 
 def test_exact_svd_agrees():
@@ -288,7 +289,7 @@ def test_int8_layers_have_a_tenth_of_the_error(method, rank):
         spec = QuantSpec(precision=precision, rank=rank, method=method)
         part, stored, report = quantize_part(weight, bias, spec, "layer", True, statistics)
         part.check("layer")
-        out = svdquant_linear(x, part.tensors, precision, "w4a8", stored, act_unsigned=part.act_unsigned)
+        out = run_layer(x, part.tensors, precision, "w4a8", stored, act_unsigned=part.act_unsigned)
         errors[precision] = float((out - dense).norm() / dense.norm())
         assert (part.scheme, part.rank, report.scheme) == (precision, rank, precision)
     assert not part.act_unsigned and torch.equal(stored, bias)

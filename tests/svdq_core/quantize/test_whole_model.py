@@ -8,6 +8,7 @@ import torch
 from tiny_files import DATA
 
 from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
+from svdquant_pack.svdq_core.blob import to_blob
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.errors import SVDQuantError
 from svdquant_pack.svdq_core.models import FLUX
@@ -132,7 +133,7 @@ def test_no_memory_is_no_end(dense, monkeypatch):
     assert freed == [2, 5] and len(calls) == 13 + 2
     monkeypatch.undo()
     expected = quantize_model(FLUX, dense, list(dense), SPEC, torch.device("cpu"))[0].layers
-    assert all(torch.equal(found[name].to_blob()[0], expected[name].to_blob()[0]) for name in expected)
+    assert all(torch.equal(to_blob(found[name])[0], to_blob(expected[name])[0]) for name in expected)
 
 
 def test_a_broken_weight_is_named(dense):
@@ -152,7 +153,7 @@ def test_a_calibration_comes_before_what_the_weights_say(dense, result):
     factor = model.layers[name].parts[0]["smooth_factor"].float()
     assert factor[17] > 4 * factor.median()
     other = "double_blocks.0.img_attn.qkv"
-    assert torch.equal(model.layers[other].to_blob()[0], result[0].layers[other].to_blob()[0])
+    assert torch.equal(to_blob(model.layers[other])[0], to_blob(result[0].layers[other])[0])
 
 
 def test_best_needs_no_recording(dense):

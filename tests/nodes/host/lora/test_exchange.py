@@ -6,8 +6,8 @@ from lora_files import adapter_file, control_lora, diffusers_lora, host_lora
 from network_runs import NetworkRun
 from sampling import relative_error, rounding, sample_flux
 
-# biases of 4-bit layers are bfloat16 in the file, and the host rounds what it patches to the dtype it found
-ROUNDED_BIAS = rounding(5e-4)
+# float32 on the CPU: sums in another order
+ORDER = rounding(5e-6)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_a_card_without_room_for_the_factors(model, plain, add, monkeypatch):
     """Layers leave before the factors come: at no moment is there more on the card than the host allowed."""
     if model.is_dynamic():
         pytest.skip("dynamic VRAM pages; nothing has to leave first")
-    from svdquant_pack.nodes.host.lora.factors import exchange
+    from svdquant_pack.nodes.host.lora import exchange
 
     model.detach()
     ours = add(add(model, diffusers_lora(5)), diffusers_lora(6))
@@ -64,7 +64,7 @@ def test_changes_of_all_kinds(model, dense, plain, add, loads):
     ours = [add(model, lora, 0.5) for lora in files] + [add(add(model, files[0]), files[3], -0.2), model]
     expected = [add(dense, lora, 0.5) for lora in files] + [add(add(dense, files[0]), files[3], -0.2), dense]
     for patched, same in zip(ours, expected, strict=True):
-        assert relative_error(sample_flux(patched), sample_flux(same)) < ROUNDED_BIAS
+        assert relative_error(sample_flux(patched), sample_flux(same)) < ORDER
     assert not loads or model.is_dynamic()  # whose loader always runs, and moves nothing that stays
     assert torch.equal(sample_flux(model), plain)
 
@@ -85,7 +85,7 @@ def test_a_partly_loaded_model(model, dense, plain, add, loads):
         patched_output = NetworkRun(model)()
         whole = add(dense, lora, strength)
         whole.patch_model(device)
-        assert relative_error(patched_output, NetworkRun(whole)()) < ROUNDED_BIAS
+        assert relative_error(patched_output, NetworkRun(whole)()) < ORDER
         whole.unpatch_model(device)
     first.unpatch_model(model.offload_device)
     assert torch.equal(sample_flux(model), plain)

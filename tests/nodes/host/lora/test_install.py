@@ -117,7 +117,7 @@ def test_hooks_that_switch_within_a_step_make_their_factors_once(model, dense, p
     """A LoRA on the positive conditioning alone: two states in every step."""
     import comfy.sample
 
-    from svdquant_pack.nodes.host.lora.factors import install
+    from svdquant_pack.nodes.host.lora import install
 
     def sample(target, steps=4):
         hook = comfy.hooks.create_hook_lora(diffusers_lora(5), 0.8, 0.0)

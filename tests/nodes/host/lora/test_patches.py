@@ -1,48 +1,11 @@
-"""Patches of the host: equal ones are known, what adds up is added, and what cannot be taken is refused by name."""
+"""Patches of the host: what adds up is added, and what scales a weight is one factor on it."""
 
-import comfy.hooks
 import comfy.lora
-import pytest
 import torch
-from lora_files import ADAPTERS, diffusers_lora
+from lora_files import diffusers_lora
 from sampling import relative_error, rounding, sample_flux
 
-from svdquant_pack.nodes.host.lora.patches import combine, content_of, identity_of
-from svdquant_pack.svdq_core.errors import LoraError, SVDQuantError
-
-PROJ = "diffusion_model.double_blocks.0.img_attn.proj"
-
-
-def test_equal_tensors_are_known_as_equal():
-    a = torch.randn(3, 200)
-    b, c = a.clone(), a.clone()
-    c[2, 199] += 1
-    assert content_of(a) is content_of(b) is content_of(a)
-    assert content_of(c) is not content_of(a)
-    d = torch.zeros(4).to(torch.float8_e4m3fn)
-    assert content_of(d) is content_of(d.clone())
-    assert content_of(d) is not content_of(torch.zeros(4))
-    assert content_of(torch.zeros(0, 3)) is not content_of(torch.zeros(0, 2))
-    assert content_of(torch.ones(())) is content_of(torch.ones(()))
-    assert content_of(a.T) is content_of(a.T.contiguous())
-
-
-def test_a_tensor_that_is_gone_is_not_mistaken_for_a_new_one():
-    a = torch.randn(3, 200)
-    first = content_of(a)
-    del a
-    assert content_of(torch.randn(3, 200)) is not first
-
-
-def test_patches_of_equal_content_are_equal():
-    def adapter():
-        lora = comfy.lora.load_lora(diffusers_lora(5), {"transformer.proj_out": "w"}, log_missing=False)
-        return lora["w"]
-
-    other = diffusers_lora(6)
-    assert identity_of(adapter()) == identity_of(adapter())
-    lora = comfy.lora.load_lora(other, {"transformer.proj_out": "w"}, log_missing=False)
-    assert identity_of(adapter()) != identity_of(lora["w"])
+from svdquant_pack.nodes.host.lora.patches import combine, fold_scales
 
 
 def test_equal_patches_merge_only_where_order_does_not_matter():
@@ -82,45 +45,29 @@ def test_the_order_of_loras_does_not_matter(model, add):
     assert relative_error(sample_flux(one), sample_flux(other)) < rounding(5e-6)  # sums in another order
 
 
-# What cannot work
+# Scales
 
 
-def test_wrong_shapes_are_refused_by_name(model, plain, add):
-    lora = {f"{PROJ}.lora_A.weight": torch.zeros(4, 320), f"{PROJ}.lora_B.weight": torch.zeros(256, 4)}
-    with pytest.raises(LoraError, match=r"double_blocks\.0\.img_attn\.proj.*256 outputs and 320 inputs.*256 inputs"):
-        add(model, lora)
-    lora = {f"{PROJ}.lora_A.weight": torch.zeros(4, 256), f"{PROJ}.lora_B.weight": torch.zeros(256, 8)}
-    with pytest.raises(LoraError, match=r"img_attn\.proj.*another model"):
-        add(model, lora)
-    sizes = {"LoKr": (512, 256), "LoHa": (256, 512), "GLoRA": (256, 512), "OFT": (512, 256), "difference": (64, 256)}
-    for kind, (outputs, inputs) in sizes.items():
-        with pytest.raises(LoraError, match=r"img_attn\.proj.*another model"):
-            add(model, ADAPTERS[kind](0, PROJ, outputs, inputs))
-    assert torch.equal(sample_flux(model), plain)
+def diff(tensor, strength=1.0, scale=1.0, offset=None) -> tuple:
+    return strength, ("diff", (tensor,)), scale, offset, None
 
 
-def test_wrong_shapes_in_a_hook_are_refused_as_well(model):
-    lora = {f"{PROJ}.lora_A.weight": torch.zeros(4, 320), f"{PROJ}.lora_B.weight": torch.zeros(256, 4)}
-    targets = comfy.lora.model_lora_keys_unet(model.model, {})
-    (hook,) = comfy.hooks.create_hook_lora(lora, 1.0, 0.0).hooks
-    with pytest.raises(LoraError, match="another model"):
-        model.clone().add_hook_patches(hook, comfy.lora.load_lora(lora, targets), 1.0)
+def test_a_factor_acts_on_what_was_added_before_it():
+    one, other = torch.ones(2, 2), torch.ones(2, 2) * 2
+    patches = [diff(one, 1.0), (0.0, (None,), 0.5, None, None), diff(other, 1.0, 3.0)]
+    scale, folded = fold_scales(patches)
+    assert scale == 1.5
+    assert [(patch[0], patch[2]) for patch in folded] == [(1.5, 1.0), (1.0, 1.0)]
+    weight = torch.full((2, 2), 10.0)
+    expected = comfy.lora.calculate_weight(patches, weight.clone(), "w")
+    assert torch.equal(comfy.lora.calculate_weight(folded, weight * scale, "w"), expected)
 
 
-def test_a_lora_that_would_widen_a_4_bit_layer_is_refused(model, add):
-    lora = {f"{PROJ}.lora_A.weight": torch.zeros(4, 320), f"{PROJ}.lora_B.weight": torch.zeros(256, 4)}
-    lora[f"{PROJ}.reshape_weight"] = torch.tensor([256, 320])
-    with pytest.raises(LoraError, match="changes the shape"):
-        add(model, lora)
+def test_what_is_no_such_sum_stays_as_it_is():
+    tensor = torch.ones(2, 2)
+    for patches in ([diff(tensor, 1.0, 0.5, (0, 0, 1))], [diff(tensor), (1.0, ("set", (tensor,)), 0.5, None, None)]):
+        assert fold_scales(patches) == (1.0, patches)
 
 
-def test_merging_into_us_is_refused(model, dense, plain):
-    with pytest.raises(SVDQuantError, match="cannot be merged into an SVDQuant model"):
-        model.clone().add_patches(dense.get_key_patches("diffusion_model."), 0.5, 0.5)
-    assert torch.equal(sample_flux(model), plain)
-
-
-def test_a_weight_wrapper_is_refused(model):
-    key = next(iter(model.svdquant_layers()))
-    with pytest.raises(SVDQuantError, match="packed in 4 bits"):
-        model.clone().add_weight_wrapper(key, lambda weight: weight)
+def test_a_factor_of_one_is_nothing():
+    assert fold_scales([(0.0, (None,), 1.0, None, None)]) == (1.0, [])

@@ -9,7 +9,8 @@ from model_compare import differences
 from sampling import relative_error, rounding, sample_flux
 from tiny_files import DATA
 
-from svdquant_pack.nodes.host.model.build import extract_model, load_model
+from svdquant_pack.nodes.host.model.build import load_model
+from svdquant_pack.nodes.host.model.extract import extract_model
 from svdquant_pack.nodes.host.model.quantized_linear import SVDQuantLinear
 from svdquant_pack.svdq_core import runtime
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint, to_nunchaku

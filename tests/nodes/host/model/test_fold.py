@@ -7,12 +7,14 @@ from comfy_files import ComfyFile
 from host_models import put_tiny
 from lora_files import adapter_file, diffusers_lora, host_lora
 from sampling import relative_error, rounding, sample_flux
+from tiny_files import DATA
 
 from svdquant_pack.nodes.host.model import fold
-from svdquant_pack.nodes.host.model.build import load_model
+from svdquant_pack.nodes.host.model.build import build_model, load_model
 from svdquant_pack.nodes.host.model.fold import FoldedGELU, KernelGELU
 from svdquant_pack.nodes.host.model.joined import Joined
-from svdquant_pack.svdq_core.apply_layer import dense_weight
+from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
+from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 
 # float32 on the CPU: the GELU comes before the codes either way, and LoRAs sum in the same order. On a GPU the GELU's
 # hardware tanh moves some codes.
@@ -168,11 +170,13 @@ def test_a_hook_on_linear1_sees_it_without_the_gelu(pair):
 def test_linear2_in_16_bits_takes_what_torch_cat_gives(host, monkeypatch):
     pictures = []
     for switch in ("0", "1"):
-        model = load(host, monkeypatch, switch=switch)
-        for block in model.model.diffusion_model.single_blocks:
-            with torch.inference_mode():
-                weight = dense_weight(block.linear2.layer())
-            block.linear2.layout, block.linear2.weight = None, torch.nn.Parameter(weight, requires_grad=False)
+        monkeypatch.setenv(fold.SWITCH, switch)
+        quantized = read_checkpoint(Checkpoint(DATA / "flux_tiny_int4_r32.safetensors"))
+        for name in [n for n in quantized.layers if n.endswith("linear2")]:
+            layer = quantized.layers.pop(name)
+            quantized.plain |= {f"{name}.weight": dense_weight(layer), f"{name}.bias": dense_bias(layer)}
+        with torch.inference_mode():
+            model = build_model(quantized, "w4a8")
         pictures.append(sample_flux(model))
     assert model.model.diffusion_model.single_blocks[0].linear1.gelu == "output"
     assert relative_error(*pictures) < SAME

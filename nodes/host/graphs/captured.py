@@ -1,0 +1,78 @@
+"""A forward captured once as a CUDA graph: the same launches again, without the Python that issued them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....svdq_core.runtime import kernels_given_up
+from .inputs import StaticInputs
+from .weights import Weights
+
+# ||graph - eager|| / ||eager|| of the first replay: bit-equal where cuBLAS chooses alike; anything above is a fault
+TOLERANCE = 1e-2
+
+
+class UnequalError(Exception):
+    """A graph does not compute what the call does that it was captured from."""
+
+
+class CudaGraph:
+    """What torch captures on the current GPU."""
+
+    def __init__(self, device: torch.device):
+        self.device, self._graph = device, torch.cuda.CUDAGraph()
+
+    def capture(self, compute: Callable[[], Tensor]) -> Tensor:
+        """The result's place; other threads of the host may use the GPU meanwhile."""
+        with torch.cuda.device(self.device):
+            torch.cuda.synchronize()
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                return compute()
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+
+class Captured:
+    """A forward as a graph, with the memory that it works in.
+
+    Args:
+        compute: (call) -> result. call: as inputs.split() takes it. expected: what compute(call) gave.
+        weights: where everything lies that the graph reads beside the call.
+        make_graph: CudaGraph, or what stands for it.
+
+    Raises:
+        UnequalError: its first result is not `expected`. RuntimeError and others: what it does cannot be captured.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Any], Tensor],
+        call: Any,
+        expected: Tensor,
+        weights: Weights,
+        make_graph: Callable[[torch.device], Any] = CudaGraph,
+    ):
+        self._inputs, self._weights = StaticInputs(call), weights
+        self._graph = make_graph(expected.device)
+        before = kernels_given_up()
+        self._out = self._graph.capture(lambda: compute(self._inputs.call))
+        if kernels_given_up() != before:
+            raise UnequalError("a kernel could not be launched while it was captured")
+        self._graph.replay()
+        error = float((self._out.float() - expected.float()).norm() / expected.float().norm().clamp_min(1e-20))
+        if not error < TOLERANCE:
+            raise UnequalError(f"its result is {error:.1e} from the one computed as usual")
+
+    def run(self, model: Any, tensors: list[Tensor]) -> Tensor | None:
+        """The result for other tensors; None if weights have moved, so that it can never be used again."""
+        if not self._weights.same(model):
+            return None
+        with self._weights.pinned() as there:
+            if not there:
+                return None
+            self._inputs.fill(tensors)
+            self._graph.replay()
+            return self._out.clone()

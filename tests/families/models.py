@@ -1,0 +1,126 @@
+"""A tiny model of a family in the host: quantized layers through our loader, and the host's own dense one of them."""
+
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import comfy.model_detection
+import comfy.model_management
+import comfy.sd
+import torch
+from families.network import Family, Sizes, random_tensors, without_memory
+from families.registry import FAMILIES
+from torch import Tensor
+
+from svdquant_pack.kernels.packing import pack_nibbles
+from svdquant_pack.nodes.host.model.build import build_model
+from svdquant_pack.svdq_core.apply_layer import dense_weight
+from svdquant_pack.svdq_core.layer import Part, QuantizedLayer
+from svdquant_pack.svdq_core.models import Architecture
+from svdquant_pack.svdq_core.quantized_model import QuantizedModel
+
+RANK = 8
+
+
+@contextmanager
+def detected_as(family: Family):
+    """The host takes every file for the tiny model of this family.
+
+    Some families have sizes that detection does not read off the tensors: a tiny file would get the published ones. So
+    the host's own configuration of the published model is taken, with the tiny sizes put in.
+    """
+    original = comfy.model_detection.model_config_from_unet
+    config = family.detect(without_memory(family.published_shapes, torch.bfloat16))
+    config.unet_config.update(family.tiny)
+    comfy.model_detection.model_config_from_unet = lambda *args, **kwargs: config
+    try:
+        yield
+    finally:
+        comfy.model_detection.model_config_from_unet = original
+
+
+def random_layer(outputs: int, inputs: int, bias: Tensor | None, seed: int) -> QuantizedLayer:
+    """int4 with smoothing and a low-rank branch; every fourth is AWQ, every fifth of the others NVFP4."""
+    g = torch.Generator().manual_seed(seed)
+    rows, columns = (0, outputs), (0, inputs)
+    codes = torch.randint(-7, 8, (outputs, inputs), generator=g, dtype=torch.int8)
+    if seed % 4 == 3:
+        scales = ((0.5 + torch.rand(inputs // 64, outputs, generator=g)) * inputs**-0.5 / 5).bfloat16()
+        tensors = {"qweight": pack_nibbles(codes), "wscales": scales, "wzeros": -7.5 * scales}
+        return QuantizedLayer(inputs, outputs, (Part("awq", rows, columns, False, tensors),), bias)
+    scheme, group = ("nvfp4", 16) if seed % 5 == 4 else ("int4", 64)
+    scales = 0.5 + torch.rand(inputs // group, outputs, generator=g)
+    tensors = {
+        "qweight": pack_nibbles(codes),
+        "wscales": (scales * inputs**-0.5 / 5).bfloat16() if scheme == "int4" else scales.to(torch.float8_e4m3fn),
+        "smooth_factor": (0.5 + torch.rand(inputs, generator=g)).bfloat16(),
+        "proj_down": (torch.randn(inputs, RANK, generator=g) * inputs**-0.5).bfloat16(),
+        "proj_up": (torch.randn(outputs, RANK, generator=g) * 0.3).bfloat16(),
+    }
+    if scheme == "nvfp4":
+        tensors["wtscale"] = torch.tensor([inputs**-0.5 / 3])
+    return QuantizedLayer(inputs, outputs, (Part(scheme, rows, columns, False, tensors),), bias)
+
+
+@cache
+def tiny_tensors(name: str) -> tuple[dict[str, QuantizedLayer], dict[str, Tensor]]:
+    """Every Linear of the blocks quantized, and what stays plain, of a tiny model; do not change them."""
+    family = FAMILIES[name]
+    plain = random_tensors(family.shapes(family.tiny_config))
+    layers = {}
+    for seed, (layer, (outputs, inputs)) in enumerate(family.layers(family.tiny_config).items()):
+        del plain[f"{layer}.weight"]
+        layers[layer] = random_layer(outputs, inputs, plain.pop(f"{layer}.bias", None), seed)
+    return layers, plain
+
+
+def quantized_model(name: str) -> QuantizedModel:
+    layers, plain = tiny_tensors(name)
+    return QuantizedModel(Architecture(name, name, ()), dict(layers), dict(plain))
+
+
+def load_quantized(name: str, compute: str = "w4a16"):
+    """The tiny model as our MODEL."""
+    with detected_as(FAMILIES[name]), torch.inference_mode():
+        return build_model(quantized_model(name), compute)
+
+
+def dense_tensors(name: str) -> dict[str, Tensor]:
+    """float32 tensors of the dense model that the quantized one stands for."""
+    layers, plain = tiny_tensors(name)
+    biases = {f"{n}.bias": layer.bias for n, layer in layers.items() if layer.bias is not None}
+    return plain | biases | {f"{n}.weight": dense_weight(layer) for n, layer in layers.items()}
+
+
+def load_dense(name: str):
+    """The same weights as the host's own MODEL."""
+    with detected_as(FAMILIES[name]), torch.inference_mode():
+        return comfy.sd.load_diffusion_model_state_dict(dense_tensors(name), {"dtype": torch.float32})
+
+
+def forward(name: str, patcher, sizes: Sizes | None = None, variant: str = "", load: bool = True) -> Tensor:
+    """One call of the host's apply_model.
+
+    Args:
+        variant: one of the family's `more`, or "". load: whether the host brings the MODEL to the device before.
+    """
+    family, sizes = FAMILIES[name], sizes or Sizes()
+    sizes.generator.manual_seed(sizes.seed)
+    config = family.tiny_config
+    latent, given = family.inputs(config, sizes)
+    given |= family.more[variant](config, sizes) if variant else {}
+    if load:
+        comfy.model_management.load_models_gpu([patcher])
+    device = patcher.load_device
+    with torch.inference_mode():
+        return patcher.model.apply_model(
+            latent.to(device), sizes.number(family.sigma).to(device), **_on(device, given)
+        ).cpu()
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _on(device, item) for key, item in value.items()}
+    return [_on(device, item) for item in value] if isinstance(value, list) else value
