@@ -1,8 +1,8 @@
 """Five rules that choose which Linears of a traced model are quantized, and how.
 
 They choose what the published SVDQuant files of ten families hold, layer for layer (FLUX.1, FLUX.2, Chroma, Z-Image,
-Qwen-Image, Krea 2, MiniMax H3, SDXL, Wan 2.1, PixArt); rules 4 and 5 and their numbers were set with those in view. What
-they choose for 35 models of ComfyUI 0.30 stands in tests/nodes/host/quantize/expected_plans.json, looked through by eye.
+Qwen-Image, Krea 2, MiniMax H3, SDXL, Wan 2.1, PixArt); rules 4 and 5 and their numbers were set with those in view.
+What they choose for 35 models of ComfyUI 0.30 stands in tests/families/plans.json, looked through by eye.
 
 1. Only repeated blocks: what lies outside takes few parameters and hurts most.
 2. Only what the kernels can hold and what is worth it: inputs in groups of 64, outputs in 16s, enough weights.
@@ -13,6 +13,9 @@ they choose for 35 models of ComfyUI 0.30 stands in tests/nodes/host/quantize/ex
 5. Blocks of a kind that makes up less than a few percent (refiners of the text) stay in 16 bits: Krea 2's 2.7 % and
    MiniMax H3's 2.3 % do in published files, Z-Image's, of the same kind as its other blocks, do not.
 """
+
+from dataclasses import replace
+from itertools import pairwise
 
 from ...kernels.format import GROUP_SIZE_INT4
 from .model_plan import ModelPlan, PlannedLayer
@@ -49,7 +52,7 @@ def plan_model(traced: TracedModel) -> ModelPlan:
         elif not why and kinds[x.stack] < SMALL_KIND * traced.parameters:
             why = f"blocks of its kind are less than {SMALL_KIND:.1%} of the model"
         elif not why:
-            parts = split_by_input(x)
+            parts = replace(split_by_input(x), multiples=(OUTPUT_MULTIPLE, GROUP_SIZE_INT4))
         layers[x.name] = PlannedLayer(x.name, x.block, x.out_features, x.in_features, parts, x.input_of, why)
     return ModelPlan(traced.title, traced.parameters, layers)
 
@@ -61,7 +64,7 @@ def split_by_input(linear: TracedLinear) -> LayerPlan:
     edges = sorted({0, columns, *(edge for span in linear.gelu for edge in span)})
     if whole or len(edges) == 2 or any(edge % GROUP_SIZE_INT4 for edge in edges):
         return LayerPlan.whole(rows, columns, whole)
-    spans = list(zip(edges, edges[1:], strict=False))
+    spans = list(pairwise(edges))
     return LayerPlan.stack_columns(rows, tuple(b - a for a, b in spans), tuple(span in linear.gelu for span in spans))
 
 

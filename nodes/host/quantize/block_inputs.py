@@ -34,7 +34,7 @@ WEAKEST_TEXT = 0.1  # text encoders differ in the size of their output: texts ge
 MOST_ROWS = 8192  # of an input that count
 
 
-class _Closed(Exception):
+class _ClosedError(Exception):
     """Nobody waits for the rest of a forward."""
 
 
@@ -128,8 +128,8 @@ class NoiseInputs:
                 self._forwards = forwards
                 return
         raise SVDQuantError(
-            f"{type(self.model).__name__} cannot be run on noise ({problems[-1]}). Record a calibration with prompts of "
-            "yours, and quantize with that."
+            f"{type(self.model).__name__} cannot be run on noise ({problems[-1]}). Record a calibration, and "
+            "quantize with that."
         ) from problems[-1]
 
     def _twin(self) -> comfy.model_base.BaseModel:
@@ -238,7 +238,7 @@ class _Forward:
     def _pause(self, block: str) -> None:
         self._reports.put(block)
         if not self._go.get():
-            raise _Closed
+            raise _ClosedError
 
     def _work(self) -> None:
         try:
@@ -246,7 +246,7 @@ class _Forward:
                 with torch.no_grad():
                     self._run()
                 self._reports.put(None)
-        except _Closed:
+        except _ClosedError:
             pass
         except BaseException as error:  # noqa: BLE001  raised again where somebody waits
             self._reports.put(error)
@@ -257,7 +257,9 @@ class _Forward:
         generator = named_generator(owner.seed, "noise")
         latent, shapes = draw_latent(twin, request, generator)
         sizes = WEAKEST_TEXT ** torch.rand(PICTURES, generator=generator)
-        progress = (torch.randperm(PICTURES, generator=generator) + torch.rand(PICTURES, generator=generator)) / PICTURES
+        progress = (
+            torch.randperm(PICTURES, generator=generator) + torch.rand(PICTURES, generator=generator)
+        ) / PICTURES
         sigmas = torch.tensor([float(twin.model_sampling.percent_to_sigma(p)) for p in progress.tolist()])
         # so large that the network sees numbers of unit size, as it does while sampling
         latent = latent / twin.model_sampling.calculate_input(sigmas, torch.ones_like(latent))

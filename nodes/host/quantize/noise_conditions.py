@@ -24,6 +24,7 @@ NESTED: dict[str, tuple[tuple[int | str, ...], ...]] = {
 }
 # Conditions and the widths they are tried with at first: primes that no layer has.
 FIRST_WIDTHS = {"text": 61, "pooled": 59, "llama3": 53, "byt5": 47, "vision": 43}
+VECTOR = "y"  # ComfyUI's name of the vector beside the text, where the pooled text alone does not explain its width
 LLAMA_LAYERS = 32  # that HiDream chooses from
 SMALLEST_TEXT = 64  # features; of the widths that are tried where no layer tells
 MOST_FACTOR = 64
@@ -113,7 +114,10 @@ def make_conditions(
     if shapes is not None:
         given["latent_shapes"] = shapes
     made = model.extra_conds(**given)
-    return {name: cond.process_cond(batch_size=batch, area=None).cond for name, cond in made.items()}
+    conditions = {name: cond.process_cond(batch_size=batch, area=None).cond for name, cond in made.items()}
+    if VECTOR in widths and VECTOR in conditions:
+        conditions[VECTOR] = torch.randn(batch, widths[VECTOR], generator=generator).to(latent.device)
+    return conditions
 
 
 def learn_width(request: Request, error: WidthError) -> Request | None:
@@ -125,6 +129,8 @@ def learn_width(request: Request, error: WidthError) -> Request | None:
     rest = error.found - request.widths["pooled"]
     if request.widths["pooled"] == FIRST_WIDTHS["pooled"] and 0 < rest < error.expected:
         return replace(request, widths=request.widths | {"pooled": error.expected - rest})
+    if VECTOR not in request.widths and rest > 0:
+        return replace(request, widths=request.widths | {VECTOR: error.expected})
     return None
 
 

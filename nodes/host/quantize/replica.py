@@ -28,7 +28,9 @@ def replicate(
         tensor: makes the value of any other tensor, by its name in the diffusion_model.
     """
     network = model.diffusion_model
-    large = {f"{name}.{end}" for name, m in network.named_modules() if isinstance(m, LARGE) for end in ("weight", "bias")}
+    large = {
+        f"{name}.{end}" for name, m in network.named_modules() if isinstance(m, LARGE) for end in ("weight", "bias")
+    }
     memo: dict[int, object] = {}
     for name, old in [*network.named_parameters(), *network.named_buffers()]:
         if name in large:
@@ -80,7 +82,7 @@ def values_or_noise(network: nn.Module) -> Callable[[str], Tensor]:
     def tensor(name: str) -> Tensor:
         own = tensors[name]
         if own.numel() <= NOISE_LIMIT and not own.is_meta:
-            return own.detach().cpu()
+            return own.detach().to("cpu", copy=True)
         if not own.is_floating_point():
             return torch.zeros(own.shape, dtype=own.dtype)
         if own.numel() > NOISE_LIMIT:

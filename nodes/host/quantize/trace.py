@@ -31,7 +31,8 @@ ATTEMPTS = (
     Request(side=16, frames=2),
     Request(side=34, frames=1),
 )
-WIDER = 4  # times the columns: Z-Image fills its pictures up to a multiple of 32 tokens
+# Times the columns: Z-Image fills its pictures up to a multiple of 32 tokens; some models have a largest size.
+WIDER = (4, 2)
 LONGER = 4  # times the text
 LONGEST = 600  # tokens; FLUX.2 fills its texts up to 512
 MANY_ROWS = 64  # more than modulation has
@@ -52,6 +53,11 @@ def trace_model(model: comfy.model_base.BaseModel) -> tuple[TracedModel, Request
     Raises:
         ArchitectureError: it cannot be run on noise, or it has no repeated blocks.
     """
+    with torch.inference_mode(False), torch.no_grad():  # ComfyUI's nodes run in a mode whose tensors have no versions
+        return _trace(model)
+
+
+def _trace(model: comfy.model_base.BaseModel) -> tuple[TracedModel, Request]:
     blocks = find_blocks(model.diffusion_model)
     if not blocks:
         raise ArchitectureError(
@@ -61,7 +67,7 @@ def trace_model(model: comfy.model_base.BaseModel) -> tuple[TracedModel, Request
     twin = replicate(model, values_or_noise(model.diffusion_model), torch.device("cpu"))
     request, base = _find_inputs(twin, blocks)
     kinds = bool(base.bypassed)  # then weights without memory are read, which only the whole watch can answer
-    wider = _run(twin, blocks, replace(request, wide=WIDER), kinds)
+    wider = _run_wider(twin, blocks, request, kinds)
     longer = _run(twin, blocks, replace(request, tokens=LONGER * request.tokens), kinds)
     if any(_is_padded(seen, wider.seen[name], longer.seen[name]) for name, seen in base.seen.items() if seen.calls):
         longer = _run(twin, blocks, replace(request, tokens=LONGEST), kinds)
@@ -79,18 +85,24 @@ def trace_model(model: comfy.model_base.BaseModel) -> tuple[TracedModel, Request
 def find_blocks(network: nn.Module) -> dict[str, str]:
     """The repeated blocks of a network: block name -> its kind.
 
-    A block is a member of a ModuleList; nearly all members of its class, in all lists, hold Linears of the same names.
+    A block is a member of a ModuleList; nearly all members of its class hold the same Linears as the others of their
+    list.
     """
     members: dict[type, dict[str, tuple[str, ...]]] = {}
+    alike: Counter[type] = Counter()
     for name, module in network.named_modules():
         if isinstance(module, nn.ModuleList):
+            kinds: Counter[tuple[type, tuple[str, ...]]] = Counter()
             for index, member in module.named_children():
                 inside = tuple(n for n, m in member.named_modules() if isinstance(m, nn.Linear))
                 members.setdefault(type(member), {})[f"{name}.{index}"] = inside
+                kinds[type(member), inside] += 1
+            for kind in {kind for kind, _ in kinds}:
+                alike[kind] += max(count for (other, _), count in kinds.items() if other is kind)
     found: dict[str, str] = {}
     for kind, named in members.items():
         common, count = Counter(named.values()).most_common(1)[0]
-        if count > 1 and count >= ALIKE * len(named) and common and "" not in common:
+        if count > 1 and alike[kind] >= ALIKE * len(named) and common and "" not in common:
             found |= dict.fromkeys(named, kind.__name__)
     # a list within a block, as of experts, belongs to the block
     return {name: kind for name, kind in found.items() if not block_of(name.rpartition(".")[0], found)}
@@ -102,13 +114,13 @@ def _find_inputs(twin: comfy.model_base.BaseModel, blocks: dict[str, str]) -> tu
     for request in ATTEMPTS:
         try:
             return _learn(twin, blocks, request)
-        except _Unlearned as error:
+        except _UnlearnedError as error:
             problems.append(error.cause)
             learnt = error.request
         for width in guess_text_widths(twin):
             try:
                 return _learn(twin, blocks, replace(learnt, widths=learnt.widths | {"text": width}))
-            except _Unlearned as error:
+            except _UnlearnedError as error:
                 problems.append(error.cause)
     raise ArchitectureError(
         f"{type(twin).__name__} cannot be run on noise ({problems[0]}), so its layers cannot be told apart. Tell the "
@@ -116,7 +128,7 @@ def _find_inputs(twin: comfy.model_base.BaseModel, blocks: dict[str, str]) -> tu
     ) from problems[0]
 
 
-class _Unlearned(Exception):
+class _UnlearnedError(Exception):
     """A forward failed, and no condition's width explains it.
 
     Args:
@@ -135,14 +147,13 @@ def _learn(twin: comfy.model_base.BaseModel, blocks: dict[str, str], request: Re
         except WidthError as error:
             better = learn_width(request, error)
             if better is None:
-                raise _Unlearned(request, error) from error
+                raise _UnlearnedError(request, error) from error
             request = better
-        except Exception as error:  # noqa: BLE001  ComfyUI's classes fail in every way on inputs that do not fit
-            raise _Unlearned(request, error) from error
-    raise _Unlearned(request, RuntimeError("its inputs never fit"))
+        except Exception as error:
+            raise _UnlearnedError(request, error) from error
+    raise _UnlearnedError(request, RuntimeError("its inputs never fit"))
 
 
-@torch.no_grad()
 def _run(twin: comfy.model_base.BaseModel, blocks: dict[str, str], request: Request, kinds: bool = True) -> Watch:
     """One forward; without `kinds` only rows are counted, which takes a fraction of the time."""
     generator = torch.Generator().manual_seed(0)
@@ -159,6 +170,15 @@ def _run(twin: comfy.model_base.BaseModel, blocks: dict[str, str], request: Requ
     finally:
         watch.close()
     return watch
+
+
+def _run_wider(twin: comfy.model_base.BaseModel, blocks: dict[str, str], request: Request, kinds: bool) -> Watch:
+    for factor in WIDER[:-1]:
+        try:
+            return _run(twin, blocks, replace(request, wide=factor), kinds)
+        except Exception:  # noqa: BLE001, S112  the smaller one says what is wrong
+            continue
+    return _run(twin, blocks, replace(request, wide=WIDER[-1]), kinds)
 
 
 def _is_padded(base: Seen, wider: Seen, longer: Seen) -> bool:
@@ -202,4 +222,3 @@ def _kinds(tags: list[Tag], width: int) -> tuple[tuple[Span, ...], bool]:
             start += size
         return (tuple(spans) if start == width else ()), False
     return (((0, width),) if tag == "gelu" else ()), tag == "gated"
-

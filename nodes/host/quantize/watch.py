@@ -133,10 +133,15 @@ class Watch(TorchFunctionMode):
 
         return forward
 
-    def attention(self, original: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *_: Any, **named: Any) -> Tensor:
+    def attention(
+        self, original: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *_: Any, **named: Any
+    ) -> Tensor:
         """In place of ComfyUI's attention: noise of the shape of its result; see wrap_attn there."""
         reshaped, kept = named.get("skip_reshape", False), named.get("skip_output_reshape", False)
-        batch, tokens = q.shape[0], q.shape[2 if reshaped else 1]  # (batch, heads, tokens, width) or (batch, tokens, ...)
+        batch, tokens = (
+            q.shape[0],
+            q.shape[2 if reshaped else 1],
+        )  # (batch, heads, tokens, width) or (batch, tokens, ...)
         width = v.shape[-1] if reshaped else q[0, 0].numel() // heads
         shape = (batch, heads, tokens, width) if kept else (batch, tokens, heads * width)
         return self._noise(shape, q)
@@ -155,13 +160,13 @@ class Watch(TorchFunctionMode):
     def _tag(self, tensor: Any) -> Tag:
         return self._tags.get(_place(tensor)) if isinstance(tensor, Tensor) and not tensor.is_meta else None
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name in ("__get__", "__set__", "size", "dim", "stride", "data_ptr", "numel", "is_floating_point"):
             return func(*args, **kwargs)
         if name in ("layer_norm", "rms_norm") and len(args) > 1:
-            x, (*_, expected) = args[0], tuple(args[1])
+            x, expected = args[0], args[1][-1]
             if x.shape[-1] != expected:
                 raise WidthError(name, x.shape[-1], int(expected))
         args, kwargs = self._with_memory(name, args), {k: self._solid(name, v) for k, v in kwargs.items()}
