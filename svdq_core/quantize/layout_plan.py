@@ -1,6 +1,7 @@
 """The plan of a model whose family has a published layout: what others' files hold, ours hold."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from torch import Tensor
@@ -9,6 +10,10 @@ from ..errors import ArchitectureError
 from ..models import Architecture, LinearMap
 from .model_plan import ModelPlan, PlannedLayer
 from .part_plan import LayerPlan
+from .traced_layers import TracedModel
+
+NOT_IN_A_STEP = "does not run in every step"
+ONE_ROW = "modulation, one row for each picture"
 
 
 def plan_layout(architecture: Architecture, shapes: Mapping[str, tuple[int, int]], parameters: int) -> ModelPlan:
@@ -36,6 +41,20 @@ def plan_layout(architecture: Architecture, shapes: Mapping[str, tuple[int, int]
         block = f"{place.block.host}.{place.index}"
         layers[name] = PlannedLayer(name, block, rows, columns, parts, group, why)
     return ModelPlan(architecture.title, parameters, layers)
+
+
+def spare_idle_layers(plan: ModelPlan, traced: TracedModel) -> ModelPlan:
+    """The plan without what files may hold quantized and a step hardly runs: MiniMax H3's modulation and refiner."""
+    layers = dict(plan.layers)
+    for linear in traced:
+        layer = layers.get(linear.name)
+        if layer is None or layer.parts is None or layer.is_modulation:
+            continue
+        if not linear.calls:
+            layers[linear.name] = replace(layer, parts=None, why=NOT_IN_A_STEP)
+        elif not (linear.grows_with_image or linear.grows_with_text):
+            layers[linear.name] = replace(layer, parts=None, why=ONE_ROW)
+    return replace(plan, layers=layers)
 
 
 def plan_weights(architecture: Architecture, weights: Mapping[str, Tensor]) -> ModelPlan:

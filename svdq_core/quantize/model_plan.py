@@ -125,6 +125,9 @@ class ModelPlan:
                 by_reason.setdefault(layer.why, []).append(layer)
         lines = []
         for why, layers in by_reason.items():
+            if len(layers) == 1:
+                lines.append(f"{layers[0].name}: {why}")
+                continue
             share = sum(layer.weights for layer in layers) / max(1, self.parameters)
             named = ", ".join(layer.name for layer in layers[:EXAMPLES]) + (", ..." if len(layers) > EXAMPLES else "")
             lines.append(f"{len(layers)} layers, {share:.1%} of the parameters ({named}): {why}")

@@ -244,7 +244,7 @@ def _put_together(job: QuantizeJob, journal: Journal, form: Format, units: Mappi
         kept += stored.kept.splitlines()
         announced += [Output(o.name, o.shape, o.dtype, tuple) for o in stored.outputs]
     if not outline.layers:
-        why = kept[0] if kept else "Its plan quantizes none."
+        why = next(iter(kept + job.plan.reasons()), "")
         raise SVDQuantError(f"{job.target}: no layer is left to be quantized; nothing was written. {why}")
     outside = [output for host, tensor in plain.items() for output in form.outputs(host, tensor)]
     form.finish()

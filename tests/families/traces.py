@@ -16,7 +16,6 @@ from svdquant_pack.nodes.host.quantize.watch import block_of
 from svdquant_pack.svdq_core.quantize.model_plan import ModelPlan
 from svdquant_pack.svdq_core.quantize.traced_layers import TracedLinear, TracedModel
 
-
 # The first of VACE's blocks has a layer more: with two there is no repeated block.
 MORE_BLOCKS = {"wan_vace": {"num_layers": 4, "vace_layers": 4}}
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ....svdq_core.errors import ArchitectureError, SVDQuantError
 from ....svdq_core.models import Architecture
-from ....svdq_core.quantize.layout_plan import plan_layout
+from ....svdq_core.quantize.layout_plan import plan_layout, spare_idle_layers
 from ....svdq_core.quantize.model_plan import ModelPlan
 from ....svdq_core.quantize.plan_rules import plan_model
 from ....svdq_core.quantize.whole_model import BlockInputs, InputsOf
@@ -32,12 +32,14 @@ class HostPlan:
         plan: of its Linears.
         architecture: its family; one without blocks where nobody has described it.
         request: what the model takes as input; None if it could not be run.
+        blocks: block name -> its kind.
         notes: for the user, one sentence each.
     """
 
     plan: ModelPlan
     architecture: Architecture
     request: Request | None
+    blocks: dict[str, str]
     notes: tuple[str, ...] = ()
 
     def inputs_of(self, model: comfy.model_base.BaseModel, seed: int, device: torch.device) -> InputsOf | None:
@@ -45,10 +47,9 @@ class HostPlan:
         request = self.request
         if request is None:
             return None
-        blocks = find_blocks(model.diffusion_model)
 
         def make(weights: Mapping[str, Tensor]) -> BlockInputs:
-            return NoiseInputs(model, request, blocks, weights, seed, device)
+            return NoiseInputs(model, request, self.blocks, weights, seed, device)
 
         return make
 
@@ -74,21 +75,24 @@ def plan_patcher(patcher) -> HostPlan:
 def _make_plan(patcher) -> HostPlan:
     model = patcher.model
     described = _described(patcher)
+    blocks = find_blocks(model.diffusion_model)
+    if described is not None:
+        blocks = {layer.block: layer.block.rpartition(".")[0] for layer in described[1]}
     try:
-        traced, request = trace_model(model)
+        traced, request = trace_model(model, blocks)
     except ArchitectureError as error:
         if described is None:
             raise
         note = f"inputs of layers are taken for standard normal, which costs quality: {error}"
-        return HostPlan(described[1], described[0], None, (note,))
+        return HostPlan(described[1], described[0], None, blocks, (note,))
     if described is not None:
-        return HostPlan(described[1], described[0], request)
+        return HostPlan(spare_idle_layers(described[1], traced), described[0], request, blocks)
     plan = plan_model(traced)
     if not plan.names:
         raise ArchitectureError(
             f"{traced.title}: none of its layers can be quantized. " + " ".join(f"{line}." for line in plan.reasons())
         )
-    return HostPlan(plan, Architecture(name=traced.title, title=traced.title, blocks=()), request)
+    return HostPlan(plan, Architecture(name=traced.title, title=traced.title, blocks=()), request, blocks)
 
 
 def _described(patcher) -> tuple[Architecture, ModelPlan] | None:

@@ -41,11 +41,12 @@ ALIKE = 0.75  # of the blocks of a kind: some last ones lack an output, the stag
 HALF_WAY = 0.5  # of a sampling
 
 
-def trace_model(model: comfy.model_base.BaseModel) -> tuple[TracedModel, Request]:
+def trace_model(model: comfy.model_base.BaseModel, blocks: dict[str, str] | None = None) -> tuple[TracedModel, Request]:
     """Run a model three times on noise; its weights are neither read nor needed.
 
     Args:
         model: on any device, also without memory.
+        blocks: block name -> its kind, where they are known; None: they are found.
 
     Returns:
         What was found, and what the model takes as input.
@@ -54,11 +55,10 @@ def trace_model(model: comfy.model_base.BaseModel) -> tuple[TracedModel, Request
         ArchitectureError: it cannot be run on noise, or it has no repeated blocks.
     """
     with torch.inference_mode(False), torch.no_grad():  # ComfyUI's nodes run in a mode whose tensors have no versions
-        return _trace(model)
+        return _trace(model, find_blocks(model.diffusion_model) if blocks is None else blocks)
 
 
-def _trace(model: comfy.model_base.BaseModel) -> tuple[TracedModel, Request]:
-    blocks = find_blocks(model.diffusion_model)
+def _trace(model: comfy.model_base.BaseModel, blocks: dict[str, str]) -> tuple[TracedModel, Request]:
     if not blocks:
         raise ArchitectureError(
             f"{type(model).__name__} has no repeated blocks with Linear layers: there is nothing that SVDQuant would "
@@ -176,7 +176,7 @@ def _run_wider(twin: comfy.model_base.BaseModel, blocks: dict[str, str], request
     for factor in WIDER[:-1]:
         try:
             return _run(twin, blocks, replace(request, wide=factor), kinds)
-        except Exception:  # noqa: BLE001, S112  the smaller one says what is wrong
+        except Exception:  # noqa: BLE001  the smaller one says what is wrong
             continue
     return _run(twin, blocks, replace(request, wide=WIDER[-1]), kinds)
 
