@@ -1,6 +1,13 @@
-"""Puts the demo's models and nodes where the host that the demo starts will look for them."""
+"""Puts the demo's small models and nodes into a ComfyUI, where workflows/demo/ui uses them.
 
+python demo/install.py COMFYUI    copies 26 MB of models and two nodes into your own; restart it afterwards
+
+Standard library only.
+"""
+
+import argparse
 import shutil
+import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -44,3 +51,26 @@ def _is_copy(source: Path, target: Path) -> bool:
         return False
     here, there = source.stat(), target.stat()
     return here.st_size == there.st_size and int(here.st_mtime) == int(there.st_mtime)
+
+
+def main(argv: list[str]) -> int:
+    """Put everything into a ComfyUI that is named; exit code 2 if the folder is none."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comfyui", type=Path, metavar="COMFYUI", help="the folder that holds main.py")
+    base = parser.parse_args(argv).comfyui
+    if not (base / "main.py").is_file() or not (base / "custom_nodes").is_dir():
+        print(f"{base} is not a ComfyUI folder: it has no main.py and custom_nodes.")
+        return 2
+    install_models(base)
+    install_nodes(base)
+    for name, folder in MODEL_FOLDERS.items():
+        print(f"{base / 'models' / folder / name}")
+    print(
+        f"{base / 'custom_nodes' / NODE_PACK}\n"
+        "Restart ComfyUI, then drag workflows/demo/ui/flux_quantize.json onto its page."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

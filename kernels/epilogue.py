@@ -35,7 +35,8 @@ def settle(result: Tensor, epilogue: Epilogue) -> Tensor:
         out.copy_(result)
     if gelu_from is not None:
         activated = out[:, gelu_from:]
-        activated.copy_(F.gelu(activated, approximate="tanh"))
+        before = activated.clone() if out.requires_grad else activated  # autograd keeps it
+        activated.copy_(F.gelu(before, approximate="tanh"))
     return out
 
 

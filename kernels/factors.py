@@ -32,7 +32,8 @@ def branch_of(own: Factors | None, lora: Factors | None) -> Factors | None:
 
         return Factors(*join_factors(own.down, lora.down, own.up, lora.up))
 
-    if why_no_triton(lora.down.device):
+    read = (*own, *lora)
+    if why_no_triton(lora.down.device) or (torch.is_grad_enabled() and any(t.requires_grad for t in read)):
         return in_torch()
     steps = [("factors joined by a kernel", in_kernel), ("factors joined in plain torch", in_torch)]
     return descend(lora.down.device, steps)

@@ -6,7 +6,7 @@ cross-compilation. A new generation is a new row here, and nothing else.
 
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.util import find_spec
+from importlib import import_module
 
 import torch
 
@@ -50,7 +50,7 @@ class Generation:
         gelu_in_quantizer: whether the w4a4 and w4a16 quantizers had better compute a GELU in front of them.
         cudnn_attention: whether cuDNN's attention is faster than FlashAttention 2.
         tiles: which rows of the tables in tiles.py it takes.
-        evidence: "timed on ..." or "compiled, never run".
+        evidence: "timed on ...", "compiled, never run" or "not compiled".
         target: how it is compiled for; None: it is not.
     """
 
@@ -89,6 +89,7 @@ class Generation:
 # MI350X 4600 / 2300, MI250X 383 / 383, RX 7900 XTX 123 / 123, RX 9070 XT 389 / 195. Data-center cards of sm_86 and
 # sm_89 (A40, L40S) have twice the 16-bit rate of the GeForce ones. B200 has 4500 / 2250, but only for tcgen05, of which
 # Triton makes no int8 product: it takes mma.sync, an instruction of generations before, and B300 has next to no int8.
+# RX 6000 has no matrix instructions: gemm_w4a8 spills 1239 registers there (Triton 3.7).
 # max_fused_rank: the sums stay in registers. On Hopper a matrix product of its own is faster, because tensor-core tiles
 # leave too few loads in flight. H200, M = 4608, rank 32, int8: K = 3072 0.0132 + 0.0073 ms apart, 0.0323 fused;
 # K = 12288 0.068 + 0.035 apart, 0.138 fused. Elsewhere not timed: a fused pass reads the activations once less, which
@@ -153,7 +154,8 @@ GENERATIONS = (
         int8_rate=4,
         target=Target(120, 32, 101376, "mma.sync"),
     ),
-    Generation("gfx906", "Radeon VII, MI50", ("gfx906",), int8_rate=0, target=Target("gfx906", 64, 65536, None)),
+    # its kernels fail with Triton 3.7 ("unsupported target"), and plain torch takes over
+    Generation("gfx906", "Radeon VII, MI50", ("gfx906",), int8_rate=0, evidence="not compiled"),
     Generation("gfx90a", "MI100, MI200", ("gfx90a", "gfx908"), target=Target("gfx90a", 64, 65536, "v_mfma_i32_")),
     Generation("gfx942", "MI300", ("gfx942",), int8_rate=2, target=Target("gfx942", 64, 65536, "v_mfma_i32_")),
     Generation("gfx950", "MI350", ("gfx950",), int8_rate=2, target=Target("gfx950", 64, 163840, "v_mfma_i32_")),
@@ -217,9 +219,17 @@ def generation(device: torch.device) -> Generation:
 
 
 @cache
-def has_triton() -> bool:
-    """Whether Triton is installed; whether it can compile shows only when it does."""
-    return find_spec("triton") is not None
+def why_no_import() -> str | None:
+    """Why Triton cannot be imported, in words; None if it can. Whether it can compile shows only when it does."""
+    try:
+        module = import_module("triton")
+    except ModuleNotFoundError as error:
+        if error.name == "triton":
+            return "Triton is not installed"
+        return f"Triton cannot be imported: it needs {error.name}, which is not installed"
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (a broken Triton raises anything)
+        return f"Triton cannot be imported: {type(error).__name__}: {error}"
+    return None if hasattr(module, "jit") else "Triton cannot be imported: its folder holds no Triton"
 
 
 def takes_ptx(device: torch.device) -> bool:
@@ -233,9 +243,7 @@ def why_no_triton(device: torch.device) -> str | None:
         return "kernels are for GPUs"
     if not generation(device).has_kernels:
         return f"no kernel is made for this {device.type} device"
-    if not has_triton():
-        return "Triton is not installed"
-    return None
+    return why_no_import()
 
 
 @cache

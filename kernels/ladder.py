@@ -47,6 +47,10 @@ def _says(error: BaseException, words: Sequence[str]) -> bool:
     return any(word in text for word in words)
 
 
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
 class Attempt(Generic[Step]):
     """One try of a step, as a context: what it raises is looked at, and passed on where the next step cannot help.
 
@@ -68,8 +72,8 @@ class Attempt(Generic[Step]):
         # an allocator that raised its own error has emptied its cache already, and the next step needs no less memory
         if error is None or not isinstance(error, Exception) or isinstance(error, torch.cuda.OutOfMemoryError):
             return False
-        if _says(error, _CAPTURING):
-            return False
+        if _says(error, _CAPTURING) or _is_capturing(self._device):
+            return False  # what a capture refuses works again outside, and another step would be captured unseen
         if _says(error, _OUT_OF_MEMORY):
             if self._again:
                 raise torch.cuda.OutOfMemoryError(f"{self._name} on {self._device}: {_first_line(error)}") from error

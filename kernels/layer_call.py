@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .epilogue import NOTHING_MORE, Epilogue
@@ -39,6 +40,13 @@ class Int8Weight(NamedTuple):
     channel_scales: Tensor
 
 
+def label_of(scheme: str, mode: str) -> str:
+    """The arithmetic of a scheme in a mode, as the user knows it."""
+    if scheme == "awq":
+        return "awq"
+    return "w8a8" if scheme == "int8" and mode != "w4a16" else mode
+
+
 @dataclass(frozen=True, slots=True)
 class LayerCall:
     """A quantized part applied to activations.
@@ -66,11 +74,14 @@ class LayerCall:
     epilogue: Epilogue = NOTHING_MORE
 
     @property
+    def wants_gradient(self) -> bool:
+        """Whether autograd follows what the call reads; no kernel tells it how."""
+        read = (self.x, self.bias, *(self.factors or ()))
+        return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in read)
+
+    @property
     def label(self) -> str:
-        """The arithmetic, as the user knows it."""
-        if self.scheme == "awq":
-            return "awq"
-        return "w8a8" if self.scheme == "int8" and self.mode != "w4a16" else self.mode
+        return label_of(self.scheme, self.mode)
 
     @property
     def out_features(self) -> int:

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .format import GROUP_SIZE_INT4
 from .packing import pack_nibbles
+from .tiles import native_int4_tile
 
-SIZES = (128, 128, 256, 32)  # M, N, K, R: whole tiles of every kernel, several stages
+# Twenty groups of 64 k go round every kernel's ring of stages more than once. INT4 has a tile for up to 128 rows and
+# one for more.
+FEW, MANY, N, K, R = 128, 256, 128, 1280, 32
 TOLERANCE = 1e-2  # of the largest value; wrong registers are off by the size of the values themselves
 
 
@@ -22,45 +26,43 @@ def _require_close(actual: Tensor, expected: Tensor, what: str) -> None:
         raise RuntimeError(f"{what} gave wrong results in a self-check: relative error {error:.2g}")
 
 
-def _factors(device: torch.device, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    M, N, _, R = SIZES
-    shapes = (M, R), (N, R)
-    down, up = (torch.randn(shape, generator=generator).to(device, torch.bfloat16) for shape in shapes)
-    return down, up
-
-
-def _codes(rows: int, device: torch.device, generator: torch.Generator) -> Tensor:
-    codes = torch.randint(0, 16, (rows, SIZES[2]), generator=generator, dtype=torch.uint8)
-    return pack_nibbles(codes).to(device)
+def _draw(M: int, dtype: torch.dtype, device: torch.device) -> tuple[list[Tensor], list[Tensor], torch.Generator]:
+    """Packed codes of activations and weight, x_down and proj_up, and what draws more."""
+    generator = torch.Generator().manual_seed(0)
+    codes = [torch.randint(0, 16, (rows, K), generator=generator, dtype=torch.uint8) for rows in (M, N)]
+    factors = [torch.randn(rows, R, generator=generator).to(device, dtype) for rows in (M, N)]
+    return [pack_nibbles(c).to(device) for c in codes], factors, generator
 
 
 @cache
-def require_int4(device: torch.device) -> None:
-    """Raise RuntimeError unless the native INT4 kernel computes a known problem right on this device."""
+def require_int4(device: torch.device, dtype: torch.dtype, block_n: int, act_unsigned: bool) -> None:
+    """Raise RuntimeError unless the native INT4 kernel that a call needs computes a known problem right on this device.
+
+    Args:
+        dtype: of the activations. block_n: columns of the tile, as native_int4_tile chooses it. act_unsigned: codes
+            0...15.
+    """
     from .step.gemm_w4a4_native import gemm_w4a4_native
 
-    M, N, K, _ = SIZES
-    generator = torch.Generator().manual_seed(0)
-    x_down, proj_up = _factors(device, generator)
-    qx, qweight = _codes(M, device, generator), _codes(N, device, generator)
-    scales = [torch.rand(K // 64, rows, generator=generator).to(device, torch.bfloat16) for rows in (M, N)]
-    for act_unsigned in (False, True):
-        arguments = qx, scales[0], qweight, scales[1], x_down, proj_up, None, act_unsigned
-        what = "the native INT4 kernel"
-        _require_close(gemm_w4a4_native(*arguments), reference.gemm_w4a4(*arguments), what)
+    M = next(rows for rows in (FEW, MANY) if native_int4_tile(rows, N, K // GROUP_SIZE_INT4)["BLOCK_N"] == block_n)
+    (qx, qweight), (x_down, proj_up), generator = _draw(M, dtype, device)
+    ascales, wscales = (torch.rand(K // GROUP_SIZE_INT4, n, generator=generator).to(device, dtype) for n in (M, N))
+    arguments = qx, ascales, qweight, wscales, x_down, proj_up, None, act_unsigned
+    _require_close(gemm_w4a4_native(*arguments), reference.gemm_w4a4(*arguments), "the native INT4 kernel")
 
 
 @cache
-def require_fp4(device: torch.device) -> None:
-    """Raise RuntimeError unless the native FP4 kernel computes a known problem right on this device."""
+def require_fp4(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise RuntimeError unless the native FP4 kernel computes a known problem right on this device.
+
+    Args:
+        dtype: of the activations.
+    """
     from .step.gemm_nvfp4 import gemm_nvfp4
 
-    M, N, K, _ = SIZES
-    generator = torch.Generator().manual_seed(0)
-    x_down, proj_up = _factors(device, generator)
-    qx, qweight = _codes(M, device, generator), _codes(N, device, generator)
-    scales = [
-        (torch.rand(K // 16, rows, generator=generator) * 4).to(torch.float8_e4m3fn).to(device) for rows in (M, N)
-    ]
-    arguments = qx, scales[0], qweight, scales[1], x_down, proj_up
+    M = MANY
+    (qx, qweight), (x_down, proj_up), generator = _draw(M, dtype, device)
+    scales = [torch.rand(K // 16, rows, generator=generator) * 4 for rows in (M, N)]
+    ascales, wscales = (s.to(torch.float8_e4m3fn).to(device) for s in scales)
+    arguments = qx, ascales, qweight, wscales, x_down, proj_up
     _require_close(gemm_nvfp4(*arguments), reference.gemm_nvfp4(*arguments), "the native FP4 kernel")

@@ -21,6 +21,17 @@ def dequantize(tensors: Mapping[str, Tensor], scheme: str) -> Tensor:
     return reference.dequantize_awq(tensors["qweight"], tensors["wscales"], tensors["wzeros"])
 
 
+def rows_of(tensors: Mapping[str, Tensor], scheme: str, rows: slice) -> dict[str, Tensor]:
+    """What `dequantize` reads of some output channels."""
+    found = {name: tensors[name][rows] for name in ("qweight", "wcscales") if name in tensors}
+    found |= {name: tensors[name][:, rows] for name in ("wscales", "wzeros") if name in tensors and scheme != "int8"}
+    if scheme == "int8":
+        found["wscales"] = tensors["wscales"][rows]
+    if "wtscale" in tensors:
+        found["wtscale"] = tensors["wtscale"]
+    return found
+
+
 def find_channel_scales(tensors: Mapping[str, Tensor], scheme: str) -> Tensor:
     """The int8 scale of each output channel that w4a8 needs, (N,) float32; may be kept with the layer's tensors.
 

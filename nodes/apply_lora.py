@@ -1,6 +1,6 @@
 """Node: MODEL + LoRA file + strength -> MODEL and a report."""
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from .host import files
 from .host.lora.lora_file import apply_lora_file
@@ -43,4 +43,4 @@ class SVDQuantLoraLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model, lora_name: str, strength: float) -> io.NodeOutput:
         patched, report = apply_lora_file(model, files.lora_path(lora_name), strength)
-        return io.NodeOutput(patched, report.text())
+        return io.NodeOutput(patched, report.text(), ui=ui.PreviewText(report.text()))

@@ -59,7 +59,9 @@ class SVDQuantCalibrationStart(io.ComfyNode):
                     "layers beyond it use their tokens. More is better and slows calibration. Counts for a new take.",
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="Records while it runs. Lead it to the sampler and to Save Calibration.")],
+            outputs=[
+                io.Model.Output(tooltip="Records while it runs. Connect it to the sampler and to Save Calibration.")
+            ],
         )
 
     @classmethod

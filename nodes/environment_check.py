@@ -17,7 +17,7 @@ class SVDQuantEnvironmentCheck(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SVDQuantEnvironmentCheck",
-            display_name="SVDQuant Environment Check",
+            display_name="Environment Check (SVDQuant)",
             category="SVDQuant",
             description="Looks at GPU, driver, torch and Triton, tries the kernels on a small layer, and says which "
             "file to download and what to repair. Needs no model; queue it alone.",

@@ -19,7 +19,7 @@ class SVDQuantExportModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SVDQuantExportModel",
-            display_name="Export SVDQuant Model",
+            display_name="Export Model (SVDQuant)",
             category="SVDQuant",
             description="Writes an SVDQuant model to output/diffusion_models. LoRAs on it are kept as extra rank.",
             search_aliases=["save", "nunchaku", "comfy-native", "convert", "dequantize", "merge lora"],
@@ -39,7 +39,9 @@ class SVDQuantExportModel(io.ComfyNode):
                     default="svdq-my-model",
                     tooltip="File name without ending; subfolders with /.",
                 ),
-                io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of that name."),
+                io.Boolean.Input(
+                    "overwrite", default=False, tooltip="Replace a file of that name. Off: the new file gets a number."
+                ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="Where the file was written.")],
         )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..svdq_core.errors import LoraError
 from .host import files
@@ -103,7 +103,8 @@ class SVDQuantLoraStack(io.ComfyNode):
             except LoraError as error:
                 raise LoraError(f"row {row.number}: {error}") from error
             lines.append(report.text())
-        return io.NodeOutput(model, "\n".join(lines) or "no LoRA is switched on")
+        text = "\n".join(lines) or "no LoRA is switched on"
+        return io.NodeOutput(model, text, ui=ui.PreviewText(text))
 
 
 def active_rows(inputs: Mapping[str, Any]) -> list[Row]:

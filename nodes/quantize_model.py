@@ -4,11 +4,11 @@ import logging
 import time
 from pathlib import Path
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..svdq_core.checkpoint import require_space
 from ..svdq_core.quantize import QuantSpec
-from ..svdq_core.quantize.journal import journal_folder
+from ..svdq_core.quantize.journal import journal_folder, stored_bytes
 from ..svdq_core.quantize.overrides import Overrides
 from ..svdq_core.quantize.spec import METHODS
 from ..svdq_core.quantize.to_file import quantize_to_file
@@ -55,6 +55,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "activations",
+                    advanced=True,
                     options=["w4a8", "w4a4"],
                     default="w4a8",
                     tooltip="The mode that the result is tuned for and that the returned model uses. Files run in "
@@ -62,6 +63,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "rank",
+                    advanced=True,
                     default=32,
                     min=0,
                     max=256,
@@ -80,9 +82,15 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                     default="my-model",
                     tooltip="The file becomes output/diffusion_models/svdq-<precision>_r<rank>-<this>.safetensors.",
                 ),
-                io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of that name."),
+                io.Boolean.Input(
+                    "overwrite",
+                    advanced=True,
+                    default=False,
+                    tooltip="Replace a file of that name. Off: the new file gets a number.",
+                ),
                 io.Int.Input(
                     "seed",
+                    advanced=True,
                     default=0,
                     min=0,
                     max=0xFFFFFFFF,
@@ -91,6 +99,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "calibration",
+                    advanced=True,
                     options=[NO_CALIBRATION, *list_calibrations()],
                     default=NO_CALIBRATION,
                     optional=True,
@@ -103,6 +112,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                 ),
                 io.String.Input(
                     "keep_16bit",
+                    advanced=True,
                     default="",
                     optional=True,
                     tooltip="Layers that stay in 16 bits: names as in the report, with * for anything, separated by "
@@ -110,6 +120,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "keep_worst",
+                    advanced=True,
                     default=0,
                     min=0,
                     max=1000,
@@ -118,6 +129,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "error_limit",
+                    advanced=True,
                     default=0.0,
                     min=0.0,
                     max=10.0,
@@ -163,8 +175,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         weights, found = DenseWeights(model), plan_patcher(model)
         fitted = None if file is None else fit_calibration(weights, file)
         job = make_job(found, weights, path, spec, overrides, fitted)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        require_space(path, COPIES * found.plan.nbytes(spec) - _finished_bytes(path))
+        require_space(path, COPIES * found.plan.nbytes(spec) - stored_bytes(path))
         reserve_room(model, found.plan, spec)
         progress = LayerProgress(layer_costs(found.plan))
         for line in (*found.plan.describe(spec), *found.notes):
@@ -181,15 +192,10 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         report = describe(path, outcome, weights, fitted, seconds, found)
         logger.info("quantized %s in %.1f s", path.name, seconds)
         plot = draw_errors(outcome.reports, f"{path.name}: relative output error of each part")
-        return io.NodeOutput(load_model(str(path), activations), str(path), report, plot)
+        return io.NodeOutput(load_model(str(path), activations), str(path), report, plot, ui=ui.PreviewText(report))
 
 
 def _target(filename_prefix: str, spec: QuantSpec, overwrite: bool) -> Path:
     folder, _, stem = filename_prefix.strip().rpartition("/")
     name = f"svdq-{FILE_PRECISION[spec.precision]}_r{spec.rank}-{stem}"
     return files.output_path(f"{folder}/{name}" if folder else name, overwrite)
-
-
-def _finished_bytes(path: Path) -> int:
-    """What layers of an earlier run take on the disk already."""
-    return sum(file.stat().st_size for file in journal_folder(path).glob("*"))

@@ -32,8 +32,9 @@ def describe(
     layers = [r for r in outcome.reports if r.scheme != "awq"]
     mean = sum(r.relative_error for r in layers) / max(len(layers), 1)
     origin = "drawn from the weights" if calibration is None else f"recorded in {calibration.file.path.name}"
+    count = len({report.layer for report in outcome.reports})
     lines = [
-        f"{path.name}: {len(layers)} parts in {seconds:.1f} s, {path.stat().st_size / 2**20:.1f} MiB "
+        f"{path.name}: {count} layers in {seconds:.1f} s, {path.stat().st_size / 2**20:.1f} MiB "
         f"(16-bit: {weights.count * 2 / 2**20:.1f} MiB)",
         f"relative output error on inputs {origin}: mean {mean:.4f}",
         "largest errors:",

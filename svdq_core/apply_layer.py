@@ -41,6 +41,15 @@ def _blob_linear_op(
     return apply_blob(blob, layout, bias, x, compute, **branch, gelu=gelu, gelu_from=gelu_from)
 
 
+def _refuse_gradient(_context, _gradient) -> None:
+    raise RuntimeError(
+        "SVDQuant layers compute no gradients under torch.compile. Run the model without it where one is asked for."
+    )
+
+
+_blob_linear_op.register_autograd(_refuse_gradient)
+
+
 @_blob_linear_op.register_fake
 def _(x, _blob, _bias, _lora_down, _lora_up, layout, *_others):
     return x.new_empty((*x.shape[:-1], _layout(layout).out_features))
@@ -66,6 +75,9 @@ def apply_blob(
     if torch.compiler.is_compiling() and isinstance(x, Tensor):
         return _blob_linear_op(x, blob, bias, lora_down, lora_up, layout, compute, gelu, gelu_from)
     sides = (x,) if isinstance(x, Tensor) else x
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*sides, bias, lora_down, lora_up)):
+        layer = _layout(layout).read(blob, bias)  # launches by address would leave no trace for autograd
+        return apply_layer(layer, sides, compute, lora_down, lora_up, gelu=gelu, gelu_from=gelu_from)
     situation = layout, compute, gelu, gelu_from, len(sides)
     done = replay(situation, (*sides, blob, bias, lora_down, lora_up))
     if isinstance(done, Tensor):

@@ -79,12 +79,14 @@ def triton_state() -> TritonState:
     """Import Triton, as the first sampling step would."""
     try:
         module = importlib.import_module("triton")
+        if not hasattr(module, "jit"):
+            return TritonState(state=BROKEN, reason="its folder holds no Triton")
         return TritonState(version=getattr(module, "__version__", "of unknown version"))
     except ModuleNotFoundError as error:
         if error.name == "triton":
             return TritonState(state=MISSING, reason="it is not installed")
         return TritonState(state=BROKEN, reason=f"it needs {error.name}, which is not installed")
-    except Exception as error:  # noqa: BLE001  (a broken Triton raises anything; the user should read what)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (a broken Triton raises anything; the user should read what)
         return TritonState(state=BROKEN, reason=f"{type(error).__name__}: {first_line(error)}")
 
 

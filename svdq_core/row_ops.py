@@ -1,9 +1,10 @@
 """What stands between quantized layers, by a kernel where that is faster: GELU, RMS norm, layer norm.
 
-On the CPU, without Triton and under torch.compile, which fuses them with their neighbours, torch computes them.
+On the CPU, without Triton, where a gradient is asked for, and under torch.compile, which fuses them with their
+neighbours, torch computes them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ def gelu_of_rows(x: Tensor) -> Tensor:
 
         return gelu(x)
 
-    return in_torch() if x.is_contiguous() else _best("GELU", x, in_kernel, in_torch)
+    return in_torch() if x.is_contiguous() else _best("GELU", (x,), in_kernel, in_torch)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
@@ -38,7 +39,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
 
         return norm.rms_norm(x, weight, eps)
 
-    return _best("RMS norm", x, in_kernel, in_torch)
+    return _best("RMS norm", (x, weight), in_kernel, in_torch)
 
 
 def layer_norm(x: Tensor, eps: float) -> Tensor:
@@ -52,10 +53,13 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
 
         return norm.layer_norm(x, eps)
 
-    return _best("layer norm", x, in_kernel, in_torch)
+    return _best("layer norm", (x,), in_kernel, in_torch)
 
 
-def _best(name: str, x: Tensor, in_kernel: Callable[[], Tensor], in_torch: Callable[[], Tensor]) -> Tensor:
-    if torch.compiler.is_compiling() or why_no_triton(x.device):
+def _best(name: str, read: Sequence[Tensor], in_kernel: Callable[[], Tensor], in_torch: Callable[[], Tensor]) -> Tensor:
+    device = read[0].device
+    if torch.compiler.is_compiling() or why_no_triton(device):
         return in_torch()
-    return descend(x.device, [(f"{name} by a kernel", in_kernel), (f"{name} in plain torch", in_torch)])
+    if torch.is_grad_enabled() and any(t.requires_grad for t in read):  # no kernel tells autograd what it did
+        return in_torch()
+    return descend(device, [(f"{name} by a kernel", in_kernel), (f"{name} in plain torch", in_torch)])

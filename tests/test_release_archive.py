@@ -28,6 +28,9 @@ NEEDED = (
     "tools/migrate_workflow.py",
     "web/docs/SVDQuantModelLoader.md",
     "web/refresh_models.js",
+    "web/lora_rows.js",
+    "web/node_results.js",
+    "web/template_order.js",
     "locales/zh/nodeDefs.json",
     "workflows/flux.1-dev.json",
     "workflows/flux.1-dev.jpg",
@@ -104,7 +107,7 @@ def test_it_works_in_a_folder_of_any_name(name, archive, tmp_path, monkeypatch):
         assert {"SVDQuantModelLoader", "SVDQuantEnvironmentCheck"} <= set(ours), server.log_tail()
         for quoted in (quote(name), quote(name, safe="()")):  # as the host lists scripts, and as a browser asks
             help_page = server.request(f"/extensions/{quoted}/docs/SVDQuantModelLoader.md")
-            assert help_page.startswith(b"# Load SVDQuant Model")
+            assert help_page.startswith(b"# Load Model (SVDQuant)")
             assert b"registerExtension" in server.request(f"/extensions/{quoted}/refresh_models.js")
             assert server.request(f"/api/workflow_templates/{quoted}/flux.1-dev.jpg").startswith(b"\xff\xd8")
             for outside in ("pyproject.toml", "%2e%2e/pyproject.toml", "..%2fpyproject.toml", "docs"):

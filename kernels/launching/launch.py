@@ -1,8 +1,9 @@
 """Launching a compiled kernel again without Triton's search for it.
 
-A layer launches three or four kernels of some tens of microseconds; looking each up by the types and divisibilities of
-twenty arguments costs as much time on the CPU. Here a launch is found by what decides which compiled kernel it needs:
-tensor dtypes, sizes that are specialized on, constants. Anything unusual goes the ordinary way.
+A layer launches three or four kernels of some tens of microseconds; Triton's search by twenty arguments costs as much
+time on the CPU. Here a launch is found by what decides which compiled kernel it needs: dtypes of tensors, constants,
+and of sizes whether they are 1, multiples of 16 or beyond 32 bits. So there are as many entries as compiled kernels,
+however many sizes come by. Anything unusual goes the ordinary way.
 """
 
 from functools import cache
@@ -18,6 +19,7 @@ from .replay import ALIGNMENT
 
 _compiled: dict[tuple, Any] = {}
 _unspecialized: dict[int, frozenset[int]] = {}  # by id: a kernel's own hash is slow, and kernels live for ever
+MAX_INT_32 = 2**31 - 1
 _refused: list[str] = []  # what this Triton said when its compiled kernels could not be launched like this
 
 
@@ -33,13 +35,16 @@ def _launch_key(kernel: Any, arguments: tuple, constants: dict[str, Any]) -> tup
     device = None
     for i, argument in enumerate(arguments):
         if type(argument) is int:
-            key.append(0 if i in unspecialized else argument)
+            large = argument > MAX_INT_32
+            key.append(large if i in unspecialized else (large, argument == 1, argument % ALIGNMENT == 0))
         elif argument is None:
             key.append(None)
         elif isinstance(argument, Tensor):
             if argument.data_ptr() % ALIGNMENT:
                 return None
             key.append(argument.dtype)
+            if _compiles_for_sizes():
+                key.append(argument.untyped_storage().nbytes() > MAX_INT_32)
             device = argument.device
         else:  # a tensor descriptor
             key.append(argument.base.dtype)
@@ -48,6 +53,11 @@ def _launch_key(kernel: Any, arguments: tuple, constants: dict[str, Any]) -> tup
     key.append(device)
     key.extend(constants.values())
     return tuple(key)
+
+
+def _compiles_for_sizes() -> bool:
+    """Whether Triton compiles for the size of a tensor's memory: on AMD GPUs, where up to 2 GiB have shorter code."""
+    return torch.version.hip is not None
 
 
 @cache
@@ -81,8 +91,10 @@ def launch(kernel: Any, grid: tuple[int, ...], arguments: tuple, constants: dict
         note_launch(compiled, grid, arguments, tuple(constants[name] for name in names))
         return
     values = tuple(constants[name] for name in names)
+    # addresses, not tensors: asked about those, the driver does not know memory of a CUDA graph that is being captured
+    placed = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
     try:
-        compiled[grid](*arguments, *values)
+        compiled[grid](*placed, *values)
     except TypeError as error:
         _refused.append(str(error))
         kernel[grid](*arguments, **constants)

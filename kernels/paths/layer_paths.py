@@ -6,123 +6,25 @@ kernel is written in.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
-from importlib import import_module
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..epilogue import settle
-from ..gpus import Generation, generation
+from ..gpus import Generation, generation, why_no_triton
 from ..ladder import attempts, is_elsewhere, say_once
-from ..layer_call import COMPUTE_MODES, Int8Weight, LayerCall
-from ..tiles import GEMV_ROWS, HOPPER_PART_N, NATIVE_INT4_ROWS, fills_hopper
+from ..layer_call import COMPUTE_MODES, Int8Weight, LayerCall, label_of
+from ..tiles import HOPPER_PART_N, fills_hopper
+from .four_bit import Int8Codes, NativeFp4, NativeInt4
 from .on_cpu import Reference
-from .path import KernelPath, Path
+from .path import KernelPath, Path, why_no_language
 from .plain_torch import PlainTorch
+from .sixteen_bit import FewTokens, SixteenBit
 
 ALL_CALLS = frozenset((scheme, mode) for scheme in ("int4", "nvfp4", "int8") for mode in COMPUTE_MODES)
 ALL_CALLS |= {("awq", "w4a16")}
 INT8_CALLS = frozenset({("int4", "w4a8"), ("nvfp4", "w4a8"), ("int8", "w4a8"), ("int8", "w4a4")})
-
-
-@cache
-def _why_no_language(kernel: str) -> str | None:
-    """Why a kernel of step/ cannot be imported with the Triton that is installed; None if it can."""
-    try:
-        import_module(f"..step.{kernel}", __package__)
-    except ImportError as error:
-        return f"this Triton lacks the language of the kernel ({error}); newer ones have it"
-    return None
-
-
-def _extra(call: LayerCall) -> dict[str, Tensor | None]:
-    return {name: call.tensors.get(name) for name in ("wtscale", "wcscales")}
-
-
-def _project_down(x: Tensor, proj_down: Tensor) -> Tensor:
-    out = torch.empty((x.shape[0], proj_down.shape[1]), dtype=x.dtype, device=x.device)
-    return torch.mm(x.detach(), proj_down.detach().to(x.dtype), out=out)
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x @ weight.T + bias. Here as above with `out`, so that recording.py can note it, and therefore detached."""
-    out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
-    if bias is None:
-        return torch.mm(x.detach(), weight.T, out=out)
-    return torch.addmm(bias.detach().to(x.dtype), x.detach(), weight.T, out=out)
-
-
-class NativeInt4(KernelPath):
-    """Exact w4a4 by the INT4 products of Ampere and Ada."""
-
-    name, serves = "INT4 tensor cores", frozenset({("int4", "w4a4")})
-
-    def why_not_on(self, gpu: Generation) -> str | None:
-        return _why_no_language("gemm_w4a4_native") if gpu.int4 else f"{gpu.name} has none"
-
-    def why_not_for(self, call: LayerCall) -> str | None:
-        if call.out_features % 64:
-            return f"{call.out_features} outputs are not a multiple of 64"
-        return "its weight scales are float32" if call.tensors["wscales"].dtype == torch.float32 else None
-
-    def run(self, call: LayerCall) -> Tensor:
-        from ..self_check import require_int4
-        from ..step.gemm_w4a4_native import gemm_w4a4_native
-        from ..step.quantize_act import quantize_act
-
-        require_int4(call.x.device)
-        operands = call.x, call.tensors["smooth_factor"], call.branch.down, "int4", "packed"
-        qx, ascales, x_down = quantize_act(*operands, call.act_unsigned, call.gelu, pad_rows=NATIVE_INT4_ROWS)
-        weight = call.tensors["qweight"], call.tensors["wscales"]
-        out = gemm_w4a4_native(qx, ascales, *weight, x_down, call.branch.up, call.bias, call.act_unsigned)
-        return settle(out, call.epilogue)
-
-
-class Int8Codes(KernelPath):
-    """Exact w4a4 with 4-bit codes as int8: scaled after each group of 64 k.
-
-    That costs more than 16-bit products where int8 ones are not at least four times as fast. H200, 3072 -> 12288,
-    M = 4608: int8 0.99 ms at best, 16-bit 0.54 ms with both sides dequantized first.
-    """
-
-    name, serves = "int8 tensor cores", frozenset({("int4", "w4a4")})
-
-    def why_not_on(self, gpu: Generation) -> str | None:
-        return None if gpu.int8_rate >= 4 else f"on {gpu.name} 16-bit products are faster for exact 4-bit codes"
-
-    def run(self, call: LayerCall) -> Tensor:
-        from ..step.gemm_w4a4 import gemm_w4a4
-        from ..step.quantize_act import quantize_act
-        from ..step.unpack_weight import expand_codes
-
-        operands = call.x, call.tensors["smooth_factor"], call.branch.down, "int4", "int8"
-        qx, ascales, x_down = quantize_act(*operands, call.act_unsigned, call.gelu)
-        codes = expand_codes(call.tensors["qweight"])
-        out = gemm_w4a4(qx, ascales, codes, call.tensors["wscales"], x_down, call.branch.up, call.bias)
-        return settle(out, call.epilogue)
-
-
-class NativeFp4(KernelPath):
-    """Exact w4a4 by the FP4 products of Blackwell."""
-
-    name, serves = "FP4 tensor cores", frozenset({("nvfp4", "w4a4")})
-
-    def why_not_on(self, gpu: Generation) -> str | None:
-        return _why_no_language("gemm_nvfp4") if gpu.fp4 else f"{gpu.name} has none"
-
-    def run(self, call: LayerCall) -> Tensor:
-        from ..self_check import require_fp4
-        from ..step.gemm_nvfp4 import gemm_nvfp4
-        from ..step.quantize_act import quantize_act
-
-        require_fp4(call.x.device)
-        operands = call.x, call.tensors["smooth_factor"], call.branch.down, "nvfp4", "packed"
-        qx, ascales, x_down = quantize_act(*operands, False, call.gelu)
-        weight = call.tensors["qweight"], call.tensors["wscales"]
-        out = gemm_nvfp4(qx, ascales, *weight, x_down, call.branch.up, call.bias, **_extra(call))
-        return settle(out, call.epilogue)
 
 
 class Int8(KernelPath):
@@ -137,14 +39,15 @@ class Int8(KernelPath):
         from ..step.quantize_act_int8 import quantize_act_int8
         from ..step.requantize_weight import plan_requantization
 
-        operands = call.x, call.tensors["smooth_factor"], call.branch.down, call.act_unsigned, call.gelu
+        down, up = call.branch
+        operands = call.x, call.tensors["smooth_factor"], down, call.act_unsigned, call.gelu
         if call.scheme == "int8":
             quantized = quantize_act_int8(*operands)
             weight = Int8Weight(call.tensors["qweight"], call.tensors["wscales"])
         else:
             plan = plan_requantization(call.tensors, call.scheme)
             quantized, weight = quantize_act_int8(*operands, weight=plan), plan.weight
-        return self.gemm()(quantized, weight, call.branch.up, call.bias, call.epilogue)
+        return self.gemm()(quantized, weight, up, call.bias, call.epilogue)
 
     def gemm(self) -> Callable[..., Tensor]:
         from ..step.gemm_w4a8 import gemm_w4a8
@@ -158,7 +61,7 @@ class Hopper(Int8):
     name = "Hopper's asynchronous tensor cores"
 
     def why_not_on(self, gpu: Generation) -> str | None:
-        return _why_no_language("gemm_w4a8_hopper") if gpu.wgmma else f"{gpu.name} has none"
+        return why_no_language("gemm_w4a8_hopper") if gpu.wgmma else f"{gpu.name} has none"
 
     def why_not_for(self, call: LayerCall) -> str | None:
         out, (N, R) = call.epilogue.out, call.branch.up.shape
@@ -174,50 +77,22 @@ class Hopper(Int8):
         return gemm_w4a8_hopper
 
 
-class FewTokens(KernelPath):
-    """4-bit weights times a few rows of 16-bit activations."""
+class BelowKernels(PlainTorch):
+    """What is left where kernels could be tried and all of them failed: w4a16 for 4-bit weights, whatever was asked.
 
-    name, serves = "a pass over the weight", frozenset({("int4", "w4a16"), ("nvfp4", "w4a16"), ("awq", "w4a16")})
+    Its activations lose nothing, and it moves the fewest bytes: for a linear1 of FLUX.1, 4608 tokens, 2.6 GB where w4a4
+    in plain torch moves 9.5 and w4a8 10.2.
+    """
 
-    def why_not_for(self, call: LayerCall) -> str | None:
-        return None if call.x.shape[0] <= GEMV_ROWS else f"{call.x.shape[0]} tokens are more than {GEMV_ROWS}"
+    serves = frozenset((scheme, mode) for scheme in ("int4", "nvfp4") for mode in ("w4a4", "w4a8"))
 
-    def run(self, call: LayerCall) -> Tensor:
-        from ..step.gemv_w4a16 import gemv_w4a16
-
-        x = F.gelu(call.x.float(), approximate="tanh").to(call.x.dtype) if call.gelu else call.x
-        branch, smoothing = {}, {}
-        if call.factors is not None and call.factors.down.shape[1]:
-            branch = {"x_down": _project_down(x, call.factors.down), "proj_up": call.factors.up.contiguous()}
-        if call.scheme != "awq":
-            smoothing = {"smooth_factor": call.tensors["smooth_factor"], "act_unsigned": call.act_unsigned}
-        weight = call.tensors["qweight"], call.tensors["wscales"], call.scheme, call.bias, call.tensors.get("wzeros")
-        return settle(gemv_w4a16(x, *weight, **smoothing, **branch, **_extra(call)), call.epilogue)
-
-
-class SixteenBit(KernelPath):
-    """Both sides as 16-bit values with the low-rank factors behind them: one matrix product is the whole layer."""
-
-    name = "16-bit tensor cores"
-    serves = frozenset((scheme, mode) for scheme in ("int4", "nvfp4") for mode in ("w4a4", "w4a16"))
-    serves |= {("awq", "w4a16")}
+    def why_not_here(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if dtype == torch.float32 or why_no_triton(device) is not None:
+            return "no kernel could be tried, so that the mode is as asked for"
+        return super().why_not_here(device, dtype)
 
     def run(self, call: LayerCall) -> Tensor:
-        from ..step.quantize_act import quantize_act
-        from ..step.unpack_weight import dequantize_weight
-
-        x, packed = call.x, (call.tensors["qweight"], call.tensors["wscales"], call.scheme, call.x.dtype)
-        if call.scheme == "awq":
-            out = _product(x, dequantize_weight(*packed, wzeros=call.tensors["wzeros"]), call.bias)
-            if call.factors is not None:
-                x_down, up = _project_down(x, call.factors.down), call.factors.up.contiguous().detach().to(x.dtype)
-                torch.addmm(out, x_down, up.T, out=out)
-            return settle(out, call.epilogue)
-        codes = call.scheme if call.mode == "w4a4" else "none"
-        operands = x, call.tensors["smooth_factor"], call.branch.down, codes, "float"
-        x_hat, _, _ = quantize_act(*operands, call.act_unsigned, call.gelu)
-        weight = dequantize_weight(*packed, call.branch.up, **_extra(call))
-        return settle(_product(x_hat, weight, call.bias), call.epilogue)
+        return super().run(replace(call, mode="w4a16"))
 
 
 NATIVE_INT4, NATIVE_FP4, PLAIN_TORCH, REFERENCE = NativeInt4(), NativeFp4(), PlainTorch(), Reference()
@@ -230,6 +105,7 @@ PATHS: tuple[Path, ...] = (
     Int8(),
     FewTokens(),
     SixteenBit(),
+    BelowKernels(),
     PLAIN_TORCH,
     REFERENCE,
 )
@@ -249,28 +125,41 @@ def paths_for(scheme: str, mode: str) -> tuple[Path, ...]:
     return found
 
 
+@cache
+def _steps_here(scheme: str, mode: str, device: torch.device, dtype: torch.dtype) -> list[tuple[str, Path]]:
+    """(its name in messages, path) of what the machine and a dtype of activations allow, best first."""
+    label, reasons, steps = label_of(scheme, mode), [], []
+    for path in paths_for(scheme, mode):
+        reason = path.why_not_here(device, dtype)
+        if reason is None:
+            mode_of_it = "w4a16" if isinstance(path, BelowKernels) else label
+            steps.append((f"{mode_of_it} with {path.name}", path))
+        elif isinstance(path, KernelPath):
+            reasons.append(reason)
+    if steps[0][1] is PLAIN_TORCH:
+        say_once("%s runs in plain torch: %s.", label, reasons[0] if reasons else "no kernel is made for it")
+    return steps
+
+
 def run(call: LayerCall) -> Tensor:
     """The result of the first path that works: (M, N) of x.dtype, the epilogue's `out` if given.
 
     Raises:
         ValueError: there is no such scheme or mode.
     """
-    x, usable = call.x, []
+    x = call.x
     if x.shape[0] == 0:
         return x.new_empty((0, call.out_features)) if call.epilogue.out is None else call.epilogue.out
     if is_elsewhere(x.device):
         with torch.cuda.device(x.device):  # Triton launches on the current device
             return run(call)
-    reason = "no kernel is made for it"
-    for path in paths_for(call.scheme, call.mode):
-        problem = path.can_run(call)
-        if problem is None:
-            usable.append((f"{call.label} with {path.name}", path))
-        elif not usable and isinstance(path, KernelPath):
-            reason = problem
-    if usable[0][1] is PLAIN_TORCH:
-        say_once("%s runs in plain torch: %s.", call.label, reason)
-    for attempt in attempts(x.device, usable):
+    if call.wants_gradient:
+        say_once("A gradient is asked for: layers run in plain torch with 16-bit activations (w4a16) where it passes.")
+        call = replace(call, mode="w4a16")
+        return (REFERENCE if x.device.type == "cpu" else PLAIN_TORCH).run(call)
+    steps = _steps_here(call.scheme, call.mode, x.device, x.dtype)
+    steps = [step for step in steps if step[1].why_not_for(call) is None]
+    for attempt in attempts(x.device, steps):
         with attempt as path:
             return path.run(call)
     raise AssertionError("the last path returns or raises")

@@ -1,5 +1,6 @@
 """The CPU's path: the reference, code for code."""
 
+import torch
 from torch import Tensor
 
 from .. import reference
@@ -12,8 +13,8 @@ from .path import Path
 class Reference(Path):
     name = "the reference"
 
-    def can_run(self, call: LayerCall) -> str | None:
-        return None if call.x.device.type == "cpu" else "it is for the CPU"
+    def why_not_here(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        return None if device.type == "cpu" else "it is for the CPU"
 
     def run(self, call: LayerCall) -> Tensor:
         return settle(compute(call), call.epilogue)

@@ -1,6 +1,10 @@
 """What a path is: one way to compute a layer's call, which says in words where it cannot."""
 
-from torch import Tensor, float32
+from functools import cache
+from importlib import import_module
+
+import torch
+from torch import Tensor
 
 from ..gpus import Generation, generation, why_no_triton
 from ..layer_call import LayerCall
@@ -19,7 +23,16 @@ class Path:
 
     def can_run(self, call: LayerCall) -> str | None:
         """Why it cannot compute a call that it is for, in words; None if it can be tried."""
+        return self.why_not_here(call.x.device, call.x.dtype) or self.why_not_for(call)
+
+    def why_not_here(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why it computes no call with activations of a dtype on a device; None if it computes some."""
         raise NotImplementedError
+
+    def why_not_for(self, call: LayerCall) -> str | None:
+        """Why it cannot compute a call for its own sizes or dtypes; None if it can."""
+        del call
+        return None
 
     def run(self, call: LayerCall) -> Tensor:
         """The call's result, (M, N) of x.dtype, after its epilogue. Whatever it raises sends the call a path down."""
@@ -30,18 +43,27 @@ class KernelPath(Path):
     """A path through Triton kernels: GPUs and 16-bit activations only."""
 
     def why_not_on(self, gpu: Generation) -> str | None:
-        """Why no call can take it on a generation of GPUs with the Triton that is installed; None if some can."""
+        """Why it computes nothing on a generation of GPUs with the Triton that is installed; None if it can."""
         del gpu
         return None
 
-    def why_not_for(self, call: LayerCall) -> str | None:
-        """Why a call cannot take it for its own shapes or dtypes; None if it can."""
-        del call
-        return None
+    def why_not_here(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        problem = why_no_triton(device)
+        if problem is None and dtype == torch.float32:
+            problem = "float32 activations have no kernel"
+        return problem or self.why_not_on(generation(device))
 
-    def can_run(self, call: LayerCall) -> str | None:
-        device = call.x.device
-        reason = why_no_triton(device)
-        if reason is None and call.x.dtype == float32:
-            reason = "float32 activations have no kernel"
-        return reason or self.why_not_on(generation(device)) or self.why_not_for(call)
+
+@cache
+def why_no_language(kernel: str) -> str | None:
+    """Why a kernel of step/ cannot be imported with the Triton that is installed; None if it can."""
+    try:
+        import_module(f"..step.{kernel}", __package__)
+    except (ImportError, AttributeError) as error:
+        return f"this Triton lacks the language of the kernel ({error}); newer ones have it"
+    return None
+
+
+def outer_scales(call: LayerCall) -> dict[str, Tensor | None]:
+    """What nvfp4 weights may have beside the scales of groups, by name."""
+    return {name: call.tensors.get(name) for name in ("wtscale", "wcscales")}

@@ -13,16 +13,18 @@ from ..epilogue import settle
 from ..format import GROUP_SIZE_INT4, GROUP_SIZE_NVFP4
 from ..layer_call import LayerCall
 from ..packing import unpack_int4, unpack_uint4
-from ..weights import dequantize
+from ..weights import dequantize, rows_of
 from .on_cpu import int8_weight
 from .path import Path
+
+ROWS = 2048  # of a weight that are dequantized at a time
 
 
 class PlainTorch(Path):
     name = "plain torch"
 
-    def can_run(self, call: LayerCall) -> str | None:
-        return "on the CPU the reference is as fast" if call.x.device.type == "cpu" else None
+    def why_not_here(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        return "on the CPU the reference is as fast" if device.type == "cpu" else None
 
     def run(self, call: LayerCall) -> Tensor:
         return settle(compute(call), call.epilogue)
@@ -80,10 +82,17 @@ def _w8a8(call: LayerCall) -> Tensor:
 
 
 def _w4a16(call: LayerCall) -> Tensor:
-    """Activations as they are."""
+    """Activations as they are. The weight is dequantized in blocks of rows, of which float32 copies stay small."""
     x = F.gelu(call.x.float(), approximate="tanh").to(call.x.dtype) if call.gelu else call.x
-    x_down = x @ call.branch.down.to(x.dtype)
-    return _with_branch(call, reference.smooth_act(x, call.tensors["smooth_factor"], call.act_unsigned), x_down)
+    x_hat = reference.smooth_act(x, call.tensors["smooth_factor"], call.act_unsigned)
+    wide = torch.cat((x_hat, x @ call.branch.down.to(x.dtype)), dim=1)
+    blocks = []
+    for start in range(0, call.out_features, ROWS):
+        rows = slice(start, min(start + ROWS, call.out_features))
+        weight = dequantize(rows_of(call.tensors, call.scheme, rows), call.scheme).to(x.dtype)
+        weight = torch.cat((weight, call.branch.up[rows].to(x.dtype)), dim=1)
+        blocks.append(F.linear(wide, weight, None if call.bias is None else call.bias[rows].to(x.dtype)))
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
 
 def _awq(call: LayerCall) -> Tensor:

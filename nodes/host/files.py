@@ -1,5 +1,6 @@
 """Where the host keeps models, and where this pack may write."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import folder_paths
 
 from ...svdq_core.checkpoint.container import LEGACY_FILES, NATIVE_FILES
 from ...svdq_core.errors import SVDQuantError
+from ...svdq_core.file_names import check_name
 
 MODEL_KIND = "diffusion_models"
 FILE_ENDINGS = (".safetensors", ".sft")
@@ -17,13 +19,18 @@ _FOLDER_ENDINGS = (".safetensors", ".pt", ".json")  # of files that a model in a
 def list_models() -> list[str]:
     """Files and folders of diffusion_models that may be SVDQuant models, as the user's list shows them.
 
-    A folder is listed in place of the files that belong together in it: nunchaku's two, deepcompressor's four, or the
-    shards of diffusers.
+    Those that are called so come first. A folder is listed in place of the files that belong together in it: nunchaku's
+    two, deepcompressor's four, or the shards of diffusers.
     """
     names = [Path(name) for name in folder_paths.get_filename_list(MODEL_KIND)]
     folders = {str(name.parent) for name in names if _belongs_to_folder(name)}
     files = [str(name) for name in names if name.suffix in FILE_ENDINGS and not _belongs_to_folder(name)]
-    return sorted(files + list(folders))
+    return sorted(files + list(folders), key=lambda name: (not _looks_quantized(name), name))
+
+
+def _looks_quantized(name: str) -> bool:
+    """Whether a name is like those of SVDQuant files, which come first in the list. What a file is, its tensors say."""
+    return any(word in name.lower() for word in ("svdq", "nunchaku"))
 
 
 def _belongs_to_folder(name: Path) -> bool:
@@ -48,6 +55,19 @@ def model_path(name: str) -> str:
     raise SVDQuantError(f"{name}: not found in the folders of diffusion models. Refresh the page and choose again.")
 
 
+def list_text_encoders() -> list[str]:
+    return folder_paths.get_filename_list("text_encoders")
+
+
+def text_encoder_path(name: str) -> str:
+    return folder_paths.get_full_path_or_raise("text_encoders", name)
+
+
+def embedding_folders() -> list[str]:
+    """Where textual inversions lie."""
+    return folder_paths.get_folder_paths("embeddings")
+
+
 def lora_path(name: str) -> str:
     return folder_paths.get_full_path_or_raise("loras", name)
 
@@ -61,17 +81,25 @@ def output_path(name: str, overwrite: bool, kind: str = MODEL_KIND) -> Path:
 
     Args:
         name: file name without ending; subfolders with "/" are allowed.
+        overwrite: take the name even if there is such a file; otherwise a number is put behind it, as SaveImage does.
 
     Raises:
-        SVDQuantError: the name leads out of the folder, or the file exists and overwrite is False.
+        SVDQuantError: it is no name for a file, or leads out of the folder.
     """
     root = Path(folder_paths.get_output_directory()) / kind
-    path = root / f"{name.strip()}.safetensors"
-    if not name.strip() or not path.resolve().is_relative_to(root.resolve()):
-        raise SVDQuantError(f"{name!r} is no file name inside {root}. Use letters, digits, '-' and '/' for subfolders.")
-    if path.exists() and not overwrite:
-        raise SVDQuantError(f"{path} exists already. Choose another name, or switch overwrite on.")
-    return path
+    path = root / f"{check_name(name, str(root))}.safetensors"
+    try:
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise SVDQuantError(f"{path} is no file inside {root}. Choose another name.")
+        return path if overwrite else _free_name(path)
+    except (OSError, RuntimeError) as error:  # a folder that cannot be looked into, a loop of links
+        raise SVDQuantError(f"{path}: cannot be written ({error}). Choose another name.") from error
+
+
+def _free_name(path: Path) -> Path:
+    """The path itself, or with the first number that nothing has yet: name.safetensors, name_2.safetensors, ..."""
+    names = itertools.chain([path], (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2)))
+    return next(name for name in names if not name.exists())
 
 
 def fingerprint(path: str) -> str:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ..checkpoint.read_errors import printable
 from ..errors import SVDQuantError
 from .calibration_file import Calibration
 from .model_plan import ModelPlan
@@ -11,6 +12,7 @@ from .statistics import InputStatistics
 
 FEWEST_TOKENS = 32  # of an input; of modulation layers, which need the mean alone, one will do
 TOKENS_PER_CHANNEL = 4  # fewer say little about correlations
+NAME_LETTERS = 40  # of a family's name in a file that are looked at
 NAMED = 3  # layers that a sentence names
 _CHUNK = 1 << 20
 
@@ -29,8 +31,9 @@ class FittedCalibration(Mapping[str, InputStatistics]):
 
     def __init__(self, file: Calibration, plan: ModelPlan, kind: str, source: str = ""):
         self.file = file
-        shapes, recorded = plan.shapes, file.metadata.get("architecture", kind)
-        where = f"{file.path.name} was recorded on another model"
+        shapes = plan.shapes
+        recorded = printable(file.metadata.get("architecture", kind)[:NAME_LETTERS])
+        where = f"{printable(file.path.name)} was recorded on another model"
         if recorded != kind:
             raise SVDQuantError(f"{where}: a {recorded}, this is a {kind}. Record one with this model.")
         for name in file:

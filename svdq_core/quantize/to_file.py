@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.formats import FORMATS, QUANTIZED_FORMAT
+from ..checkpoint.formats import FORMATS, quantized_format
 from ..checkpoint.output import Output, whole
 from ..checkpoint.read_plan import Entry as Piece
 from ..checkpoint.save import require_space
@@ -53,6 +53,7 @@ class QuantizeJob:
         overrides: layers that stay in 16 bits.
         extras: host tensors that the file needs and `weights` lacks.
         poll, make_room: as quantize_layers.
+        verify: raises if what was read has changed since the run began; called before anything is written.
     """
 
     architecture: Architecture
@@ -70,6 +71,7 @@ class QuantizeJob:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     poll: Callable[[], None] = lambda: None
     make_room: Callable[[], None] = lambda: None
+    verify: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def quantize_to_file(
     """
     share = share or Share()
     journal = Journal(job.target, job.fingerprint)
-    form = file_format(job.architecture, job.spec)
+    form = FORMATS[quantized_format(job.architecture, job.spec.precision)](job.architecture)
     if not share.first:
         share.wait()  # until the first has looked through the journal
         _quantize(job, journal, form, share, on_layer)
@@ -133,14 +135,6 @@ def quantize_to_file(
         outcome = _put_together(job, journal, form, units)
         journal.remove()
     return replace(outcome, resumed=resumed, seconds=time.perf_counter() - started)
-
-
-def file_format(architecture: Architecture, spec: QuantSpec) -> Format:
-    """What a quantized model is written in: the family's published layout, or else one with ComfyUI's names."""
-    name = QUANTIZED_FORMAT[spec.precision]
-    if name == "nunchaku" and architecture.metadata is None:
-        name = "comfy" if spec.precision == "int4" else "svdquant"
-    return FORMATS[name](architecture)
 
 
 def _units(plan: ModelPlan) -> dict[str, list[PlannedLayer]]:
@@ -250,6 +244,7 @@ def _put_together(job: QuantizeJob, journal: Journal, form: Format, units: Mappi
     form.finish()
 
     def made() -> Iterator[Output]:
+        job.verify()
         yield from outside
         for name in units:
             yield from (instead.get(name) or journal.get(name)).outputs

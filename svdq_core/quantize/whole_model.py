@@ -130,7 +130,7 @@ def groups_of(layers: Sequence[PlannedLayer]) -> dict[str, list[PlannedLayer]]:
     for layer in layers:
         assert layer.parts is not None, "asked of a layer that stays in 16 bits"
         alone = layer.is_modulation or len(layer.parts.parts) > 1
-        part = layer.parts.parts[0]
+        part = next(iter(layer.parts.parts))
         key = (layer.name if alone else layer.group, alone, part.after_gelu, layer.in_features)
         found.setdefault(key, []).append(layer)
     return {group[0].name: group for group in found.values()}

@@ -5,7 +5,7 @@ import torch
 
 from svdquant_pack.kernels import choose_compute as auto
 from svdquant_pack.kernels import gpus
-from svdquant_pack.kernels.paths import layer_paths
+from svdquant_pack.kernels.paths import four_bit, layer_paths
 
 GPU = torch.device("cuda", 0)
 
@@ -18,9 +18,10 @@ def machine(monkeypatch):
         rows = {row.name: row for row in (*gpus.GENERATIONS, gpus.OTHER)}
         for module in (auto, layer_paths, gpus):
             monkeypatch.setattr(module, "generation", lambda _device: rows[name])
-        monkeypatch.setattr(gpus, "has_triton", lambda: True)
+        monkeypatch.setattr(gpus, "why_no_import", lambda: None)
         why = dict.fromkeys(lacking, "this Triton lacks it")
-        monkeypatch.setattr(layer_paths, "_why_no_language", why.get)
+        for module in (four_bit, layer_paths):
+            monkeypatch.setattr(module, "why_no_language", why.get)
 
     return make
 

@@ -55,6 +55,67 @@ def test_running_out_of_memory_is_no_reason_to_step_down():
     assert not ladder._broken
 
 
+OUT_OF_MEMORY = [
+    "Triton Error [CUDA]: out of memory",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "HIP error: hipErrorOutOfMemory",
+]
+
+
+@pytest.mark.parametrize("message", OUT_OF_MEMORY)
+def test_memory_that_others_than_torch_miss_is_given_back_and_the_step_tried_again(message, monkeypatch):
+    calls, freed = [], []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(1))
+
+    def fast():
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError(message)
+        return "fast"
+
+    assert descend(CPU, [("fast", fast), ("slow", lambda: "slow")]) == "fast"
+    assert calls == [1, 1] and freed == [1] and not ladder._broken
+
+
+@pytest.mark.parametrize("steps_below", [0, 1])
+@pytest.mark.parametrize("message", OUT_OF_MEMORY)
+def test_memory_that_stays_short_is_torchs_own_error(message, steps_below):
+    steps = [step("fast", error=RuntimeError(message)), step("slow", 2)][: 1 + steps_below]
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="fast on cpu"):
+        descend(CPU, steps)
+    assert not ladder._broken
+
+
+def test_scratch_memory_of_the_try_before_is_gone_in_the_next():
+    alive = []
+
+    class Scratch:
+        def __init__(self):
+            alive.append(self)
+
+    def fast():
+        import weakref
+
+        scratch = Scratch()
+        reference = weakref.ref(alive.pop())
+        if not seen:
+            seen.append(reference)
+            raise RuntimeError("out of memory")
+        assert seen[0]() is None
+        return scratch is not None
+
+    seen = []
+    assert descend(CPU, [("fast", fast), ("slow", lambda: None)])
+
+
+def test_what_a_capture_forbids_is_the_callers_to_know():
+    message = "CUDA error: operation not permitted when stream is capturing"
+    with pytest.raises(RuntimeError, match="capturing"):
+        descend(CPU, [step("fast", error=RuntimeError(message)), step("slow", 2)])
+    assert not ladder._broken
+
+
 def test_the_last_step_raises():
     with pytest.raises(ValueError, match="wrong shape"):
         descend(CPU, [step("fast", error=ValueError("a")), step("slow", error=ValueError("wrong shape"))])
@@ -66,3 +127,17 @@ def test_the_same_line_is_said_once(caplog):
         say_once("%s runs in plain torch", "w4a8")
         say_once("%s runs in plain torch", "w4a4")
     assert len(caplog.records) == 2
+
+
+def test_nothing_is_given_up_while_a_cuda_graph_is_captured(monkeypatch):
+    monkeypatch.setattr(ladder, "_is_capturing", lambda device: True)
+    steps = [
+        step("fast", error=ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")),
+        step("slow", 2),
+    ]
+    with pytest.raises(ValueError, match="Pointer argument"):
+        descend(CPU, steps)
+    assert not ladder._broken
+    monkeypatch.undo()
+    monkeypatch.setattr(ladder, "_broken", set())
+    assert not ladder._is_capturing(CPU)

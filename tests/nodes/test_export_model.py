@@ -1,4 +1,4 @@
-"""Export SVDQuant Model: every format loads again with the same picture, and every kind of file is in the list."""
+"""Export Model (SVDQuant): every format loads again with the same picture, and every kind of file is in the list."""
 
 import shutil
 from pathlib import Path
@@ -68,12 +68,12 @@ def test_what_a_format_cannot_hold_is_said_and_nothing_is_written(host, folder):
     assert not list((host.output / "diffusion_models").glob("impossible*"))
 
 
-def test_an_existing_file_is_kept(host, folder):
+def test_an_existing_file_is_kept_and_the_new_one_gets_a_number(host, folder):
     model, _ = load(host, put_tiny(folder))
     path = export(host, model, "nunchaku", "kept")
     before = path.read_bytes()
-    with pytest.raises(SVDQuantError, match="exists already"):
-        export(host, model, "bf16", "kept", overwrite=False)
+    for number in (2, 3):
+        assert export(host, model, "bf16", "kept", overwrite=False) == path.with_name(f"kept_{number}.safetensors")
     assert path.read_bytes() == before
 
 

@@ -1,4 +1,4 @@
-"""Load SVDQuant Model: the host's own classes, the right pictures, and one clear sentence for every wrong file."""
+"""Load Model (SVDQuant): the host's own classes, the right pictures, and one clear sentence for every wrong file."""
 
 import json
 import shutil
@@ -115,8 +115,8 @@ WRONG_FILES = {
     "GGUF": (lambda path: path.write_bytes(b"GGUF" + bytes(100)), "GGUF"),
     "pickle": (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(100)), "pickle"),
     "text": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "not a safetensors file"),
-    "plain bf16": (lambda path: save_file({"a.weight": torch.zeros(2, 2).bfloat16()}, path), "unquantized model"),
-    "fp8": (lambda path: save_file({"a.weight": torch.zeros(2, 2).to(torch.float8_e4m3fn)}, path), "fp8 model"),
+    "plain bf16": (lambda path: save_file({"a.weight": torch.zeros(2, 2).bfloat16()}, path), "no SVDQuant layers"),
+    "fp8": (lambda path: save_file({"a.weight": torch.zeros(2, 2).to(torch.float8_e4m3fn)}, path), "layers .F8_E4M3"),
     "4-bit T5": (_changed(_t5), "text encoder"),
     "missing tensor": (_changed(lambda t: t.pop(f"{QKV}.smooth")), "smooth_factor is missing"),
     "missing layer": (_changed(_without_qkv), f"missing.*{QKV}"),

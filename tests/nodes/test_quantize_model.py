@@ -98,11 +98,11 @@ def test_pixart(host, folder):
     assert torch.equal(sample_pixart(again), picture)
 
 
-def test_an_existing_file_is_kept(host, dense):
-    path = Path(quantize(host, dense)[1])
+def test_an_existing_file_is_kept_and_the_new_one_gets_a_number(host, dense):
+    path = Path(quantize(host, dense, filename_prefix="numbered")[1])
     before = path.stat().st_mtime_ns
-    with pytest.raises(SVDQuantError, match=r"exists already.*overwrite"):
-        quantize(host, dense, overwrite=False)
+    again = Path(quantize(host, dense, filename_prefix="numbered", overwrite=False)[1])
+    assert again == path.with_stem(f"{path.stem}_2") and again.is_file()
     assert path.stat().st_mtime_ns == before
 
 

@@ -1,11 +1,14 @@
 """The workflows that users get: up to date, accepted by the host, only with nodes that every user has."""
 
+import itertools
 import json
 
 import pytest
 from comfyui_pack import PACK_NAME
 from comfyui_source import find_host
 from workflow_files import write
+from workflow_files.arrange import Wire, hidden_wires
+from workflow_files.layout import Box
 
 from svdquant_pack import ROOT
 
@@ -13,6 +16,8 @@ pytestmark = pytest.mark.skipif(find_host() is None, reason="needs ComfyUI")
 FOLDER = ROOT / "workflows"
 NAMES = [workflow.name for workflow in write.workflows()]
 AGAIN = "run: python tools/workflow_files/write.py"
+# pixels at the opening view, where a chain of nodes is longer than 1700 pixels hold
+WIDTHS = {"quantize-your-own-flux": 1820, "minimax-h3": 1760, "qwen-image-edit-2511": 1770}
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +60,9 @@ def test_it_opens_with_a_note_that_names_every_file(workflow):
     note = form["nodes"][-1]
     (text,) = note["widgets_values"]
     assert note["type"] == "MarkdownNote" and text.startswith("# Read me first")
-    assert note["pos"][0] < min(node["pos"][0] for node in form["nodes"][:-1])
+    assert note["pos"] == [0, 30], "at the upper left"
     for file in workflow.files:
-        assert f"`{file.name}`" in text and f"`{file.folder}`" in text
+        assert f"`{file.name}`" in text and f"`models/{file.folder}`" in text
     offered = {entry["name"] for node in form["nodes"] for entry in node["properties"].get("models", [])}
     assert offered == {file.name for file in workflow.files if file.url}
 
@@ -74,3 +79,39 @@ def test_the_template_browser_lists_them_with_thumbnails(furnished):
         assert furnished.request(f"/api/workflow_templates/{PACK_NAME}/{name}.json")
         picture = furnished.request(f"/api/workflow_templates/{PACK_NAME}/{name}.jpg")
         assert picture.startswith(b"\xff\xd8") and len(picture) < 60_000, name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_wire_runs_behind_a_node_and_nodes_lie_apart(name):
+    form = read(FOLDER / f"{name}.json")
+    nodes = {node["id"]: node for node in form["nodes"]}
+    boxes = {number: Box(number, "", *node["size"], ()) for number, node in nodes.items()}
+    places = {number: tuple(node["pos"]) for number, node in nodes.items()}
+    assert not hidden_wires(boxes, [Wire(*link[1:5]) for link in form["links"]], places)
+    for one, other in itertools.combinations(nodes.values(), 2):
+        (x, y), (x2, y2) = one["pos"], other["pos"]
+        beside = x + one["size"][0] <= x2 or x2 + other["size"][0] <= x
+        assert beside or y + one["size"][1] + 30 <= y2 or y2 + other["size"][1] + 30 <= y, (
+            one["title"],
+            other["title"],
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_opening_view_shows_the_note_beside_the_bar_and_all_in_1700_pixels(name):
+    form = read(FOLDER / f"{name}.json")
+    scale, (left, top) = form["extra"]["ds"]["scale"], form["extra"]["ds"]["offset"]
+    note = form["nodes"][-1]
+    assert (note["pos"][0] + left) * scale > 64 and (note["pos"][1] + top - 30) * scale > 90
+    assert scale >= 0.58, "below, the page draws no words"
+    if len(form["nodes"]) <= 17:  # the calibrated one stands in two rows
+        right = max(node["pos"][0] + node["size"][0] for node in form["nodes"])
+        assert (right + left) * scale <= WIDTHS.get(name, 1710)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_are_called_as_elsewhere_and_none_is_deprecated(object_info, name):
+    for node in read(FOLDER / "api" / f"{name}.json").values():
+        info = object_info[node["class_type"]]
+        assert node["_meta"]["title"].startswith(info["display_name"] or node["class_type"])
+        assert not info.get("deprecated"), node["class_type"]

@@ -17,9 +17,8 @@ def _start(name: str, title: str, summary: str, model: str, note: str = "") -> t
     return workflow, loader, clip, vae
 
 
-def _finish(workflow: Workflow, loader: Node, latent: Node, vae: Node) -> Workflow:
+def _finish(workflow: Workflow, latent: Node, vae: Node) -> Workflow:
     parts.save(workflow, parts.decode(workflow, latent, vae), workflow.name)
-    parts.show_text(workflow, FILES, "What was loaded", loader[1])
     return workflow
 
 
@@ -27,7 +26,7 @@ def dev() -> Workflow:
     workflow, loader, clip, vae = _start("flux.1-dev", "FLUX.1 dev", "Text to picture in 20 steps.", "flux.1-dev")
     positive, negative = parts.flux_prompt(workflow, clip, DEFAULT_PROMPT, 3.5)
     latent = parts.sample(workflow, loader, positive, negative, parts.empty_latent(workflow))
-    return _finish(workflow, loader, latent, vae)
+    return _finish(workflow, latent, vae)
 
 
 def schnell() -> Workflow:
@@ -35,7 +34,7 @@ def schnell() -> Workflow:
     workflow, loader, clip, vae = _start("flux.1-schnell", "FLUX.1 schnell", summary, "flux.1-schnell")
     positive, negative = parts.flux_prompt(workflow, clip, DEFAULT_PROMPT, None)
     latent = parts.sample(workflow, loader, positive, negative, parts.empty_latent(workflow), steps=4)
-    return _finish(workflow, loader, latent, vae)
+    return _finish(workflow, latent, vae)
 
 
 def kontext() -> Workflow:
@@ -43,12 +42,12 @@ def kontext() -> Workflow:
         "flux.1-kontext-dev", "FLUX.1 Kontext dev", "Edits a picture by instruction.", "flux.1-kontext-dev", EXAMPLE
     )
     positive, negative = parts.flux_prompt(workflow, clip, "Make it a snowy winter evening", None)
-    picture = parts.load_picture(workflow, "Picture to edit")
-    scaled = workflow.add(PROMPT, "FluxKontextImageScale", "To a size Kontext knows", image=picture)
-    latent = workflow.add(PROMPT, "VAEEncode", "Encode", pixels=scaled, vae=vae)
-    positive = workflow.add(PROMPT, "ReferenceLatent", "Picture as reference", conditioning=positive, latent=latent)
-    positive = workflow.add(PROMPT, "FluxGuidance", "Guidance", conditioning=positive, guidance=2.5)
-    return _finish(workflow, loader, parts.sample(workflow, loader, positive, negative, latent), vae)
+    picture = parts.load_picture(workflow, "picture to edit")
+    scaled = workflow.add(PROMPT, "FluxKontextImageScale", "", image=picture)
+    latent = workflow.add(PROMPT, "VAEEncode", "", pixels=scaled, vae=vae)
+    positive = workflow.add(PROMPT, "ReferenceLatent", "", conditioning=positive, latent=latent)
+    positive = workflow.add(PROMPT, "FluxGuidance", "", conditioning=positive, guidance=2.5)
+    return _finish(workflow, parts.sample(workflow, loader, positive, negative, latent), vae)
 
 
 def fill() -> Workflow:
@@ -60,11 +59,11 @@ def fill() -> Workflow:
         "flux.1-fill-dev", "FLUX.1 Fill dev", "Draws anew what a mask covers.", "flux.1-fill-dev", note
     )
     positive, negative = parts.flux_prompt(workflow, clip, "A red balloon", 30.0)
-    picture = parts.load_picture(workflow, "Picture with mask")
+    picture = parts.load_picture(workflow, "picture with mask")
     inpaint = workflow.add(
         PROMPT,
         "InpaintModelConditioning",
-        "Masked picture",
+        "",
         positive=positive,
         negative=negative,
         vae=vae,
@@ -72,8 +71,8 @@ def fill() -> Workflow:
         mask=picture[1],
         noise_mask=True,
     )
-    model = workflow.add(DRAW, "DifferentialDiffusion", "Soft edges of the mask", model=loader, strength=1.0)
-    return _finish(workflow, loader, parts.sample(workflow, model, inpaint[0], inpaint[1], inpaint[2]), vae)
+    model = workflow.add(DRAW, "DifferentialDiffusion", "", model=loader, strength=1.0)
+    return _finish(workflow, parts.sample(workflow, model, inpaint[0], inpaint[1], inpaint[2]), vae)
 
 
 def _control(workflow: Workflow, clip: Node, vae: Node, picture: Node, text: str, guidance: float) -> Node:
@@ -81,7 +80,7 @@ def _control(workflow: Workflow, clip: Node, vae: Node, picture: Node, text: str
     return workflow.add(
         PROMPT,
         "InstructPixToPixConditioning",
-        "Picture as further channels",
+        "",
         positive=positive,
         negative=negative,
         vae=vae,
@@ -94,11 +93,11 @@ def canny() -> Workflow:
     workflow, loader, clip, vae = _start(
         "flux.1-canny-dev", "FLUX.1 Canny dev", "Draws along the edges of a picture.", "flux.1-canny-dev", note
     )
-    picture = parts.one_megapixel(workflow, parts.load_picture(workflow, "Picture for the edges"))
-    edges = workflow.add(PROMPT, "Canny", "Edges", image=picture, low_threshold=0.15, high_threshold=0.3)
+    picture = parts.one_megapixel(workflow, parts.load_picture(workflow, "picture for the edges"))
+    edges = workflow.add(PROMPT, "Canny", "", image=picture, low_threshold=0.15, high_threshold=0.3)
     control = _control(workflow, clip, vae, edges, DEFAULT_PROMPT, 30.0)
-    workflow.add(PROMPT, "PreviewImage", "Edges that the model sees", images=edges)
-    return _finish(workflow, loader, parts.sample(workflow, loader, control[0], control[1], control[2]), vae)
+    workflow.add(PROMPT, "PreviewImage", "edges", images=edges)
+    return _finish(workflow, parts.sample(workflow, loader, control[0], control[1], control[2]), vae)
 
 
 def depth() -> Workflow:
@@ -109,26 +108,24 @@ def depth() -> Workflow:
     workflow, loader, clip, vae = _start(
         "flux.1-depth-dev", "FLUX.1 Depth dev", "Draws with the depth of another picture.", "flux.1-depth-dev", note
     )
-    picture = parts.one_megapixel(workflow, parts.load_picture(workflow, "Depth map"))
+    picture = parts.one_megapixel(workflow, parts.load_picture(workflow, "depth map"))
     control = _control(workflow, clip, vae, picture, DEFAULT_PROMPT, 10.0)
-    return _finish(workflow, loader, parts.sample(workflow, loader, control[0], control[1], control[2]), vae)
+    return _finish(workflow, parts.sample(workflow, loader, control[0], control[1], control[2]), vae)
 
 
 def redux() -> Workflow:
     workflow, loader, clip, vae = _start(
         "flux.1-redux-dev", "FLUX.1 Redux", "Variations of a picture, with FLUX.1 dev.", "flux.1-dev", EXAMPLE
     )
-    vision = workflow.add(FILES, "CLIPVisionLoader", "Vision encoder", files.SIGCLIP, clip_name=files.SIGCLIP.name)
-    style = workflow.add(FILES, "StyleModelLoader", "Redux", files.REDUX, style_model_name=files.REDUX.name)
+    vision = workflow.add(FILES, "CLIPVisionLoader", "", files.SIGCLIP, clip_name=files.SIGCLIP.name)
+    style = workflow.add(FILES, "StyleModelLoader", "", files.REDUX, style_model_name=files.REDUX.name)
     positive, negative = parts.flux_prompt(workflow, clip, "", 3.5)
-    picture = parts.load_picture(workflow, "Picture to vary")
-    seen = workflow.add(
-        PROMPT, "CLIPVisionEncode", "Look at the picture", clip_vision=vision, image=picture, crop="center"
-    )
+    picture = parts.load_picture(workflow, "picture to vary")
+    seen = workflow.add(PROMPT, "CLIPVisionEncode", "", clip_vision=vision, image=picture, crop="center")
     styled = workflow.add(
         PROMPT,
         "StyleModelApply",
-        "Picture into the prompt",
+        "",
         conditioning=positive,
         style_model=style,
         clip_vision_output=seen,
@@ -136,28 +133,26 @@ def redux() -> Workflow:
         strength_type="multiply",
     )
     latent = parts.sample(workflow, loader, styled, negative, parts.empty_latent(workflow))
-    return _finish(workflow, loader, latent, vae)
+    return _finish(workflow, latent, vae)
 
 
 def controlnet() -> Workflow:
     note = (
         f"The ordinary ControlNet nodes work as they are. {EXAMPLE} For depth or pose, load a map of that kind and "
-        "leave out **Edges**."
+        "take **Canny** out."
     )
     workflow, loader, clip, vae = _start(
         "flux.1-dev-controlnet", "FLUX.1 dev with ControlNet", "Text and edges to picture.", "flux.1-dev", note
     )
-    net = workflow.add(
-        FILES, "ControlNetLoader", "ControlNet", files.CONTROLNET, control_net_name=files.CONTROLNET.name
-    )
+    net = workflow.add(FILES, "ControlNetLoader", "", files.CONTROLNET, control_net_name=files.CONTROLNET.name)
     positive, negative = parts.flux_prompt(workflow, clip, DEFAULT_PROMPT, 3.5)
-    picture = parts.one_megapixel(workflow, parts.load_picture(workflow, "Picture for the edges"))
-    edges = workflow.add(PROMPT, "Canny", "Edges", image=picture, low_threshold=0.15, high_threshold=0.3)
-    size = workflow.add(PROMPT, "GetImageSize", "Its size", image=edges)
+    picture = parts.one_megapixel(workflow, parts.load_picture(workflow, "picture for the edges"))
+    edges = workflow.add(PROMPT, "Canny", "", image=picture, low_threshold=0.15, high_threshold=0.3)
+    size = workflow.add(PROMPT, "GetImageSize", "", image=edges)
     control = workflow.add(
         PROMPT,
         "ControlNetApplyAdvanced",
-        "Apply ControlNet",
+        "",
         positive=positive,
         negative=negative,
         control_net=net,
@@ -167,8 +162,8 @@ def controlnet() -> Workflow:
         end_percent=0.8,
         vae=vae,
     )
-    latent = workflow.add(PROMPT, "EmptySD3LatentImage", "Size", width=size[0], height=size[1], batch_size=1)
-    return _finish(workflow, loader, parts.sample(workflow, loader, control[0], control[1], latent), vae)
+    latent = workflow.add(PROMPT, "EmptySD3LatentImage", "", width=size[0], height=size[1], batch_size=1)
+    return _finish(workflow, parts.sample(workflow, loader, control[0], control[1], latent), vae)
 
 
 def lora_stack() -> Workflow:
@@ -184,13 +179,12 @@ def lora_stack() -> Workflow:
     for row, file in enumerate((files.TURBO_LORA, files.GHIBSKY_LORA), start=1):
         rows |= {f"loras.on_{row}": True, f"loras.lora_{row}": file.name, f"loras.strength_{row}": 1.0}
     both = (files.TURBO_LORA, files.GHIBSKY_LORA)
-    stack = workflow.add(FILES, "SVDQuantLoraStack", "LoRAs", *both, model=loader, **rows)
-    stack.size = (400, 130)  # the page draws a row on one line
-    parts.show_text(workflow, FILES, "Which layers matched", stack[1])
+    stack = workflow.add(FILES, "SVDQuantLoraStack", "", *both, model=loader, **rows)
+    stack.size = (390, 230)  # the page draws a row on one line, and the report below
     text = "GHIBSKY style, cosy mountain village under a starry sky"
     positive, negative = parts.flux_prompt(workflow, clip, text, 3.5)
     latent = parts.sample(workflow, stack, positive, negative, parts.empty_latent(workflow), steps=8)
-    return _finish(workflow, loader, latent, vae)
+    return _finish(workflow, latent, vae)
 
 
 def workflows() -> Iterator[Workflow]:

@@ -5,8 +5,8 @@ What only shows something (nothing follows it) stands below what it shows, so th
 
 from dataclasses import dataclass
 
-NODE_WIDTH, WIDE_NODE_WIDTH, NOTE_WIDTH = 330, 430, 560
-COLUMN_GAP, ROW_GAP, STAGE_GAP, MARGIN, HEADING = 50, 60, 70, 30, 60
+NODE_WIDTH, LOADER_WIDTH, WIDE_NODE_WIDTH, NOTE_WIDTH = 240, 340, 360, 360
+COLUMN_GAP, ROW_GAP, STAGE_GAP, MARGIN, HEADING = 44, 40, 36, 20, 50
 TITLE, SLOT, WIDGET, TEXT, PICTURE = 30, 22, 26, 130, 330
 
 
@@ -32,14 +32,24 @@ def columns_of_stage(boxes: list[Box], used: set[int]) -> list[list[Box]]:
 
     def find(box: Box) -> int:
         if box.id not in depth:
-            step = 1 if box.id in used else 0
-            depth[box.id] = max((step + find(here[s]) for s in box.sources if s in here), default=0)
+            depth[box.id] = max((1 + find(here[s]) for s in box.sources if s in here), default=0)
         return depth[box.id]
 
     columns: list[list[Box]] = [[] for _ in range(1 + max(map(find, boxes)))]
     for box in sorted(boxes, key=lambda box: box.id not in used):  # what shows something goes below
         columns[depth[box.id]].append(box)
     return columns
+
+
+def frames_of_stages(boxes: list[Box], places: dict[int, tuple[int, int]]) -> list[tuple[str, list[int]]]:
+    """(stage, [x, y, width, height]) of the frame around the nodes of each stage, in order of first use."""
+    frames = []
+    for stage in dict.fromkeys(box.stage for box in boxes):
+        here = [(*places[box.id], box) for box in boxes if box.stage == stage]
+        left, top = min(x for x, _, _ in here) - MARGIN, min(y for _, y, _ in here) - TITLE - HEADING
+        right, bottom = max(x + box.width for x, _, box in here), max(y + box.height for _, y, box in here)
+        frames.append((stage, [left, top, right + MARGIN - left, bottom + MARGIN - top]))
+    return frames
 
 
 def place(boxes: list[Box], left: int = 0) -> tuple[dict[int, tuple[int, int]], list[tuple[str, list[int]]]]:

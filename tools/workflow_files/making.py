@@ -20,10 +20,10 @@ def _quantize(
     workflow: Workflow, model: Node, prefix: str, method: str = "fast", recorded: Output | None = None
 ) -> Node:
     wire = {} if recorded is None else {"recorded": recorded}
-    return workflow.add(
+    node = workflow.add(
         QUANTIZE,
         "SVDQuantQuantizeModel",
-        "Quantize",
+        "",
         model=model,
         precision="int4",
         activations="w4a8",
@@ -38,13 +38,13 @@ def _quantize(
         error_limit=0.0,
         **wire,
     )
+    node.size = (440, 650)
+    return node
 
 
-def _show_quantized(workflow: Workflow, quantized: Node) -> None:
-    parts.show_text(workflow, QUANTIZE, "File written", quantized[1])
-    parts.show_text(workflow, QUANTIZE, "Report", quantized[2], (430, 300))
-    plot = workflow.add(QUANTIZE, "PreviewImage", "Error of each layer", images=quantized[3])
-    plot.size = (640, 300)
+def _show_errors(workflow: Workflow, quantized: Node) -> None:
+    plot = workflow.add(QUANTIZE, "PreviewImage", "error of each layer", images=quantized[3])
+    plot.size = (480, 250)
 
 
 def environment_check() -> Workflow:
@@ -54,17 +54,18 @@ def environment_check() -> Workflow:
         "Queue this before you download anything: it says which kernels will run on your card, which file of a family "
         "to take, how much memory FLUX.1 needs, and what to repair. It needs no model and takes seconds.",
     )
-    check = workflow.add(CHECK, "SVDQuantEnvironmentCheck", "SVDQuant Environment Check")
-    parts.show_text(workflow, CHECK, "Report", check[0], (1000, 620))
+    check = workflow.add(CHECK, "SVDQuantEnvironmentCheck", "")
+    check.size = (900, 560)
     return workflow
 
 
 def quantize_flux() -> Workflow:
     note = (
-        "Choose **your own** FLUX.1 finetune in *Load Diffusion Model* (BF16, FP16 or FP8). The file is written to "
-        "`output/diffusion_models/svdq-int4_r32-my-flux.safetensors` and from then on stands in the list of *Load "
-        "SVDQuant Model*; press **R**. A name that exists is refused unless *overwrite* is on. LoRAs between loader "
-        "and *Quantize* are baked in. On RTX 50 set *precision* to `nvfp4`."
+        "Choose **your own** FLUX.1 finetune in *Load Diffusion Model*, in BF16 or FP16: an FP8 file has lost too much "
+        "already and is refused. The file is written to `output/diffusion_models/svdq-int4_r32-my-flux.safetensors` "
+        "and stands in the list of *Load Model (SVDQuant)* from then on. A second run writes a second file, unless "
+        "*overwrite* is on. LoRAs between the loader and *Quantize Model (SVDQuant)* become part of the file. On "
+        "RTX 50 set *precision* to `nvfp4`. It takes about 6 GB of GPU memory, and 15 GB of disk until it is done."
     )
     workflow = Workflow(
         "quantize-your-own-flux", "quantize your own FLUX.1", "Makes a 4-bit file of a 16-bit model, and draws.", note
@@ -74,18 +75,18 @@ def quantize_flux() -> Workflow:
     positive, negative = parts.flux_prompt(workflow, clip, DEFAULT_PROMPT, 3.5)
     latent = parts.sample(workflow, quantized, positive, negative, parts.empty_latent(workflow))
     parts.save(workflow, parts.decode(workflow, latent, vae), workflow.name)
-    _show_quantized(workflow, quantized)
+    _show_errors(workflow, quantized)
     return workflow
 
 
 def quantize_flux_calibrated() -> Workflow:
     note = (
-        "Choose **your own** FLUX.1 finetune, and write **prompts of the kind that you draw**. One run records what "
-        "the model's layers see while it draws the four prompts, quantizes it with that, and draws the first one again "
-        "in 4 bits. The recording is `output/svdquant_calibration/my-flux.safetensors`, the model "
+        "Choose **your own** FLUX.1 finetune, and write **prompts of the kind that you draw**. One run draws the four "
+        "prompts while it records what the model's layers see, quantizes the model with that, and draws them again in "
+        "4 bits. The recording is `output/svdquant_calibration/my-flux.safetensors`, the model "
         "`output/diffusion_models/svdq-int4_r32-my-flux-calibrated.safetensors`.\n\n"
         "More prompts are better. To record more: mute the box *Quantize* (select it, **Ctrl+M**), write other prompts "
-        "and queue, as often as you like: they add up. Then unmute it and queue once more. *take* starts over.\n\n"
+        "and run, as often as you like: they add up. Then unmute it and run once more. *take* starts over.\n\n"
         "Cancel whenever you like: the next run goes on where quantizing stopped."
     )
     workflow = Workflow(
@@ -96,25 +97,31 @@ def quantize_flux_calibrated() -> Workflow:
     )
     dense = parts.bf16_loader(workflow, files.FLUX_DEV_BF16)
     clip, vae = parts.flux_text_encoders(workflow), parts.vae_loader(workflow)
-    start = workflow.add(
-        RECORD, "SVDQuantCalibrationStart", "Record", model=dense, name="my-flux", take=1, tokens=512, gram_mib=2048
-    )
+    texts = {}
+    for number, text in enumerate(RECORDED_PROMPTS):
+        prompt = workflow.add(PROMPT, "PrimitiveStringMultiline", f"prompt {number + 1}", value=text)
+        prompt.size = (400, 110)
+        texts[f"inputs.input{number}"] = prompt
+    prompts = workflow.add(PROMPT, "CreateList", "", **texts)
+    positive, negative = parts.flux_prompt(workflow, clip, prompts[0], 3.5)
     latent = parts.empty_latent(workflow)
-    prompts = [parts.flux_prompt(workflow, clip, text, 3.5) for text in RECORDED_PROMPTS]
-    drawn = [
-        parts.sample(workflow, start, *prompt, latent, title=f"Sampler, prompt {number}")
-        for number, prompt in enumerate(prompts, start=1)
-    ]
-    pictures = drawn[0]
-    for further in drawn[1:]:
-        pictures = workflow.add(RECORD, "LatentBatch", "All pictures", samples1=pictures, samples2=further)
-    saved = workflow.add(RECORD, "SVDQuantCalibrationSave", "Save recording", model=start, samples=pictures)
-    parts.show_text(workflow, RECORD, "What was recorded", saved[2], (430, 300))
-    parts.save(workflow, parts.decode(workflow, saved, vae, "Decode, 16 bits"), f"{workflow.name}-16-bits")
+    workflow.below = QUANTIZE
+    start = workflow.add(
+        RECORD, "SVDQuantCalibrationStart", "", model=dense, name="my-flux", take=1, tokens=512, gram_mib=2048
+    )
+    drawn = workflow.add(
+        RECORD,
+        "RebatchLatents",
+        "",
+        latents=parts.sample(workflow, start, positive, negative, latent, stage=RECORD),
+        batch_size=len(RECORDED_PROMPTS),  # one batch: the recording is saved once
+    )
+    saved = workflow.add(RECORD, "SVDQuantCalibrationSave", "", model=start, samples=drawn)
+    saved.size = (380, 220)
     quantized = _quantize(workflow, dense, "my-flux-calibrated", "best", saved[1])
-    _show_quantized(workflow, quantized)
-    again = parts.sample(workflow, quantized, *prompts[0], latent, title="Sampler, 4 bits")
-    parts.save(workflow, parts.decode(workflow, again, vae, "Decode, 4 bits"), workflow.name, "Save picture, 4 bits")
+    again = parts.sample(workflow, quantized, positive, negative, latent, title="4 bits")
+    parts.save(workflow, parts.decode(workflow, again, vae), workflow.name)
+    _show_errors(workflow, quantized)
     return workflow
 
 
@@ -137,12 +144,12 @@ def compare_bf16() -> Workflow:
     latent = parts.empty_latent(workflow)
     pictures = []
     for title, model in (("16 bits", dense), ("4 bits", loader)):
-        sampled = parts.sample(workflow, model, positive, negative, latent, title=f"Sampler, {title}")
-        pictures.append(parts.decode(workflow, sampled, vae, f"Decode, {title}"))
+        sampled = parts.sample(workflow, model, positive, negative, latent, title=title)
+        pictures.append(parts.decode(workflow, sampled, vae, title))
     compared = workflow.add(
         PICTURE,
         "SVDQuantCompareImages",
-        "Side by side",
+        "",
         reference=pictures[0],
         image=pictures[1],
         reference_name="16 bits",
@@ -150,42 +157,37 @@ def compare_bf16() -> Workflow:
         other_size="refuse",
         difference_scale=0.0,
     )
-    compared.size = (760, 460)
-    parts.show_text(workflow, PICTURE, "Figures", compared[2], (430, 130))
+    compared.size = (560, 820)
     parts.save(workflow, compared, workflow.name)
-    parts.show_text(workflow, FILES, "What was loaded", loader[1])
     return workflow
 
 
 def convert() -> Workflow:
     note = (
         "Reads every SVDQuant form that this pack knows, the folders of older releases included, and writes one file "
-        "to `output/diffusion_models`. A LoRA put between the two nodes is kept as further rank. The same without "
-        "ComfyUI: `python dev.py convert IN OUT`."
+        "to `output/diffusion_models`. A LoRA put between the two nodes becomes part of the file, as additional rank. "
+        "The same without ComfyUI: `python dev.py convert IN OUT`."
     )
     workflow = Workflow("convert", "convert a model", "Writes an SVDQuant model in another file format.", note)
     loader = parts.svdquant_loader(workflow, files.svdquant_flux("flux.1-dev"))
     export = workflow.add(
         WRITE,
         "SVDQuantExportModel",
-        "Write",
+        "",
         model=loader,
         format="nunchaku",
         filename_prefix="svdq-my-model",
         overwrite=False,
     )
-    parts.show_text(workflow, WRITE, "File written", export[0])
-    parts.show_text(workflow, FILES, "What was loaded", loader[1])
+    export.size = (380, 230)
     return workflow
 
 
 def _pixart_prompt(workflow: Workflow) -> tuple[Node, Node, Node]:
-    clip = workflow.add(
-        FILES, "CLIPLoader", "Text encoder", files.T5, clip_name=files.T5.name, type="pixart", device="default"
-    )
-    positive = workflow.add(PROMPT, "CLIPTextEncode", "Prompt", clip=clip, text=DEFAULT_PROMPT)
-    negative = workflow.add(PROMPT, "CLIPTextEncode", "Negative prompt", clip=clip, text="")
-    size = workflow.add(PROMPT, "EmptyLatentImage", "Size", width=1024, height=1024, batch_size=1)
+    clip = workflow.add(FILES, "CLIPLoader", "", files.T5, clip_name=files.T5.name, type="pixart", device="default")
+    positive = workflow.add(PROMPT, "CLIPTextEncode", "", clip=clip, text=DEFAULT_PROMPT)
+    negative = workflow.add(PROMPT, "CLIPTextEncode", "negative", clip=clip, text="")
+    size = workflow.add(PROMPT, "EmptyLatentImage", "", width=1024, height=1024, batch_size=1)
     return positive, negative, size
 
 
@@ -204,7 +206,6 @@ def pixart_sigma() -> Workflow:
     workflow = Workflow("pixart-sigma", "PixArt-Sigma", "Text to picture with 4-bit PixArt-Sigma.", note)
     loader = parts.svdquant_loader(workflow, files.PIXART_SVDQUANT)
     _pixart_draw(workflow, loader)
-    parts.show_text(workflow, FILES, "What was loaded", loader[1])
     return workflow
 
 
@@ -219,7 +220,7 @@ def pixart_sigma_quantize() -> Workflow:
     )
     quantized = _quantize(workflow, parts.bf16_loader(workflow, file), "pixart-sigma")
     _pixart_draw(workflow, quantized)
-    _show_quantized(workflow, quantized)
+    _show_errors(workflow, quantized)
     return workflow
 
 

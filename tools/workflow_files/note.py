@@ -1,30 +1,35 @@
-"""The note that every workflow opens with: which files, where from, which folder, which card."""
+"""The note that every workflow opens with: which files, how large, where from, which folder, which card."""
 
 from .graph import ModelFile, Workflow
 
 CARD = (
-    "**Which card?** RTX 50 (Blackwell): take the `svdq-fp4_…` file of the same page instead. Every other card, and "
-    "the CPU: `svdq-int4_…`. Not sure: queue the workflow *environment-check*; it also says what to repair."
+    "**RTX 50 (Blackwell)?** Take `{fp4}` from the same page instead. Every other card takes the `int4` file. "
+    "Not sure: run the template *environment-check*; it also says what to repair."
 )
+DOWNLOAD = (
+    "Missing files: the page offers them under *View details* → *Download all*, or download them by hand. Files that "
+    "you have under other names: choose them in the loaders."
+)
+GATED = " **Gated**: log in there and accept the licence first."
 
 
 def read_me_first(workflow: Workflow) -> str:
     """Markdown for the note."""
     parts = [f"# Read me first: {workflow.title}", workflow.summary]
     if workflow.files:
-        rows = ["| file | goes to `models/` | from |", "|---|---|---|", *(_row(file) for file in workflow.files)]
-        parts += ["## Files", "\n".join(rows)]
-        if any(file.name.startswith("svdq-int4") and file.page for file in workflow.files):
-            parts.append(CARD)
-        parts.append(
-            "Files that you have under other names: choose them in the loaders. After adding files press **R**."
-        )
+        parts += ["## Files", "\n".join(_line(file) for file in workflow.files)]
+        published = [
+            file.name for file in workflow.files if "svdq-int4" in file.name and file.page and not file.only_int4
+        ]
+        if published:
+            parts.append(CARD.format(fp4=published[0].replace("svdq-int4", "svdq-fp4")))
+        parts.append(DOWNLOAD)
     if workflow.note:
         parts.append(workflow.note)
     return "\n\n".join(parts) + "\n"
 
 
-def _row(file: ModelFile) -> str:
-    size = f", {file.gib:g} GB" if file.gib is not None else ""
-    where = f"[{file.page.removeprefix('https://huggingface.co/')}]({file.page})" if file.page else "made by yourself"
-    return f"| `{file.name}`{size} | `{file.folder}` | {where} |"
+def _line(file: ModelFile) -> str:
+    size = f" ({file.gib:g} GB)" if file.gib is not None else ""
+    where = f"from [{file.page.removeprefix('https://huggingface.co/')}]({file.page})" if file.page else "made by you"
+    return f"- `{file.name}`{size} in `models/{file.folder}`, {where}.{GATED if file.gated else ''}"

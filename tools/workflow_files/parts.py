@@ -10,25 +10,20 @@ DEFAULT_PROMPT = (
 
 
 def svdquant_loader(workflow: Workflow, file: ModelFile) -> Node:
-    return workflow.add(FILES, "SVDQuantModelLoader", "4-bit model", file, model_name=file.name, compute="auto")
+    node = workflow.add(FILES, "SVDQuantModelLoader", "", file, model_name=file.name, compute="auto")
+    node.size = (360, 250)  # with room for what it says after a run
+    return node
 
 
 def bf16_loader(workflow: Workflow, file: ModelFile) -> Node:
-    return workflow.add(FILES, "UNETLoader", "16-bit model", file, unet_name=file.name, weight_dtype="default")
-
-
-def show_text(workflow: Workflow, stage: str, title: str, source: Output, size: tuple[int, int] | None = None) -> Node:
-    """Show a text; size: width and height of the node where the text is longer than a few lines."""
-    node = workflow.add(stage, "PreviewAny", title, source=source)
-    node.size = size
-    return node
+    return workflow.add(FILES, "UNETLoader", "", file, unet_name=file.name, weight_dtype="default")
 
 
 def flux_text_encoders(workflow: Workflow) -> Node:
     return workflow.add(
         FILES,
         "DualCLIPLoader",
-        "Text encoders",
+        "",
         files.CLIP_L,
         files.T5,
         clip_name1=files.CLIP_L.name,
@@ -39,20 +34,20 @@ def flux_text_encoders(workflow: Workflow) -> Node:
 
 
 def vae_loader(workflow: Workflow, file: ModelFile = files.FLUX_VAE) -> Node:
-    return workflow.add(FILES, "VAELoader", "VAE", file, vae_name=file.name)
+    return workflow.add(FILES, "VAELoader", "", file, vae_name=file.name)
 
 
-def flux_prompt(workflow: Workflow, clip: Node, text: str, guidance: float | None) -> tuple[Node, Node]:
+def flux_prompt(workflow: Workflow, clip: Node, text: str | Output, guidance: float | None) -> tuple[Node, Node]:
     """Positive and negative conditioning; FLUX at cfg 1 needs no negative text, so it is the positive one zeroed."""
-    positive = workflow.add(PROMPT, "CLIPTextEncode", "Prompt", clip=clip, text=text)
-    negative = workflow.add(PROMPT, "ConditioningZeroOut", "No negative prompt", conditioning=positive)
+    positive = workflow.add(PROMPT, "CLIPTextEncode", "", clip=clip, text=text)
+    negative = workflow.add(PROMPT, "ConditioningZeroOut", "", conditioning=positive)
     if guidance is not None:
-        positive = workflow.add(PROMPT, "FluxGuidance", "Guidance", conditioning=positive, guidance=guidance)
+        positive = workflow.add(PROMPT, "FluxGuidance", "", conditioning=positive, guidance=guidance)
     return positive, negative
 
 
 def empty_latent(workflow: Workflow, width: int = 1024, height: int = 1024) -> Node:
-    return workflow.add(PROMPT, "EmptySD3LatentImage", "Size", width=width, height=height, batch_size=1)
+    return workflow.add(PROMPT, "EmptySD3LatentImage", "", width=width, height=height, batch_size=1)
 
 
 def load_picture(workflow: Workflow, title: str, stage: str = PROMPT) -> Node:
@@ -63,7 +58,7 @@ def one_megapixel(workflow: Workflow, picture: Node) -> Node:
     return workflow.add(
         PROMPT,
         "ImageScaleToTotalPixels",
-        "About one megapixel",
+        "",
         image=picture,
         upscale_method="lanczos",
         megapixels=1.0,
@@ -78,12 +73,13 @@ def sample(
     negative: Node | Output,
     latent: Node | Output,
     steps: int = 20,
-    title: str = "Sampler",
+    title: str = "",
     cfg: float = 1.0,
     scheduler: str = "simple",
+    stage: str = DRAW,
 ) -> Node:
     return workflow.add(
-        DRAW,
+        stage,
         "KSampler",
         title,
         model=model,
@@ -99,9 +95,11 @@ def sample(
     )
 
 
-def decode(workflow: Workflow, latent: Node, vae: Node, title: str = "Decode") -> Node:
-    return workflow.add(PICTURE, "VAEDecode", title, samples=latent, vae=vae)
+def decode(workflow: Workflow, latent: Node, vae: Node, title: str = "") -> Node:
+    node = workflow.add(PICTURE, "VAEDecode", title, samples=latent, vae=vae)
+    node.size = (160, 50)
+    return node
 
 
-def save(workflow: Workflow, picture: Node, prefix: str, title: str = "Save picture") -> Node:
+def save(workflow: Workflow, picture: Node, prefix: str, title: str = "") -> Node:
     return workflow.add(PICTURE, "SaveImage", title, images=picture, filename_prefix=f"svdquant/{prefix}")

@@ -8,13 +8,33 @@ what to do with it after each run, a picture by its upload button.
 import uuid
 from typing import Any
 
-from .layout import NODE_WIDTH, NOTE_WIDTH, PICTURE, SLOT, TEXT, TITLE, WIDE_NODE_WIDTH, WIDGET, Box, place
+from .arrange import Places, Wire, arrange
+from .layout import (
+    LOADER_WIDTH,
+    MARGIN,
+    NODE_WIDTH,
+    NOTE_WIDTH,
+    PICTURE,
+    SLOT,
+    STAGE_GAP,
+    TEXT,
+    TITLE,
+    WIDE_NODE_WIDTH,
+    WIDGET,
+    Box,
+    frames_of_stages,
+    place,
+)
 
+GROWS = "COMFY_AUTOGROW_V3"  # as many inputs as are linked
 CHOICE_WITH_MORE = "COMFY_DYNAMICCOMBO_V3"  # a combo whose choice decides which further inputs there are
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", CHOICE_WITH_MORE)
 PICTURE_NODES = ("LoadImage", "PreviewImage", "SaveImage")
 TEXT_NODES = ("PreviewAny",)
-NOTE_COLUMNS, NOTE_LINE = 72, 24  # characters of a line of a note, and its height
+NOTE_COLUMNS, NOTE_LINE = 54, 15  # characters of a line of a note, and its height
+WINDOW = (1700, 950)  # pixels of the page that everything should fit into
+BARS = (80, 110)  # pixels at the left and above that the page's own bars cover
+SMALLEST_SCALE = 0.58  # below, the page draws no words on its nodes
 STAGE_COLOURS = ("#3f789e", "#8A8", "#b58b2a", "#a1309b", "#88A")
 _NAMESPACE = uuid.UUID("5cd5a5a0-0f3c-4d9e-9a59-7c2f6d1f4b10")
 
@@ -48,6 +68,10 @@ def _expand(groups: dict, inputs: dict[str, Any], prefix: str) -> dict[str, list
             options = {option["key"]: option["inputs"] for option in definition[1]["options"]}
             chosen = inputs.get(prefix + name, next(iter(options)))
             known |= _expand(options[chosen], inputs, f"{prefix}{name}.")
+        if definition[0] == GROWS:
+            del known[prefix + name]
+            (template,) = (one for group in definition[1]["template"]["input"].values() for one in group.values())
+            known |= {given: template for given in inputs if given.startswith(f"{prefix}{name}.")}
     return known
 
 
@@ -81,7 +105,7 @@ def node_size(node: dict, object_info: dict) -> tuple[int, int]:
     known = definitions(class_type, node["inputs"], object_info)
     sockets = sum(not is_widget(definition) for definition in known.values())
     height = SLOT * max(sockets, len(object_info[class_type]["output"]))
-    width = NODE_WIDTH
+    width = LOADER_WIDTH if "Load" in class_type or class_type.startswith("SVDQuant") else NODE_WIDTH
     for definition in known.values():
         if is_widget(definition):
             multiline = len(definition) > 1 and definition[1].get("multiline")
@@ -101,6 +125,8 @@ def to_ui_form(
     files: dict[str, list[dict]] | None = None,
     sizes: dict[str, tuple[int, int]] | None = None,
     note: str = "",
+    places: Places | None = None,
+    below: str = "",
 ) -> dict:
     """The workflow as the page saves it.
 
@@ -111,6 +137,8 @@ def to_ui_form(
         files: node id -> the model files that the page may offer to download: name, url, directory.
         sizes: node id -> width and height, where the usual size does not suit.
         note: Markdown of a note to the left of everything.
+        places: node number -> where it stands; None: they are looked for, which takes seconds where there are stages.
+        below: the stage that begins a second row.
     """
     numbers = {key: int(key) if key.isdecimal() else index for index, key in enumerate(api, 1)}
     links = _links(api, numbers, object_info)
@@ -120,7 +148,8 @@ def to_ui_form(
         stage = stages[key] if stages else ""
         size = (sizes or {}).get(key) or node_size(node, object_info)
         boxes.append(Box(numbers[key], stage, *size, sources))
-    positions, rectangles = place(boxes, NOTE_WIDTH + 60 if note else 0)
+    beside = NOTE_WIDTH + STAGE_GAP if note else 0
+    positions, rectangles = _placed(boxes, links, note, places, below) if stages else place(boxes, beside)
     nodes = [
         _node(numbers[key], order, node, positions, boxes[order], links, object_info, (files or {}).get(key, []))
         for order, (key, node) in enumerate(api.items())
@@ -143,9 +172,32 @@ def to_ui_form(
         "links": links,
         "groups": groups,
         "config": {},
-        "extra": {"ds": {"scale": 0.6, "offset": [60, 120]}},
+        "extra": {"ds": opening_view(nodes, groups)},
         "version": 0.4,
     }
+
+
+def _placed(boxes: list[Box], links: list[list], note: str, places: Places | None, below: str):
+    """Places and frames: with the note to the left, or above the first stage where that would be too wide."""
+    if places is None or places.keys() != {box.id for box in boxes}:
+        wires = [Wire(*link[1:5]) for link in links]
+        places = arrange(boxes, wires, NOTE_WIDTH + STAGE_GAP, below)
+        right = max(places[box.id][0] + box.width for box in boxes) + MARGIN
+        if right > (WINDOW[0] - BARS[0]) / SMALLEST_SCALE:
+            places = arrange(boxes, wires, 0, below, TITLE + note_height(note) + STAGE_GAP)
+    return places, frames_of_stages(boxes, places)
+
+
+def opening_view(nodes: list[dict], groups: list[dict]) -> dict:
+    """Scale and offset at which a whole workflow is seen, beside the bar of the page and below the one above."""
+    right = max(node["pos"][0] + node["size"][0] for node in nodes)
+    bottom = max(node["pos"][1] + node["size"][1] for node in nodes)
+    frames = [group["bounding"] for group in groups]
+    right = max([right, *(x + width for x, _, width, _ in frames)])
+    bottom = max([bottom, *(y + height for _, y, _, height in frames)])
+    scale = min(1.0, (WINDOW[0] - BARS[0]) / right, (WINDOW[1] - BARS[1]) / bottom)
+    scale = max(round(scale - 0.005, 2), SMALLEST_SCALE)
+    return {"scale": scale, "offset": [round(BARS[0] / scale), round(BARS[1] / scale)]}
 
 
 def _links(api: dict, numbers: dict[str, int], object_info: dict) -> list[list]:
@@ -198,15 +250,18 @@ def _node(number, order, node, positions, box, links, object_info, files) -> dic
     }
 
 
+def note_height(text: str) -> int:
+    """Pixels that the text of a note takes, about."""
+    return 60 + NOTE_LINE * sum(1 + len(line) // NOTE_COLUMNS for line in text.splitlines())
+
+
 def _note(number: int, order: int, text: str) -> dict:
-    lines = sum(1 + len(line) // NOTE_COLUMNS for line in text.splitlines())
-    height = 60 + NOTE_LINE * lines
     return {
         "id": number,
         "type": "MarkdownNote",
         "title": "Read me first",
         "pos": [0, TITLE],
-        "size": [NOTE_WIDTH, height],
+        "size": [NOTE_WIDTH, note_height(text)],
         "flags": {},
         "order": order,
         "mode": 0,

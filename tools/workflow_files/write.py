@@ -1,13 +1,15 @@
 """Writes workflows/*.json (to drag onto ComfyUI's page) and workflows/api/*.json (to post) from the descriptions.
 
-usage: python tools/workflow_files/write.py [--host COMFYUI]
+usage: python tools/workflow_files/write.py [--host COMFYUI] [--arrange [NAME ...]]
 
-Starts a ComfyUI to ask it for its nodes. Run it after changing a description or a node's inputs.
+Starts a ComfyUI to ask it for its nodes. Run it after changing a description or a node's inputs;
+with --arrange where nodes were added, taken out or have another size.
 """
 
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from workflow_files import flux, making
+from workflow_files import families, flux, making
 from workflow_files.graph import Workflow
 from workflow_files.note import read_me_first
 from workflow_files.ui_form import to_ui_form
@@ -24,11 +26,45 @@ from workflow_files.ui_form import to_ui_form
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "workflows"
 DEMO = FOLDER / "demo"
+ORDER_FILE = ROOT / "web" / "template_order.js"
+PLACES = Path(__file__).with_name("places.json")
 
 
 def workflows() -> list[Workflow]:
     """All workflows, as described."""
-    return [*flux.workflows(), *making.workflows()]
+    return [*flux.workflows(), *families.workflows(), *making.workflows()]
+
+
+def template_order() -> str:
+    """web/template_order.js with the names of all workflows, in order."""
+    text = ORDER_FILE.read_text(encoding="utf-8")
+    names = "".join(f'  "{workflow.name}",\n' for workflow in workflows())
+    return re.sub(r"(?<=const ORDER = \[\n).*?(?=\];)", names, text, flags=re.DOTALL)
+
+
+def read_places() -> dict[str, dict[int, tuple[int, int]]]:
+    """Where the nodes of each workflow stand: what `--arrange` found, or somebody moved."""
+    if not PLACES.exists():
+        return {}
+    stored = json.loads(PLACES.read_text(encoding="utf-8"))
+    return {name: {int(n): (x, y) for n, (x, y) in places.items()} for name, places in stored.items()}
+
+
+def arrange_anew(object_info: dict, names: list[str]) -> None:
+    """Look for the places of the nodes of some workflows anew, of all if none is named, and keep them."""
+    stored = read_places()
+    kept = {name: places for name, places in stored.items() if names and name not in names}
+    _write_places({name: {str(n): place for n, place in places.items()} for name, places in kept.items()})
+    found = {}
+    for workflow in workflows():
+        form = ui_form(workflow, object_info)
+        found[workflow.name] = {str(node["id"]): node["pos"] for node in form["nodes"][:-1]}  # the last is the note
+    _write_places(found)
+
+
+def _write_places(found: dict[str, dict]) -> None:
+    lines = [f' "{name}": {json.dumps(places)}' for name, places in found.items()]
+    PLACES.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def ui_form(workflow: Workflow, object_info: dict) -> dict:
@@ -41,8 +77,11 @@ def ui_form(workflow: Workflow, object_info: dict) -> dict:
     }
     stages = {str(node.id): node.stage for node in workflow.nodes}
     sizes = {str(node.id): node.size for node in workflow.nodes if node.size}
-    api = workflow.api_form()
-    return to_ui_form(workflow.name, api, object_info, stages, offers, sizes, read_me_first(workflow))
+    api = workflow.api_form(object_info)
+    note = read_me_first(workflow)
+    return to_ui_form(
+        workflow.name, api, object_info, stages, offers, sizes, note, read_places().get(workflow.name), workflow.below
+    )
 
 
 def demo_ui_form(name: str, api: dict, object_info: dict) -> dict:
@@ -59,7 +98,8 @@ def contents(object_info: dict) -> Iterator[tuple[Path, str]]:
     """(path, text) of every file that is written."""
     for workflow in workflows():
         yield FOLDER / f"{workflow.name}.json", as_text(ui_form(workflow, object_info))
-        yield FOLDER / "api" / f"{workflow.name}.json", as_text(workflow.api_form())
+        yield FOLDER / "api" / f"{workflow.name}.json", as_text(workflow.api_form(object_info))
+    yield ORDER_FILE, template_order()
     for path in sorted(DEMO.glob("*.json")):
         api = json.loads(path.read_text(encoding="utf-8"))
         yield DEMO / "ui" / path.name, as_text(demo_ui_form(path.stem, api, object_info))
@@ -80,6 +120,9 @@ def main(argv: list[str]) -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", type=Path, default=Path(os.environ.get("COMFYUI_PATH", HOST_FOLDER)))
+    parser.add_argument(
+        "--arrange", nargs="*", metavar="NAME", help="look for the places of nodes anew, here or in all"
+    )
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as base:
         install.install_nodes(Path(base))
@@ -88,6 +131,8 @@ def main(argv: list[str]) -> int:
                 print("\n".join(server.import_failures()))
                 return 1
             object_info = server.object_info()
+    if options.arrange is not None:
+        arrange_anew(object_info, options.arrange)
     for path, text in contents(object_info):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -12,8 +12,10 @@ import torch
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
+from ..model.dense_view import DenseView
+
 # Larger ones are known by the object that they are: factors of LoRAs are far smaller, and a dense difference of a whole
-# model would take a minute to digest.
+# model would take a minute to digest. So are views of packed weights.
 LARGEST_DIGESTED = 64 << 20  # bytes
 
 
@@ -25,7 +27,8 @@ def content_of(tensor: Tensor) -> Hashable:
     """Equal for two tensors exactly if they hold the same bits in the same shape and dtype; holds no tensor alive."""
     token = getattr(tensor, "svdquant_content", None)
     if token is None:
-        token = _Unique() if tensor.nbytes > LARGEST_DIGESTED else _digest(tensor)
+        large = isinstance(tensor, DenseView) or tensor.nbytes > LARGEST_DIGESTED
+        token = _Unique() if large else _digest(tensor)
         tensor.svdquant_content = token
     return token
 
@@ -38,6 +41,8 @@ def _digest(tensor: Tensor) -> Hashable:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or infinite; worked out once for each tensor."""
+    if isinstance(tensor, DenseView):  # of a layer whose tensors were checked when its file was read
+        return True
     known = getattr(tensor, "svdquant_finite", None)
     if known is None:
         known = True

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import comfy.model_patcher
 
-from ....svdq_core.apply_layer import dense_bias, dense_weight
 from ....svdq_core.blob import to_blob
 from ....svdq_core.errors import SVDQuantError
 from ....svdq_core.stack import as_in_files
@@ -150,15 +149,12 @@ class _SVDQuantPatching:
     # Reading the weights: other models and files get them unpacked, or as they are stored.
 
     def get_key_patches(self, filter_prefix=None):
-        """For merging from this model into a dense one: each of our weights comes with a function that unpacks it."""
+        """For merging from this model into a dense one, and for other packs: our weights and biases as dense ones."""
         patches = super().get_key_patches(filter_prefix)
         for key, module in self.svdquant_layers().items():
-            # the host hands over the bytes cast to float; the module still has them as they are
-            if key in patches:
-                patches[key][0] = (patches[key][0][0], lambda w, m=module, **_: dense_weight(m.layer_on(w.device)))
-            bias = bias_key(key)
-            if bias in patches:  # of a layer behind a GELU it holds the correction for the shifted codes
-                patches[bias][0] = (patches[bias][0][0], lambda b, m=module, **_: dense_bias(m.layer_on(b.device)))
+            for name, view in module.dense_views().items():
+                if key.removesuffix("weight") + name in patches:
+                    patches[key.removesuffix("weight") + name][0] = (view, lambda tensor, **_: tensor)
         return patches
 
     def model_state_dict_for_saving(self, model=None, prefix=""):

@@ -14,13 +14,14 @@ import comfy.ops
 import torch
 from torch import Tensor
 
-from ....svdq_core.apply_layer import apply_blob
+from ....svdq_core.apply_layer import apply_blob, dense_bias, dense_weight
 from ....svdq_core.blob import BlobLayout, to_blob
 from ....svdq_core.errors import ArchitectureError
 from ....svdq_core.layer import QuantizedLayer
 from ....svdq_core.stack import as_in_files
 from ..lora.factors import add_bias, add_lora
 from ..lora.plan import LoraPlan
+from .dense_view import DenseView
 from .joined import Joined
 from .norms import KernelLayerNorm, KernelRMSNorm
 from .placeholder import Packed, is_empty_shape, packed_of
@@ -62,6 +63,7 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
         self.comfy_need_lazy_init_bias = bias
         # the host casts a weight to these when it pages it in; a blob must stay bytes
         self.weight_comfy_model_dtype: torch.dtype | None = dtype
+        self.shown_dtype = dtype or torch.float32  # of the dense weight that others see
         self.bias_comfy_model_dtype: torch.dtype | None = dtype
 
     @property
@@ -119,6 +121,25 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
         if self.saved_as is not None:
             blob, layout = self.saved_as
             destination[prefix + "weight"], destination[prefix + LAYOUT_KEY] = blob, layout_to_tensor(layout)
+        elif not keep_vars:
+            destination.update({prefix + name: view for name, view in self.dense_views().items()})
+
+    def dense_views(self) -> dict[str, Tensor]:
+        """weight, and bias where the stored one is not the true one, as others are to see them."""
+        assert self.layout is not None, "asked of a layer that is not quantized"
+        shape = self.out_features, self.in_features
+        device, dtype, weight, bias = self.weight.device, self.shown_dtype, self.weight, self.bias
+        views: dict[str, Tensor] = {
+            "weight": DenseView(shape, dtype, device, lambda on: dense_weight(self.layer_on(on)), weight.nbytes)
+        }
+        if bias is not None and any(part.act_unsigned or "bias" in part.slices for part in self.layout.parts):
+            views["bias"] = DenseView(shape[:1], dtype, device, self._true_bias, bias.nbytes)
+        return views
+
+    def _true_bias(self, device: torch.device) -> Tensor:
+        bias = dense_bias(self.layer_on(device))
+        assert bias is not None, "a layer with a stored bias has one"
+        return bias
 
     @property
     def wrapped(self) -> bool:
@@ -154,40 +175,54 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         comfy.ops.run_every_op()
-        assert self.layout is not None, "a layer without a blob is the host's own by now"
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        assert weight is not None, "ComfyUI has not loaded this layer"
+        if self._is_in_place(weight, bias, x.device):
+            return self._compute(x, weight, bias)
         # the dtypes asked for are those it has: the host then moves bytes and converts nothing
         weight, bias, stream = comfy.ops.cast_bias_weight(
             self,
             None,
-            dtype=self.weight.dtype,
+            dtype=weight.dtype,
             device=x.device,
-            bias_dtype=None if self.bias is None else self.bias.dtype,
+            bias_dtype=None if bias is None else bias.dtype,
             offloadable=True,
         )
         try:  # an exception must not leave a paged weight pinned
-            bias = add_bias(bias, self.lora_tensor("lora_bias", x.device), x)
-            layer, gelu = (weight, self.layout_text, bias), None if self.wrapped else self.gelu
-            # a layer that the host keeps on the CPU has its factors there as well
-            down, up = self.lora_tensor("lora_down", x.device), self.lora_tensor("lora_up", x.device)
-            if self.lora is None or not self.lora.reads_input:
-                sides = x.cut_at([part.columns for part in self.layout.parts]) if isinstance(x, Joined) else x
-                return apply_blob(
-                    *layer, sides, self.compute, lora_down=down, lora_up=up, gelu=gelu, gelu_from=self.gelu_from
-                )
-            x = x.done() if isinstance(x, Joined) else x
-            if gelu == "input":  # what is added reads it, too
-                x = torch.nn.functional.gelu(x, approximate="tanh")
-            if self.lora.scale != 1.0:
-                out = apply_blob(weight, self.layout_text, None, x, self.compute)
-            else:
-                out = apply_blob(*layer, x, self.compute, lora_down=down, lora_up=up)
-            out = add_lora(out, x, self.lora, self.lora_tensors(), bias)
-            if gelu == "output":
-                activated = out[..., self.gelu_from :]
-                activated.copy_(torch.nn.functional.gelu(activated, approximate="tanh"))
-            return out
+            return self._compute(x, weight, bias)
         finally:
             comfy.ops.uncast_bias_weight(self, weight, bias, stream)
+
+    def _is_in_place(self, weight: Tensor, bias: Tensor | None, device: torch.device) -> bool:
+        """Whether the host would only hand the tensors back, after a quarter of the time that the layer takes."""
+        if weight.device != device or self.weight_function:
+            return False
+        return bias is None or (bias.device == device and not self.bias_function)
+
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        assert self.layout is not None, "a layer without a blob is the host's own by now"
+        down = up = None
+        if self._buffers:  # a layer that the host keeps on the CPU has its factors there as well
+            bias = add_bias(bias, self.lora_tensor("lora_bias", x.device), x)
+            down, up = self.lora_tensor("lora_down", x.device), self.lora_tensor("lora_up", x.device)
+        layer, gelu = (weight, self.layout_text, bias), None if self.wrapped else self.gelu
+        if self.lora is None or not self.lora.reads_input:
+            sides = x.cut_at([part.columns for part in self.layout.parts]) if isinstance(x, Joined) else x
+            return apply_blob(
+                *layer, sides, self.compute, lora_down=down, lora_up=up, gelu=gelu, gelu_from=self.gelu_from
+            )
+        x = x.done() if isinstance(x, Joined) else x
+        if gelu == "input":  # what is added reads it, too
+            x = torch.nn.functional.gelu(x, approximate="tanh")
+        if self.lora.scale != 1.0:
+            out = apply_blob(weight, self.layout_text, None, x, self.compute)
+        else:
+            out = apply_blob(*layer, x, self.compute, lora_down=down, lora_up=up)
+        out = add_lora(out, x, self.lora, self.lora_tensors(), bias)
+        if gelu == "output":
+            activated = out[..., self.gelu_from :]
+            activated.copy_(torch.nn.functional.gelu(activated, approximate="tanh"))
+        return out
 
     def lora_tensor(self, name: str, device: torch.device) -> Tensor | None:
         tensor = self._buffers.get(name)

@@ -203,7 +203,8 @@ class Watch(TorchFunctionMode):
             if dim in (-1, out.ndim - 1):
                 self._tags[place] = tuple(parts)
             else:
-                self._tags[place] = parts[0][0] if len({tag for tag, _ in parts}) == 1 else None
+                kinds = {tag for tag, _ in parts}
+                self._tags[place] = kinds.pop() if len(kinds) == 1 else None
         elif name in KEEPING and operands:
             if place != _place(operands[0]):
                 self._tags[place] = self._tag(operands[0])

@@ -108,3 +108,26 @@ def test_a_recorded_call_that_fails_runs_as_usual(error, recorded, failing):
     torch.testing.assert_close(layer(*made), layer.expected(*made))
     assert layer.runs == 2 and not replay._refused
     assert isinstance(*replay._thread.known.values(), replay.Replay) == recorded
+
+
+def test_a_recording_that_found_no_memory_is_not_tried_in_every_call(monkeypatch):
+    """Each try would have the allocator give back its whole cache."""
+    monkeypatch.setattr(replay, "PAUSE", 5)
+    layer, tries = TorchLayer(), []
+
+    def full(*_arguments, **_options):
+        tries.append(layer.runs)
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    layer(*layer.draw(5))
+    (recording,) = replay._thread.known.values()
+    works = recording.steps[1]._function
+    monkeypatch.setattr(recording.steps[1], "_function", full)
+    for _ in range(13):
+        made = layer.draw(5)
+        torch.testing.assert_close(layer(*made), layer.expected(*made))
+    assert len(tries) == 3 and layer.runs == 14
+    monkeypatch.setattr(recording.steps[1], "_function", works)
+    for _ in range(10):
+        layer(*layer.draw(5))
+    assert layer.runs < 24, "with memory again, it is issued again"

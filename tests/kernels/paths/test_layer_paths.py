@@ -9,8 +9,9 @@ from problems import REAL, activations, awq_layer, int4_layer, int8_layer, nvfp4
 from svdquant_pack.kernels import gpus, ladder, reference
 from svdquant_pack.kernels.epilogue import Epilogue
 from svdquant_pack.kernels.layer_call import COMPUTE_MODES
-from svdquant_pack.kernels.paths import layer_paths
+from svdquant_pack.kernels.paths import layer_paths, path
 from svdquant_pack.kernels.paths.layer_paths import paths_for
+from svdquant_pack.kernels.weights import dequantize
 
 LAYERS = {"int4": int4_layer, "nvfp4": nvfp4_layer, "int8": int8_layer}
 # What a mode's fastest path may do to the reference: w4a8 only reorders sums, the others may round both sides to 16
@@ -134,11 +135,11 @@ def test_every_path_through_kernels(M, scheme, mode, dtype, device):
     plain = on_reference(layer_call(x, tensors, scheme, mode, bias, lora))
     calls = [layer_call(x, tensors, scheme, mode, bias, lora)]
     calls.append(layer_call(x, tensors, scheme, mode, bias, lora, epilogue=Epilogue(before.clone(), accumulate=True)))
-    for path in kernel_paths(calls[0]):
-        if type(path).__name__ not in GENERATION_OF_ITS_OWN:
-            assert_close(path.run(calls[0]), plain, op="16-bit product")
+    for one in kernel_paths(calls[0]):
+        if type(one).__name__ not in GENERATION_OF_ITS_OWN:
+            assert_close(one.run(calls[0]), plain, op="16-bit product")
             calls[1].epilogue.out.copy_(before)
-            assert_close(path.run(calls[1]), plain.float() + before.float(), op="16-bit product")
+            assert_close(one.run(calls[1]), plain.float() + before.float(), op="16-bit product")
 
 
 @pytest.mark.parametrize("M", [1, 19])
@@ -150,8 +151,8 @@ def test_activations_that_want_gradients_are_taken(M, dtype, device):
     wanted = on_reference(layer_call(x, tensors, "awq", "w4a16", bias, lora))
     wanting = [t.requires_grad_() for t in (x, bias, *lora)]
     call = layer_call(wanting[0], tensors, "awq", "w4a16", wanting[1], (wanting[2], wanting[3]))
-    for path in kernel_paths(call):
-        assert_close(path.run(call), wanted, op="16-bit product")
+    for one in kernel_paths(call):
+        assert_close(one.run(call), wanted, op="16-bit product")
 
 
 @pytest.mark.gpu
@@ -179,13 +180,14 @@ def on_a_gpu(monkeypatch):
 
     def pretend(name):
         row = next(row for row in gpus.GENERATIONS if row.name == name)
-        monkeypatch.setattr(gpus, "generation", lambda _device: row)
-        for module in (layer_paths, layer_paths.KernelPath.can_run.__globals__):
-            setter = monkeypatch.setitem if isinstance(module, dict) else monkeypatch.setattr
-            setter(module, "generation", lambda _device: row)
-        monkeypatch.setitem(layer_paths.KernelPath.can_run.__globals__, "why_no_triton", lambda _device: None)
+        monkeypatch.setattr(path, "generation", lambda _device: row)
+        for module in (path, layer_paths):
+            monkeypatch.setattr(module, "why_no_triton", lambda _device: None)
+        layer_paths._steps_here.cache_clear()
 
-    return pretend
+    yield pretend
+    monkeypatch.undo()
+    layer_paths._steps_here.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,7 @@ def test_each_generation_has_its_paths(gpu, scheme, mode, names, on_a_gpu):
     on_a_gpu(gpu)
     cpu = torch.device("cpu")
     call = layer_call(torch.empty(4608, 192).half(), LAYERS[scheme](3072, 192, 16, torch.float16, cpu), scheme, mode)
-    found = {path.name: path.can_run(call) for path in paths_for(scheme, mode)}
+    found = {one.name: one.can_run(call) for one in paths_for(scheme, mode)}
     assert [name for name, reason in found.items() if reason is None] == [*names, "the reference"]
     for name, reason in found.items():
         assert reason is None or len(reason) > 8, f"no reason in words for {name}"
@@ -243,10 +245,42 @@ def test_what_fails_is_left_behind_and_the_next_path_runs(on_a_gpu, monkeypatch,
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(first, "run", fail)
-    monkeypatch.setattr(layer_paths.PLAIN_TORCH, "can_run", lambda _call: None)
+    monkeypatch.setattr(layer_paths.PlainTorch, "why_not_here", lambda _self, _device, _dtype: None)
     half = torch.float16, torch.device("cpu")
-    call = layer_call(activations(19, 192, *half), int4_layer(72, 192, 16, *half), "int4", "w4a8")
+    tensors, x = int4_layer(72, 192, 16, *half), activations(19, 192, *half)
     for _ in range(2):
-        assert_close(layer_paths.run(call), on_reference(call), op="gemm_w4a8")
+        out = layer_paths.run(layer_call(x, tensors, "int4", "w4a8"))
     assert calls == [1]
-    assert "w4a8 with int8 tensor cores does not work on cpu" in caplog.text and "plain torch" in caplog.text
+    assert "w4a8 with int8 tensor cores does not work on cpu" in caplog.text
+    assert "using w4a16 with plain torch instead" in caplog.text
+    assert_same(out, layer_paths.PLAIN_TORCH.run(layer_call(x, tensors, "int4", "w4a16")))
+
+
+@pytest.mark.parametrize(("scheme", "mode"), sorted(layer_paths.ALL_CALLS))
+@pytest.mark.parametrize("path_name", ["REFERENCE", "PLAIN_TORCH"])
+def test_a_gradient_that_is_asked_for_is_right(scheme, mode, path_name, monkeypatch):
+    """As if activations were left alone; through GELUs on both sides, a sum, and to the factors of a LoRA."""
+    cpu = torch.device("cpu")
+    tensors = {**LAYERS, "awq": awq_layer}[scheme](72, 192, 16, torch.float32, cpu)
+    weight = dequantize(tensors, scheme)
+    monkeypatch.setattr(layer_paths, "REFERENCE", getattr(layer_paths, path_name))
+    x, held, bias = torch.randn(19, 192), torch.randn(19, 72), torch.randn(72)
+    lora = torch.randn(192, 16) / 14, torch.randn(72, 16) / 4
+    leaves = [t.clone().requires_grad_() for t in (x, bias, *lora)]
+    expected = [t.clone().requires_grad_() for t in (x, bias, *lora)]
+    gelu = torch.nn.functional.gelu if scheme != "awq" else lambda t, approximate: t
+    out = held.clone()
+    call = layer_call(
+        leaves[0], tensors, scheme, mode, leaves[1], (leaves[2], leaves[3]), gelu=scheme != "awq",
+        epilogue=Epilogue(out, accumulate=True, gelu_from=8),
+    )  # fmt: skip
+    layer_paths.run(call).square().sum().backward()
+    inner = gelu(expected[0], approximate="tanh")
+    smoothed = inner / tensors["smooth_factor"] if scheme != "awq" else inner
+    total = smoothed @ weight.T + (inner @ expected[2]) @ expected[3].T + expected[1] + held
+    if scheme != "awq":
+        total = total + (inner @ tensors["proj_down"]) @ tensors["proj_up"].T
+    after = torch.cat((total[:, :8], torch.nn.functional.gelu(total[:, 8:], approximate="tanh")), dim=1)
+    after.square().sum().backward()
+    for found, wanted in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-3, atol=1e-3 * float(wanted.grad.abs().max()))

@@ -63,7 +63,7 @@ def test_the_same_numbers_in_the_same_layout(asked, split, joined):
 CALLS = {
     "mask": {"mask": torch.zeros(40, 40)},
     "head of 65 channels": {"q": (1, 4, 40, 65), "k": (1, 4, 40, 65)},
-    "head of 256 channels": {"q": (1, 4, 40, 256), "k": (1, 4, 40, 256)},
+    "head of 264 channels": {"q": (1, 4, 40, 264), "k": (1, 4, 40, 264)},
     "short": {"q": (1, 4, 8, 64)},
     "few keys": {"k": (1, 4, 8, 64)},
     "float64": {"dtype": torch.float64},

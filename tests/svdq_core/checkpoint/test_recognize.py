@@ -10,8 +10,12 @@ from svdquant_pack.svdq_core.errors import CheckpointError
 INT8, HALF = torch.zeros(128, 64, dtype=torch.int8), torch.zeros(128, 128, dtype=torch.bfloat16)
 
 OTHERS = {
-    "plain BF16": ({"double_blocks.0.img_attn.qkv.weight": HALF}, "an unquantized model (BF16)"),
-    "fp8": ({"img_in.weight": HALF.to(torch.float8_e4m3fn)}, "an fp8 model (F8_E4M3)"),
+    "sealed": ({"quantfunc.payload": INT8}, "a sealed QuantFunc file"),
+    "plain BF16": ({"double_blocks.0.img_attn.qkv.weight": HALF}, "It is a 16-bit FLUX.1 model"),
+    "fp8": (
+        {"img_in.weight": HALF.to(torch.float8_e4m3fn)},
+        "has no SVDQuant layers (F8_E4M3). If it is a diffusion model",
+    ),
     "4-bit T5": (
         {"encoder.block.0.layer.0.SelfAttention.q.qweight": INT8.view(torch.int16), "shared.weight": HALF},
         "this is a 4-bit text encoder (T5)",

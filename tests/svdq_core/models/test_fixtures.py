@@ -86,7 +86,7 @@ class TestT5:
             read_text_encoder(Checkpoint(path_of("krea2_int4")))
 
     def test_it_is_no_diffusion_model(self):
-        with pytest.raises(CheckpointError, match="Use Load SVDQuant Text Encoder"):
+        with pytest.raises(CheckpointError, match=r"Use Load Text Encoder \(SVDQuant\)"):
             read_checkpoint(Checkpoint(path_of("t5_awq")))
 
     @pytest.mark.parametrize(

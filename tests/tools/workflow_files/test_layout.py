@@ -15,10 +15,10 @@ def test_a_node_stands_in_the_column_after_its_last_source():
     assert [[b.id for b in column] for column in columns] == [[1, 4], [2], [3], [5]]
 
 
-def test_what_only_shows_something_stands_below_it():
+def test_what_only_shows_something_stands_behind_it():
     boxes = [box(1), box(2, "a", 1), box(3), box(4, "a", 2)]
     columns = columns_of_stage(boxes, used={1, 2, 3})
-    assert [[b.id for b in column] for column in columns] == [[1, 3], [2, 4]]
+    assert [[b.id for b in column] for column in columns] == [[1, 3], [2], [4]]
 
 
 def test_sources_in_other_stages_do_not_push_a_node():

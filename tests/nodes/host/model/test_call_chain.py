@@ -47,7 +47,9 @@ def launches(monkeypatch):
     for module in (gemm_w4a8, quantize_act_int8):
         monkeypatch.setattr(module, "launch", launch)
     monkeypatch.setattr(path, "why_no_triton", lambda _device: None)
-    return found
+    layer_paths._steps_here.cache_clear()
+    yield found
+    layer_paths._steps_here.cache_clear()
 
 
 @pytest.mark.parametrize("gpu", ["sm_89", "sm_90", "sm_100"])

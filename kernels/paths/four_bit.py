@@ -1,0 +1,84 @@
+"""Paths that multiply exact 4-bit codes on both sides: w4a4."""
+
+import torch
+from torch import Tensor
+
+from ..epilogue import settle
+from ..format import GROUP_SIZE_INT4
+from ..gpus import Generation
+from ..layer_call import LayerCall
+from ..tiles import NATIVE_INT4_ROWS, native_int4_tile
+from .path import KernelPath, outer_scales, why_no_language
+
+
+class NativeInt4(KernelPath):
+    """Exact w4a4 by the INT4 products of Ampere and Ada."""
+
+    name, serves = "INT4 tensor cores", frozenset({("int4", "w4a4")})
+
+    def why_not_on(self, gpu: Generation) -> str | None:
+        return why_no_language("gemm_w4a4_native") if gpu.int4 else f"{gpu.name} has none"
+
+    def why_not_for(self, call: LayerCall) -> str | None:
+        if call.out_features % 64:
+            return f"{call.out_features} outputs are not a multiple of 64"
+        return "its weight scales are float32" if call.tensors["wscales"].dtype == torch.float32 else None
+
+    def run(self, call: LayerCall) -> Tensor:
+        from ..self_check import require_int4
+        from ..step.gemm_w4a4_native import gemm_w4a4_native
+        from ..step.quantize_act import quantize_act
+
+        (M, K), N = call.x.shape, call.out_features
+        block_n = native_int4_tile(M, N, K // GROUP_SIZE_INT4)["BLOCK_N"]
+        require_int4(call.x.device, call.x.dtype, block_n, call.act_unsigned)
+        operands = call.x, call.tensors["smooth_factor"], call.branch.down, "int4", "packed"
+        qx, ascales, x_down = quantize_act(*operands, call.act_unsigned, call.gelu, pad_rows=NATIVE_INT4_ROWS)
+        weight = call.tensors["qweight"], call.tensors["wscales"]
+        out = gemm_w4a4_native(qx, ascales, *weight, x_down, call.branch.up, call.bias, call.act_unsigned)
+        return settle(out, call.epilogue)
+
+
+class Int8Codes(KernelPath):
+    """Exact w4a4 with 4-bit codes as int8: scaled after each group of 64 k.
+
+    That costs more than 16-bit products where int8 ones are not at least four times as fast. H200, 3072 -> 12288,
+    M = 4608: int8 0.99 ms at best, 16-bit 0.54 ms with both sides dequantized first.
+    """
+
+    name, serves = "int8 tensor cores", frozenset({("int4", "w4a4")})
+
+    def why_not_on(self, gpu: Generation) -> str | None:
+        return None if gpu.int8_rate >= 4 else f"on {gpu.name} 16-bit products are faster for exact 4-bit codes"
+
+    def run(self, call: LayerCall) -> Tensor:
+        from ..step.gemm_w4a4 import gemm_w4a4
+        from ..step.quantize_act import quantize_act
+        from ..step.unpack_weight import expand_codes
+
+        operands = call.x, call.tensors["smooth_factor"], call.branch.down, "int4", "int8"
+        qx, ascales, x_down = quantize_act(*operands, call.act_unsigned, call.gelu)
+        codes = expand_codes(call.tensors["qweight"])
+        out = gemm_w4a4(qx, ascales, codes, call.tensors["wscales"], x_down, call.branch.up, call.bias)
+        return settle(out, call.epilogue)
+
+
+class NativeFp4(KernelPath):
+    """Exact w4a4 by the FP4 products of Blackwell."""
+
+    name, serves = "FP4 tensor cores", frozenset({("nvfp4", "w4a4")})
+
+    def why_not_on(self, gpu: Generation) -> str | None:
+        return why_no_language("gemm_nvfp4") if gpu.fp4 else f"{gpu.name} has none"
+
+    def run(self, call: LayerCall) -> Tensor:
+        from ..self_check import require_fp4
+        from ..step.gemm_nvfp4 import gemm_nvfp4
+        from ..step.quantize_act import quantize_act
+
+        require_fp4(call.x.device, call.x.dtype)
+        operands = call.x, call.tensors["smooth_factor"], call.branch.down, "nvfp4", "packed"
+        qx, ascales, x_down = quantize_act(*operands, False, call.gelu)
+        weight = call.tensors["qweight"], call.tensors["wscales"]
+        out = gemm_nvfp4(qx, ascales, *weight, x_down, call.branch.up, call.bias, **outer_scales(call))
+        return settle(out, call.epilogue)

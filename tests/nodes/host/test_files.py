@@ -1,0 +1,39 @@
+"""Where models are listed and files written."""
+
+import pytest
+
+from svdquant_pack.svdq_core.errors import SVDQuantError
+
+
+@pytest.fixture
+def files(host):
+    from svdquant_pack.nodes.host import files
+
+    return files
+
+
+def test_svdquant_files_come_first_in_the_list(host, files):
+    folder = host.model_folder("diffusion_models")
+    names = ("aaa-flux.safetensors", "svdq-int4_r32-zzz.safetensors", "My-SVDQ-aaa.safetensors")
+    for name in names:
+        (folder / name).touch()
+    try:
+        listed = [name for name in files.list_models() if name in names]
+    finally:
+        for name in names:
+            (folder / name).unlink()
+    assert listed == [names[2], names[1], names[0]]
+
+
+def test_a_new_file_gets_the_first_free_number(host, files):
+    first = files.output_path("counted/model", overwrite=False)
+    assert first.name == "model.safetensors"
+    first.parent.mkdir(parents=True)
+    first.touch()
+    assert files.output_path("counted/model", overwrite=True) == first
+    for number in (2, 3):
+        path = files.output_path("counted/model", overwrite=False)
+        assert path == first.with_name(f"model_{number}.safetensors")
+        path.touch()
+    with pytest.raises(SVDQuantError, match="no file name inside"):
+        files.output_path("../outside", overwrite=False)

@@ -1,0 +1,35 @@
+"""Wires stay in sight: what runs behind a node is found, and the nodes are moved until nothing does."""
+
+from workflow_files.arrange import Wire, arrange, hidden_wires
+from workflow_files.layout import Box
+
+
+def boxes(*given):
+    return {number: Box(number, stage, 200, 100, sources) for number, stage, sources in given}
+
+
+THREE = boxes((1, "files", ()), (2, "prompt", ()), (3, "draw", (1,)))
+
+
+def test_a_wire_behind_a_node_is_found():
+    in_the_way = {1: (0, 100), 2: (300, 100), 3: (600, 100)}
+    wire = Wire(1, 0, 3, 0)
+    assert hidden_wires(THREE, [wire], in_the_way) == [(wire, 2)]
+    assert not hidden_wires(THREE, [wire], {**in_the_way, 2: (300, 400)})
+
+
+def test_a_wire_behind_its_own_node_is_found():
+    backwards = {1: (600, 100), 2: (0, 900), 3: (0, 100)}
+    assert {number for _, number in hidden_wires(THREE, [Wire(1, 0, 3, 0)], backwards)} & {1, 3}
+
+
+def test_nodes_are_moved_out_of_the_way():
+    wires = [Wire(1, 0, 3, 0)]
+    places = arrange(list(THREE.values()), wires, 0)
+    assert not hidden_wires(THREE, wires, places)
+
+
+def test_a_second_row_begins_at_the_left_and_below():
+    places = arrange(list(THREE.values()), [Wire(1, 0, 3, 0)], 0, below="draw")
+    assert places[3][0] == places[1][0]
+    assert places[3][1] > max(places[n][1] + THREE[n].height for n in (1, 2))
