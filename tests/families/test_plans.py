@@ -18,6 +18,7 @@ from svdquant_pack.svdq_core.quantize.spec import QuantSpec
 PLANS = json.loads((Path(__file__).parent / "plans.json").read_text(encoding="utf-8"))
 # family here -> the description that its published files have
 DESCRIBED = {
+    "ernie": "ernie",
     "flux1": "flux",
     "flux2": "flux2",
     "chroma": "chroma",
