@@ -31,6 +31,9 @@ PAUSE = 200
 LARGEST_COUNT = 1024  # recordings kept by a thread
 
 
+Result = Tensor | tuple[Tensor, ...]  # of a call
+
+
 class _Thread(threading.local):
     def __init__(self):
         self.known: dict[Hashable, Replay | int] = {}  # by situation; a number counts attempts that left no recording
@@ -153,25 +156,27 @@ class Replay:
     """What one call did, ready to be done for other addresses.
 
     Args:
-        recorder: what the call did. sources: the tensors that it read, or None. out: its result.
+        recorder: what the call did. sources: the tensors that it read, or None. out: its result, or several.
 
     Raises:
         LookupError: it used a tensor that it neither was given nor allocated.
     """
 
-    def __init__(self, recorder: Recorder, sources: Sequence[Tensor | None], out: Tensor):
-        self.shape, self.dtype, self.device = out.shape, out.dtype, out.device
-        places = _Places(recorder, (*sources, out))
+    def __init__(self, recorder: Recorder, sources: Sequence[Tensor | None], out: Result):
+        self.is_one = isinstance(out, Tensor)
+        outs = (out,) if isinstance(out, Tensor) else out
+        self.forms, self.device = [(t.shape, t.dtype) for t in outs], outs[0].device
+        places = _Places(recorder, (*sources, *outs))
         placed = {Launch: _PlacedLaunch, Write: _PlacedWrite}
         self.steps = [placed[type(step)](step, places) for step in recorder.steps]
         self.scratch_bytes = places.scratch_bytes
         self.pause = 0  # calls that run as usual, after memory ran out
 
-    def __call__(self, sources: Sequence[Tensor | None]) -> Tensor | None:
+    def __call__(self, sources: Sequence[Tensor | None]) -> Result | None:
         """The result for other tensors of the same shapes and strides; None where addresses do not allow it."""
-        out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        outs = tuple([torch.empty(shape, dtype=dtype, device=self.device) for shape, dtype in self.forms])
         scratch = torch.empty(self.scratch_bytes, dtype=torch.uint8, device=self.device)
-        tensors = (*sources, out, scratch)
+        tensors = (*sources, *outs, scratch)
         bases = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         for base in bases:
             if base % ALIGNMENT:
@@ -179,7 +184,7 @@ class Replay:
         stream = current_stream(self.device.index)
         for step in self.steps:
             step.issue(tensors, bases, stream)
-        return out
+        return outs[0] if self.is_one else outs
 
 
 def current_stream(index: int) -> int:
@@ -196,7 +201,7 @@ class Call:
 
     __slots__ = ("_failed_before", "_key", "_recorder", "_sources", "result")
 
-    result: Tensor  # a new contiguous tensor; to be set within the context, and nothing else is to be kept
+    result: Result  # new contiguous tensors; to be set within the context, and nothing else is to be kept
 
     def __init__(self, key: Hashable | None, sources: Sequence[Tensor | None]):
         self._key, self._sources = key, sources
@@ -219,10 +224,12 @@ class Call:
 
     def _keep(self, recorder: Recorder) -> None:
         known, out = _thread.known, self.result
+        outs = (out,) if isinstance(out, Tensor) else out
         if len(known) >= LARGEST_COUNT:
             known.clear()
-        aligned = all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in (*self._sources, out))
-        usable = recorder.complete and aligned and recorder.made(out) and self._failed_before == steps_left_behind()
+        aligned = all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in (*self._sources, *outs))
+        made = all(recorder.made(t) for t in outs)
+        usable = recorder.complete and aligned and made and self._failed_before == steps_left_behind()
         attempts = known.get(self._key, 0)
         assert isinstance(attempts, int), "what has a recording is not recorded again"
         try:
@@ -232,7 +239,7 @@ class Call:
             known[self._key] = attempts + 1
 
 
-def replay(situation: Hashable, sources: Sequence[Tensor | None]) -> Tensor | Call:
+def replay(situation: Hashable, sources: Sequence[Tensor | None]) -> Result | Call:
     """The result of a call that was recorded in this situation, by the same launches; else a context to run it in.
 
     Args:

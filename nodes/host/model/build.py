@@ -14,12 +14,13 @@ from ....svdq_core.layer import QuantizedLayer
 from ....svdq_core.models import SUPPORTED
 from ....svdq_core.quantized_model import QuantizedModel
 from ....svdq_core.runtime import describe_model, folds_gelu, resolve_compute, with_derived
+from ....svdq_core.shared_input import SharedInput
 from ..attention import choose_attention
 from ..graphs.forward import install_graphs
 from .fold import fold_gelus, speed_up_gelus, wants_folding
 from .patcher import adopt
 from .placeholder import Packed, placeholder
-from .quantized_linear import operations
+from .quantized_linear import SVDQuantLinear, operations
 
 # Linears whose weight the host reads beside multiplying with it: CogVideoX and Hunyuan3D cast activations to its dtype,
 # FLUX and Hunyuan Video 1.5 take channels from its shape
@@ -83,6 +84,10 @@ def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = Fal
     if where:
         fold_gelus(patcher.model, where)
     speed_up_gelus(patcher.model)
+    slot = SharedInput()
+    for module in patcher.model.modules():
+        if isinstance(module, SVDQuantLinear):
+            module.shared = slot
     patcher = adopt(patcher)
     # on the model, which all clones share: what a file needs beyond the weights
     patcher.model.svdquant_architecture = model.architecture
