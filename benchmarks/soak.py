@@ -1,11 +1,12 @@
 """Reliability: hundreds of prompts in one real server, and what stays of them in memory.
 
-    COMFYUI_PATH=... python benchmarks/soak.py --prompts 300
+    COMFYUI_PATH=... python benchmarks/soak.py --prompts 300 --loras 300
 
-Random order of model, LoRA set, strength, size and batch; now and then an interrupt in the middle, a bad file, and a
-step that runs out of memory. The first picture is asked for again at the end. Prints memory of host and GPU along the
-way; exits with 1 if the server fell over, a good prompt failed, memory grew by more than 1 % after the first third, or
-the last picture differs.
+Random order of model, LoRA set, strength, size and batch; hundreds of LoRA files of many ranks, and pictures of many
+sizes, so that a table that grows with either shows; now and then an interrupt in the middle, a bad file, and a step
+that runs out of memory. The first picture is asked for again at the end. Prints memory of host and GPU along the way,
+and its slope after the first third; exits with 1 if the server fell over, a good prompt failed, memory grew by more
+than 1 % in that time, or the last picture differs.
 """
 
 import argparse
@@ -24,8 +25,11 @@ from comfyui_source import find_host  # noqa: E402
 from host_models import put_tiny  # noqa: E402
 from lora_files import adapter_file, diffusers_lora, host_lora  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from torch import Tensor, cat  # noqa: E402
 
 GROWTH = 0.01  # of memory, from the first third of the run to its end
+FEWEST_LORAS = 3
+SIDES = range(64, 209, 16)  # pixels of a picture: a hundred different numbers of tokens
 
 # Nodes for this run alone: conditioning without a text encoder, a fingerprint of a latent, a step that wants too much.
 NODES = """
@@ -83,18 +87,33 @@ class SoakGreedyModel:
 NODE_CLASS_MAPPINGS = {"SoakPrompt": SoakPrompt, "SoakFingerprint": SoakFingerprint, "SoakGreedyModel": SoakGreedyModel}
 """
 
-LORAS = ("a.safetensors", "b.safetensors", "lokr.safetensors")
 MODELS = ("svdq-int4-tiny.safetensors", "svdq-nvfp4-tiny.safetensors")
 
 
-def put_files(base: Path) -> None:
+def lora_names(count: int) -> list[str]:
+    return [f"lora{number:04d}.safetensors" for number in range(count)]
+
+
+def make_lora(number: int) -> dict[str, Tensor]:
+    """One of many LoRAs: ranks from 4 to 32 in both spellings, and among ten of them one LoKr."""
+    if number % 10 == 2:
+        return adapter_file("LoKr", seed=number)
+    lora, times = (diffusers_lora if number % 2 else host_lora)(number), 1 + number % 8
+    along = {"lora_A.weight": 0, "lora_B.weight": 1}
+    return {
+        name: cat([tensor] * times, along[name[-13:]]) if name[-13:] in along else tensor
+        for name, tensor in lora.items()
+    }
+
+
+def put_files(base: Path, loras: int = FEWEST_LORAS) -> None:
     for kind in ("diffusion_models", "loras"):
         (base / "models" / kind).mkdir(parents=True, exist_ok=True)
     for precision in ("int4", "nvfp4"):
         put_tiny(base / "models" / "diffusion_models", precision)
     (base / "models" / "diffusion_models" / "bad.safetensors").write_bytes(b"not a model")
-    for name, lora in zip(LORAS, (diffusers_lora(5), host_lora(6), adapter_file("LoKr")), strict=True):
-        save_file(lora, base / "models" / "loras" / name)
+    for number, name in enumerate(lora_names(loras)):
+        save_file(make_lora(number), base / "models" / "loras" / name)
     node = base / "custom_nodes" / "soak_nodes"
     node.mkdir(parents=True, exist_ok=True)
     (node / "__init__.py").write_text(NODES, encoding="utf-8")
@@ -124,9 +143,9 @@ def graph(model: str, compute: str, loras: list[tuple[str, float]], size: tuple[
     return nodes
 
 
-def draw(rng: random.Random) -> dict:
-    loras = [(name, round(rng.uniform(-1, 1), 2)) for name in rng.sample(LORAS, rng.randrange(len(LORAS) + 1))]
-    size = rng.choice(((64, 64), (96, 128), (144, 112)))
+def draw(rng: random.Random, names: list[str]) -> dict:
+    loras = [(name, round(rng.uniform(-1, 1), 2)) for name in rng.sample(names, rng.randrange(FEWEST_LORAS + 1))]
+    size = rng.choice(SIDES), rng.choice(SIDES)
     return graph(
         rng.choice(MODELS), rng.choice(("w4a4", "w4a8")), loras, size, rng.choice((1, 1, 2)), seed=rng.randrange(99)
     )
@@ -146,10 +165,10 @@ def memory(server: ComfyUIServer) -> tuple[float, float]:
     return resident, used / 2**20
 
 
-def soak(server: ComfyUIServer, count: int, seed: int) -> list[str]:
+def soak(server: ComfyUIServer, count: int, seed: int, loras: int) -> list[str]:
     """Run the prompts; return what went wrong."""
-    rng, problems, marks = random.Random(seed), [], []
-    first_graph = graph(MODELS[0], "w4a8", [(LORAS[0], 0.7), (LORAS[1], -0.3)], (128, 96), 1, seed=1)
+    rng, problems, marks, names = random.Random(seed), [], [], lora_names(loras)
+    first_graph = graph(MODELS[0], "w4a8", [(names[0], 0.7), (names[1], -0.3)], (128, 96), 1, seed=1)
     first = server.prompt(first_graph)["outputs"]["show"]["text"]
     interrupted = refused = starved = 0
     started = time.monotonic()
@@ -157,7 +176,7 @@ def soak(server: ComfyUIServer, count: int, seed: int) -> list[str]:
         try:
             if number % 17 == 0:
                 prompt = server.submit(
-                    graph(MODELS[0], "w4a8", [(LORAS[0], 0.5)], (256, 256), 2, seed=number, steps=40)
+                    graph(MODELS[0], "w4a8", [(names[0], 0.5)], (256, 256), 2, seed=number, steps=40)
                 )
                 time.sleep(0.5)
                 server.interrupt()
@@ -165,10 +184,10 @@ def soak(server: ComfyUIServer, count: int, seed: int) -> list[str]:
             elif number % 23 == 0:
                 refused += fails(server, graph("bad.safetensors", "auto", [], (64, 64), 1), "bad.safetensors", problems)
             elif number % 29 == 0:
-                starving = graph(MODELS[0], "w4a8", [(LORAS[0], 0.5)], (128, 96), 1, seed=number, greedy=True)
+                starving = graph(MODELS[0], "w4a8", [(names[0], 0.5)], (128, 96), 1, seed=number, greedy=True)
                 starved += fails(server, starving, "ran out of memory", problems)
             else:
-                server.prompt(draw(rng))
+                server.prompt(draw(rng, names))
         except ComfyUIError as error:
             problems.append(f"prompt {number}: {error}")
             break
@@ -185,9 +204,19 @@ def soak(server: ComfyUIServer, count: int, seed: int) -> list[str]:
     settled = marks[len(marks) // 3 :]
     for column, what in ((1, "server memory"), (2, "GPU memory")):
         values = [mark[column] for mark in settled]
+        if any(values):
+            print(f"{what}: slope {100 * slope([mark[0] for mark in settled], values):+.2f} MiB in 100 prompts")
         if len(values) > 3 and min(values[:3]) > 0 and min(values[-3:]) > max(values[:3]) * (1 + GROWTH):
             problems.append(f"{what} grew from {max(values[:3]):.1f} to {min(values[-3:]):.1f} MiB")
     return problems
+
+
+def slope(places: list[float], values: list[float]) -> float:
+    """Of the straight line that lies closest to the values; 0 for fewer than two."""
+    mean_place, mean_value = sum(places) / len(places), sum(values) / len(values)
+    spread = sum((place - mean_place) ** 2 for place in places)
+    pairs = zip(places, values, strict=True)
+    return sum((p - mean_place) * (v - mean_value) for p, v in pairs) / spread if spread else 0.0
 
 
 def fails(server: ComfyUIServer, prompt: dict, words: str, problems: list[str]) -> int:
@@ -215,6 +244,7 @@ def wait_for_end(server: ComfyUIServer, prompt: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Hundreds of prompts in one real server.")
     parser.add_argument("--prompts", type=int, default=300)
+    parser.add_argument("--loras", type=int, default=300, help=f"different files, at least {FEWEST_LORAS} (300)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     args = parser.parse_args()
@@ -222,9 +252,9 @@ def main() -> int:
     if host is None:
         raise SystemExit("needs ComfyUI: set COMFYUI_PATH to its folder")
     with tempfile.TemporaryDirectory(prefix="svdquant-soak-") as folder:
-        put_files(Path(folder))
+        put_files(Path(folder), max(args.loras, FEWEST_LORAS))
         with ComfyUIServer(host, Path(folder), device=args.device) as server:
-            problems = soak(server, args.prompts, args.seed)
+            problems = soak(server, args.prompts, args.seed, max(args.loras, FEWEST_LORAS))
     for problem in problems:
         print(f"PROBLEM: {problem}")
     print("no problems" if not problems else f"{len(problems)} problems")

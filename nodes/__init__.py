@@ -8,6 +8,7 @@ from .compare_images import SVDQuantCompareImages
 from .environment_check import SVDQuantEnvironmentCheck
 from .export_model import SVDQuantExportModel
 from .load_model import SVDQuantModelLoader
+from .load_text_encoder import SVDQuantTextEncoderLoader
 from .lora_stack import SVDQuantLoraStack
 from .quantize_model import SVDQuantQuantizeModel
 
@@ -18,6 +19,7 @@ class SVDQuantExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             SVDQuantModelLoader,
+            SVDQuantTextEncoderLoader,
             SVDQuantLoraLoader,
             SVDQuantLoraStack,
             SVDQuantCalibrationStart,

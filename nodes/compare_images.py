@@ -1,5 +1,7 @@
 """Node: two IMAGEs -> a sheet with difference map and figures."""
 
+import math
+
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -67,6 +69,10 @@ class SVDQuantCompareImages(io.ComfyNode):
         difference_scale: float = 0.0,
     ) -> io.NodeOutput:
         notes = []
+        if not math.isfinite(difference_scale) or difference_scale < 0:
+            raise SVDQuantError(f"difference_scale is {difference_scale}, expected a number from 0 on. 0 chooses one.")
+        for images, name in ((reference, "reference"), (image, "image")):
+            _check(images, name)
         reference, image = (_flatten_alpha(i, name, notes) for i, name in ((reference, "reference"), (image, "image")))
         image = _match_size(image, reference, other_size, notes)
         reference, image = _pair_up(reference, image)
@@ -87,6 +93,24 @@ class SVDQuantCompareImages(io.ComfyNode):
 def _preview(images: Tensor, node: type) -> list:
     """Write pictures to the host's temporary folder; return what the page asks for them by."""
     return ui.PreviewImage(images, cls=node).as_dict()["images"]
+
+
+def _check(images: Tensor, name: str) -> None:
+    """Raise SVDQuantError for what is no batch of pictures."""
+    shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        raise SVDQuantError(
+            f"{name} is {shape}, expected (pictures, height, width, colours). Connect an ordinary image; of a video, "
+            "its frames."
+        )
+    if 0 in images.shape[1:]:
+        raise SVDQuantError(f"{name} has pictures without pixels: {shape}. Nothing to compare.")
+    bad = int((~torch.isfinite(images)).sum())
+    if bad:
+        raise SVDQuantError(
+            f"{name}: {bad} of its {images.numel()} values are NaN or infinite. Look for the node that made them; "
+            "elsewhere such a picture is black."
+        )
 
 
 def _flatten_alpha(images: Tensor, name: str, notes: list[str]) -> Tensor:

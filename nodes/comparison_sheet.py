@@ -1,6 +1,7 @@
 """Draws reference, picture and difference map side by side, with their figures, as a ComfyUI IMAGE."""
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,10 @@ BACKGROUND, INK, GREY, RULE = (255, 255, 255), (24, 27, 33), (100, 106, 116), (2
 HEAT = ((0, 0, 0), (70, 10, 100), (190, 40, 90), (250, 140, 40), (255, 255, 230))
 NARROWEST = 320  # pixels of a panel, nearly: figures need them
 LETTERS = (16, 40)  # smallest and largest height of letters
+NARROWEST_CELL = NARROWEST * 2 // 3  # pixels around a panel that enlarging would make too high
+HIGHEST = 2048  # pixels of a panel that was enlarged
+MOST_PIXELS = 1 << 22  # of a cell that was widened
+LONGEST_NAME = 1000  # letters that are looked at; none is narrower than a pixel or two
 WIDE = 2.0  # from this ratio of width to height on, panels stand below each other
 
 
@@ -49,7 +54,7 @@ def percent(fraction: float) -> str:
 def heat_map(difference: Tensor, scale: float) -> Tensor:
     """Colour differences of 0...1/scale: (...) float -> (..., 3) float32 in 0...1; larger ones take the last colour."""
     stops = torch.tensor(HEAT, dtype=torch.float32) / 255
-    place = (difference.float() * scale).clamp(0, 1) * (len(HEAT) - 1)
+    place = (difference.float() * scale).nan_to_num(1.0).clamp(0, 1) * (len(HEAT) - 1)
     left = place.floor().clamp(max=len(HEAT) - 2).long()
     return torch.lerp(stops[left], stops[left + 1], (place - left)[..., None])
 
@@ -65,9 +70,11 @@ def draw_pair(pair: Pair, names: tuple[str, str], scale: float) -> Tensor:
         (H', W', 3) float32 in 0...1; of pairs of one size all sheets have one size.
     """
     height, width = pair.reference.shape[:2]
-    zoom = max(1, round(NARROWEST / width))  # whole pixels, so that small pictures stay what they are
+    # whole pixels, so that small pictures stay what they are
+    zoom = max(1, min(round(NARROWEST / width), HIGHEST // height))
     panels = [_to_image(p, zoom) for p in (pair.reference, pair.picture, heat_map(pair.difference, scale))]
-    width, height = panels[0].size
+    panel_width, height = panels[0].size
+    width = max(panel_width, min(NARROWEST_CELL, MOST_PIXELS // height))
     letters = min(max(width // 26, LETTERS[0]), LETTERS[1])
     line, gap = round(letters * 1.7), letters
     below = width > WIDE * height
@@ -81,7 +88,7 @@ def draw_pair(pair: Pair, names: tuple[str, str], scale: float) -> Tensor:
         top = gap // 2 + (index * (line + height) if below else 0)
         draw.text((left, top), _shorten(draw, title, font, width), fill=INK, font=font)
         sheet.paste(panel, (left, top + line))
-        draw.rectangle((left - 1, top + line - 1, left + width, top + line + height), outline=RULE)
+        draw.rectangle((left - 1, top + line - 1, left + panel_width, top + line + height), outline=RULE)
     top = gap + rows * (line + height)
     figures = _shorten(draw, pair.figures(), font, sheet_width - 2 * gap)
     draw.text((gap, top), figures, fill=INK, font=font)
@@ -110,8 +117,9 @@ def _to_image(pixels: Tensor, zoom: int) -> Image.Image:
 
 
 def _shorten(draw: ImageDraw.ImageDraw, text: str, font, width: int) -> str:
-    if draw.textlength(text, font) <= width:
-        return text
-    while text and draw.textlength(text + "…", font) > width:
-        text = text[:-1]
-    return text + "…"
+    """One line that fits, whatever a user named the picture."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text[:LONGEST_NAME])
+    if len(text) <= LONGEST_NAME and draw.textlength(line, font) <= width:
+        return line
+    fits = bisect_left(range(len(line)), True, key=lambda n: draw.textlength(line[: n + 1] + "…", font) > width)
+    return line[:fits] + "…"

@@ -4,6 +4,7 @@ import logging
 
 from comfy_api.latest import io, ui
 
+from ..svdq_core.models import SUPPORTED
 from ..svdq_core.runtime import COMPUTE_CHOICES
 from .host import files
 from .host.attention import CHOICES as ATTENTION_CHOICES
@@ -12,23 +13,34 @@ from .host.model.build import load_model_with_status
 
 logger = logging.getLogger("svdquant")
 
+NO_FILE = "none"
+
 
 class SVDQuantModelLoader(io.ComfyNode):
     """Loads nunchaku-style SVDQuant files without a compiled extension."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        names = files.list_models()
         return io.Schema(
             node_id="SVDQuantModelLoader",
             display_name="Load Model (SVDQuant)",
             category="SVDQuant",
-            description="Loads a 4-bit SVDQuant model (svdq-*.safetensors) of FLUX.1 or PixArt. The MODEL works with "
-            "the ordinary nodes: LoRA, ControlNet, samplers.",
-            search_aliases=["nunchaku", "Nunchaku FLUX DiT Loader", "svdq", "int4", "nvfp4", "4-bit"],
+            description="Loads a 4-bit SVDQuant model (svdq-*.safetensors). The MODEL works with the ordinary nodes: "
+            f"LoRA, ControlNet, samplers. Families: {SUPPORTED}.",
+            search_aliases=[
+                "nunchaku",
+                "Nunchaku FLUX DiT Loader",
+                "Load SVDQuant Model",
+                "svdq",
+                "int4",
+                "nvfp4",
+                "4-bit",
+            ],
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=files.list_models(),
+                    options=names,
                     tooltip="A .safetensors file or legacy folder in models/diffusion_models.",
                 ),
                 io.Combo.Input(
@@ -48,6 +60,15 @@ class SVDQuantModelLoader(io.ComfyNode):
                     tooltip="auto: cuDNN's attention where it is faster than the one that ComfyUI takes by itself, "
                     "unless you or another node chose one. comfyui: always ComfyUI's.",
                 ),
+                io.Combo.Input(
+                    "second_file",
+                    options=[NO_FILE, *names],
+                    default=NO_FILE,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The 16-bit model, for a file that holds quantized layers only (MiniMax H3). Without it, "
+                    "loading says which file is wanted.",
+                ),
             ],
             outputs=[
                 io.Model.Output(),
@@ -59,12 +80,18 @@ class SVDQuantModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str, compute: str, attention: str = "auto") -> str:
-        return files.fingerprint(files.model_path(model_name)) + compute + attention
+    def fingerprint_inputs(
+        cls, model_name: str, compute: str, attention: str = "auto", second_file: str = NO_FILE
+    ) -> str:
+        prints = [files.fingerprint(files.model_path(name)) for name in (model_name, second_file) if name != NO_FILE]
+        return "".join(prints) + compute + attention
 
     @classmethod
-    def execute(cls, model_name: str, compute: str, attention: str = "auto") -> io.NodeOutput:
-        model, status = load_model_with_status(files.model_path(model_name), compute, attention=attention)
+    def execute(
+        cls, model_name: str, compute: str, attention: str = "auto", second_file: str = NO_FILE
+    ) -> io.NodeOutput:
+        base = None if second_file == NO_FILE else files.model_path(second_file)
+        model, status = load_model_with_status(files.model_path(model_name), compute, base, attention=attention)
         status = f"{status}; {memory_line(model)}"
         logger.info("loaded %s", status)
         return io.NodeOutput(model, status, ui=ui.PreviewText(status))

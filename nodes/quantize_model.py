@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..svdq_core.checkpoint import require_space
 from ..svdq_core.quantize import QuantSpec
-from ..svdq_core.quantize.journal import journal_folder
+from ..svdq_core.quantize.journal import journal_folder, stored_bytes
 from ..svdq_core.quantize.overrides import Overrides
 from ..svdq_core.quantize.spec import METHODS
 from ..svdq_core.quantize.to_file import quantize_to_file
@@ -176,8 +176,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         weights = DenseWeights(model)
         fitted = None if file is None else fit_calibration(weights, file)
         job = make_job(weights, path, spec, overrides, fitted)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        require_space(path, int(weights.count * BYTES_PER_WEIGHT[precision] * COPIES) - _finished_bytes(path))
+        require_space(path, int(weights.count * BYTES_PER_WEIGHT[precision] * COPIES) - stored_bytes(path))
         reserve_room(model, spec)
         try:
             outcome = quantize_to_file(job, LayerProgress(layer_costs(model)).step)
@@ -197,8 +196,3 @@ def _target(filename_prefix: str, spec: QuantSpec, overwrite: bool) -> Path:
     folder, _, stem = filename_prefix.strip().rpartition("/")
     name = f"svdq-{FILE_PRECISION[spec.precision]}_r{spec.rank}-{stem}"
     return files.output_path(f"{folder}/{name}" if folder else name, overwrite)
-
-
-def _finished_bytes(path: Path) -> int:
-    """What layers of an earlier run take on the disk already."""
-    return sum(file.stat().st_size for file in journal_folder(path).glob("*"))

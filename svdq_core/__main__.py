@@ -8,6 +8,7 @@ Standard library only until the arguments are read: --help works in every Python
 
 import argparse
 import importlib
+import io
 import logging
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ def _show_progress(done: int, total: int, name: str) -> None:
 def _convert(options: argparse.Namespace) -> None:
     show = _show_progress if sys.stderr.isatty() else lambda *step: None
     done = _import("convert").convert(
-        options.source, options.target, options.to, options.overwrite, show, options.strict
+        options.source, options.target, options.to, options.overwrite, show, options.strict, options.base
     )
     for note in done.notes:
         sys.stdout.write(f"note: {note}\n")
@@ -92,6 +93,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     convert.add_argument("--to", required=True, choices=("nunchaku", "comfy", "bf16", "svdquant"))
     convert.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
     convert.add_argument(
+        "--base", type=Path, metavar="FILE", help="a second file with what is not quantized, for MiniMax H3"
+    )
+    convert.add_argument(
         "--strict", action="store_true", help="write nothing that only this pack reads; what is rounded is lost"
     )
     convert.set_defaults(run=_convert, left="nothing was written")
@@ -133,6 +137,9 @@ def main(argv: list[str]) -> int:
     if missing:
         sys.stderr.write(f"error: {command_line.use_comfyui_python(missing, ' '.join(argv))}\n")
         return 1
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what a terminal cannot print
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         options.run(options)

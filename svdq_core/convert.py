@@ -23,7 +23,6 @@ from .errors import SVDQuantError
 from .layer import Part, QuantizedLayer
 from .quantized_model import QuantizedModel
 
-RELEASE_BYTES = 256 << 20  # of a source, after which its pages are let go
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, name of the piece
 
 
@@ -51,6 +50,7 @@ def convert(
     overwrite: bool = False,
     on_progress: Progress = lambda *step: None,
     strict: bool = False,
+    base: Path | None = None,
 ) -> Conversion:
     """Convert a file or folder.
 
@@ -59,9 +59,10 @@ def convert(
         overwrite: replace an existing target.
         on_progress: called before each piece, twice for every piece of the model; what it raises ends the run.
         strict: write nothing that only this pack reads, for readers that refuse unknown tensors.
+        base: a second file, with what is not quantized, where the source does not have it.
 
     Raises:
-        CheckpointError: the source is damaged, or of no kind that is read here.
+        CheckpointError: the source is damaged, of no kind that is read here, or changes meanwhile.
         ArchitectureError: the format cannot hold the model.
         SVDQuantError: the target is there, another run writes it, or it cannot be written. Nothing new remains then.
     """
@@ -71,16 +72,19 @@ def convert(
     _refuse_existing(target, overwrite)
     if target.is_dir():
         raise SVDQuantError(f"{target} is a folder. Give the name of a file.")
-    checkpoint = Checkpoint(source)
+    checkpoint = Checkpoint(source, base)
     if target.exists() and any(target.samefile(file) for file in checkpoint.files):
         raise SVDQuantError(f"{target} is the source itself. Choose another name.")
     dialect = find_dialect(checkpoint)
-    plan = dialect.plan(checkpoint)
-    # of the formats read here only comfy-native holds more than another format can
-    form = FORMATS[to](plan.architecture, dialect.name == "comfy", checkpoint.name, strict)
-    with writing(target):
-        _refuse_existing(target, overwrite)  # another run may just have ended
-        outputs = _write(plan, target, form, on_progress)
+    plan = dialect.read_plan(checkpoint)
+    # of the formats read here only these hold more than another format can
+    form = FORMATS[to](plan.architecture, dialect.name in ("comfy", "modelopt"), checkpoint.name, strict)
+    try:
+        with writing(target):
+            _refuse_existing(target, overwrite)  # another run may just have ended
+            outputs = _write(plan, target, form, on_progress)
+    finally:
+        checkpoint.release()
     nbytes = sum(output.nbytes for output in outputs)
     return Conversion(dialect.title, tuple(form.notes), len(outputs), nbytes, time.perf_counter() - started)
 
@@ -93,32 +97,21 @@ def _refuse_existing(target: Path, overwrite: bool) -> None:
 def _write(plan: Plan, target: Path, form: Format, on_progress: Progress) -> list[Output]:
     """Read twice, write once; what the file then holds."""
     outline, outputs, total = QuantizedModel(plan.architecture, metadata=plan.metadata), [], 2 * len(plan)
-    for step, (host, entry) in enumerate(_pieces(plan)):
+    for step, (host, entry) in enumerate(plan.entries()):
         on_progress(step, total, host)
         outputs += [_without_data(output) for output in form.outputs(host, entry)]
         _add_outline(outline, host, entry)
     form.finish()
 
     def made() -> Iterator[Output]:
-        for step, (host, entry) in enumerate(_pieces(plan), start=len(plan)):
+        for step, (host, entry) in enumerate(plan.entries(), start=len(plan)):
             on_progress(step, total, host)
             yield from form.outputs(host, entry)
+        plan.checkpoint.check_unchanged()
 
     write_stream(target, outputs, form.metadata(outline), made())
     on_progress(total, total, "")
     return outputs
-
-
-def _pieces(plan: Plan) -> Iterator[tuple[str, Entry]]:
-    """The pieces of the model; the pages of the source are let go now and then."""
-    read = 0
-    for host, entry in plan.entries():
-        yield host, entry
-        read += entry.nbytes
-        if read > RELEASE_BYTES:
-            read = 0
-            del entry
-            plan.checkpoint.release()
 
 
 def _without_data(output: Output) -> Output:

@@ -1,10 +1,12 @@
 """Which published file suits a GPU, and how much memory a model needs, computed from the shapes of its layers."""
 
+from fnmatch import fnmatchcase
+
 import torch
 
 from ..kernels.gpus import generation
 from .layer import GROUP_SIZE
-from .models import FLUX, Architecture
+from .models import FLUX, Architecture, LinearMap, Published
 
 WORKING_GIB = 0.5  # activations of FLUX.1 at 1024 x 1024; 0.42 GiB measured with BF16 weights on an H200
 RESERVED_GIB = 1.0  # the CUDA context, the desktop, the host's own reserve
@@ -37,14 +39,34 @@ def weight_bytes(
         sizes = [size * width for size in linear.shape if size is not None]
         assert len(sizes) == 2, "a published model whose sizes its width decides"
         rows, columns = (int(size) for size in sizes)
-        for (start, stop), (left, right) in linear.rectangles(rows, columns):
-            n, k = stop - start, right - left
-            if linear.modulation_chunks:
-                total += n * k // 2 + 2 * 2 * n * (k // GROUP_SIZE["awq"]) + 4 * n
-                continue
-            scale_bytes = 2 if precision == "int4" else 1
-            scales = scale_bytes * n * (k // GROUP_SIZE[precision])
-            total += n * k // 2 + scales + 2 * rank * (n + k) + 2 * k + 2 * n
+        total += _linear_bytes(linear, rows, columns, precision, rank)
+    return total
+
+
+def published_bytes(family: Architecture, model: Published, precision: str, rank: int) -> int:
+    """Bytes of the tensors of a published model's file; arguments as weight_bytes."""
+    total = 2 * model.outside
+    for block in family.blocks:
+        for linear in block.linears:
+            rows, columns = model.linear_size(block, linear)
+            kept = any(fnmatchcase(f"{block.host}.0.{linear.host}", pattern) for pattern in family.kept)
+            each = 2 * rows * (columns + 1) if kept else _linear_bytes(linear, rows, columns, precision, rank)
+            total += model.counts[block.host] * each
+    return total
+
+
+def _linear_bytes(linear: LinearMap, rows: int, columns: int, precision: str, rank: int) -> int:
+    """One Linear; of the pieces of a source the first has what they share."""
+    total = 0
+    for (start, stop), (left, right) in linear.rectangles(rows, columns):
+        n, k = stop - start, right - left
+        if linear.modulation_chunks:
+            total += n * k // 2 + 2 * 2 * n * (k // GROUP_SIZE["awq"]) + 4 * n
+            continue
+        scale_bytes = 2 if precision == "int4" else 1
+        scales = scale_bytes * n * (k // GROUP_SIZE[precision])
+        shared = 0 if linear.piece else 2 * (rank + 1) * k
+        total += n * k // 2 + scales + 2 * rank * n + shared + (2 * n if linear.bias else 0)
     return total
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MOST_ROWS = 10  # of SVDQuantLoraStack
-T5_REPLACEMENT = "t5xxl_fp8_e4m3fn_scaled.safetensors"
 HOST_T5_LENGTH = 256  # what ComfyUI pads FLUX prompts to by itself
 
 # class -> its widgets in the order in which the page stores their values
@@ -34,6 +33,8 @@ WIDGETS = {
     ),
     "NunchakuTextEncoderLoaderV2": ("model_type", "text_encoder1", "text_encoder2", "t5_min_length"),
     "NunchakuWheelInstaller": ("version", "dev_version", "mode"),
+    "NunchakuQwenImageDiTLoader": ("model_name", "cpu_offload", "num_blocks_on_gpu", "use_pin_memory"),
+    "NunchakuZImageDiTLoader": ("model_name", "cpu_offload", "num_blocks_on_gpu", "use_pin_memory"),
 }
 
 # nodes that stay as they are -> why
@@ -47,8 +48,6 @@ WITHOUT_COUNTERPART = {
     "NunchakuFluxIPAdapterApply": "IP-Adapter: take an IP-Adapter pack for FLUX, or FLUX.1 Redux (core nodes).",
     "NunchakuModelMerger": "Not needed: Load Model (SVDQuant) reads folders of older releases; Export Model (SVDQuant) "
     "writes one file.",
-    "NunchakuQwenImageDiTLoader": "Qwen-Image is not supported by this pack.",
-    "NunchakuZImageDiTLoader": "Z-Image is not supported by this pack.",
     "NunchakuDepthPreprocessor": "Depth maps: take a preprocessor pack, for example comfyui_controlnet_aux.",
 }
 
@@ -89,13 +88,23 @@ def _model_loader(values: dict) -> Replacement:
         notes.append("cpu_offload is left out: ComfyUI moves the model as memory requires (start it with --lowvram).")
     if int(values.get("device_id") or 0):
         notes.append(f"device_id {values['device_id']} is left out: start ComfyUI with --cuda-device.")
-    node = NewNode(
+    return Replacement((_loader(values.get("model_path", ""), "model_path"),), tuple(notes))
+
+
+def _loader(file: str, called: str) -> NewNode:
+    return NewNode(
         "SVDQuantModelLoader",
-        {"model_name": values.get("model_path", ""), "compute": "auto"},
+        {"model_name": file, "compute": "auto", "attention": "auto", "second_file": "none"},
         outputs=(("MODEL", "MODEL"), ("status", "STRING")),
-        renamed={"model_path": "model_name"},
+        renamed={called: "model_name"},
     )
-    return Replacement((node,), tuple(notes))
+
+
+def _family_loader(values: dict) -> Replacement:
+    notes = []
+    if values.get("cpu_offload") == "enable":
+        notes.append("cpu_offload is left out: ComfyUI moves the model as memory requires (start it with --lowvram).")
+    return Replacement((_loader(values.get("model_name", ""), "model_name"),), tuple(notes))
 
 
 _PATCHED = (("MODEL", "MODEL"), ("report", "STRING"))
@@ -133,21 +142,32 @@ def _lora_stack(values: dict) -> Replacement:
     return Replacement(tuple(chain), tuple(notes))
 
 
+def _four_bit_encoder(t5: int, names: list[str]) -> NewNode:
+    """The loader of a 4-bit T5, which is names[t5], and of what stands beside it."""
+    other = 1 - t5
+    values = {"text_encoder": names[t5], "type": "flux", "second": names[other] or "none", "third": "none"}
+    return NewNode(
+        "SVDQuantTextEncoderLoader",
+        {**values, "device": "default"},
+        outputs=(("CLIP", "CLIP"),),
+        renamed={f"text_encoder{t5 + 1}": "text_encoder", f"text_encoder{other + 1}": "second"},
+    )
+
+
 def _text_encoders(values: dict) -> Replacement:
     notes, names = [], [values.get("text_encoder1", ""), values.get("text_encoder2", "")]
-    renamed = {"text_encoder1": "clip_name1", "text_encoder2": "clip_name2"}
-    four_bit = values.get("use_4bit_t5") == "enable"
-    for i, name in enumerate(names):
-        quantized = str(name).rpartition("/")[2].startswith("awq-int4")
-        if quantized or (four_bit and "t5" in str(name).lower()):
-            names[i] = T5_REPLACEMENT
-            notes.append(f"the 4-bit T5 has no loader here: {T5_REPLACEMENT} takes its place (5 GB, {_WHERE}).")
-    loader = NewNode(
-        "DualCLIPLoader",
-        {"clip_name1": names[0], "clip_name2": names[1], "type": "flux", "device": "default"},
-        outputs=(("CLIP", "CLIP"),),
-        renamed=renamed,
-    )
+    if values.get("use_4bit_t5") == "enable" and values.get("int4_model"):
+        names = [values["int4_model"] if "t5" in str(name).lower() else name for name in names]
+    quantized = [i for i, name in enumerate(names) if "awq-int4" in str(name).lower()]
+    if quantized:
+        loader = _four_bit_encoder(quantized[0], names)
+    else:
+        loader = NewNode(
+            "DualCLIPLoader",
+            {"clip_name1": names[0], "clip_name2": names[1], "type": "flux", "device": "default"},
+            outputs=(("CLIP", "CLIP"),),
+            renamed={"text_encoder1": "clip_name1", "text_encoder2": "clip_name2"},
+        )
     length = int(values.get("t5_min_length") or HOST_T5_LENGTH)
     if length == HOST_T5_LENGTH:
         return Replacement((loader,), tuple(notes))
@@ -162,15 +182,14 @@ def _text_encoders(values: dict) -> Replacement:
     return Replacement((loader, options), tuple(notes))
 
 
-_WHERE = "comfyanonymous/flux_text_encoders on Hugging Face, into models/text_encoders"
-
-
 def _installer(values: dict) -> Replacement:
     return Replacement((), ("not needed: this pack installs no wheel.",))
 
 
 RULES: dict[str, Callable[[dict], Replacement]] = {
     "NunchakuFluxDiTLoader": _model_loader,
+    "NunchakuQwenImageDiTLoader": _family_loader,
+    "NunchakuZImageDiTLoader": _family_loader,
     "NunchakuFluxLoraLoader": _lora_loader,
     "NunchakuFluxLoraStack": _lora_stack,
     "NunchakuTextEncoderLoader": _text_encoders,

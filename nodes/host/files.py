@@ -8,6 +8,7 @@ import folder_paths
 
 from ...svdq_core.checkpoint.container import LEGACY_FILES, NATIVE_FILES
 from ...svdq_core.errors import SVDQuantError
+from ...svdq_core.file_names import check_name
 
 MODEL_KIND = "diffusion_models"
 FILE_ENDINGS = (".safetensors", ".sft")
@@ -54,6 +55,19 @@ def model_path(name: str) -> str:
     raise SVDQuantError(f"{name}: not found in the folders of diffusion models. Refresh the page and choose again.")
 
 
+def list_text_encoders() -> list[str]:
+    return folder_paths.get_filename_list("text_encoders")
+
+
+def text_encoder_path(name: str) -> str:
+    return folder_paths.get_full_path_or_raise("text_encoders", name)
+
+
+def embedding_folders() -> list[str]:
+    """Where textual inversions lie."""
+    return folder_paths.get_folder_paths("embeddings")
+
+
 def lora_path(name: str) -> str:
     return folder_paths.get_full_path_or_raise("loras", name)
 
@@ -70,13 +84,16 @@ def output_path(name: str, overwrite: bool, kind: str = MODEL_KIND) -> Path:
         overwrite: take the name even if there is such a file; otherwise a number is put behind it, as SaveImage does.
 
     Raises:
-        SVDQuantError: the name leads out of the folder.
+        SVDQuantError: it is no name for a file, or leads out of the folder.
     """
     root = Path(folder_paths.get_output_directory()) / kind
-    path = root / f"{name.strip()}.safetensors"
-    if not name.strip() or not path.resolve().is_relative_to(root.resolve()):
-        raise SVDQuantError(f"{name!r} is no file name inside {root}. Use letters, digits, '-' and '/' for subfolders.")
-    return path if overwrite else _free_name(path)
+    path = root / f"{check_name(name, str(root))}.safetensors"
+    try:
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise SVDQuantError(f"{path} is no file inside {root}. Choose another name.")
+        return path if overwrite else _free_name(path)
+    except (OSError, RuntimeError) as error:  # a folder that cannot be looked into, a loop of links
+        raise SVDQuantError(f"{path}: cannot be written ({error}). Choose another name.") from error
 
 
 def _free_name(path: Path) -> Path:

@@ -19,21 +19,42 @@ def serve_odd_name(pack: Path) -> bool:
     Args:
         pack: the folder with the pack's __init__.py.
     """
-    name, server = pack.name, getattr(PromptServer, "instance", None)
-    if server is None or quote(name) == name or set(name) & set("{}"):
+    server = getattr(PromptServer, "instance", None)
+    if server is None or quote(pack.name) == pack.name:
         return False
-    spelled = "|".join(re.escape(text) for text in {name, quote(name), quote(name, safe="()!*'")})
-    for address, folder in PLACES.items():
-        server.routes.get(address.format(folder=f"{{folder:{spelled}}}"))(_sender(pack / folder))
+    for route in odd_routes(pack):
+        server.routes.get(route.path)(route.handler)
     return True
+
+
+def odd_routes(pack: Path) -> list[web.RouteDef]:
+    """What answers for a pack, however a browser spells its folder's name."""
+    folder = f"{{folder:{spellings(pack.name)}}}"
+    return [web.get(address.format(folder=folder), _sender(pack / place)) for address, place in PLACES.items()]
+
+
+def spellings(name: str) -> str:
+    """A regular expression, without braces, for a name in an address: each letter as it is, or quoted."""
+    letters = []
+    for letter in name:
+        plain = re.escape(letter).replace("{", "x7b").replace("}", "x7d")  # a backslash stands before them already
+        quoted = re.escape(quote(letter, safe="", errors="surrogateescape"))
+        if quoted == plain:
+            quoted = "".join(f"%{byte:02X}" for byte in letter.encode())
+        letters.append(f"(?:{plain}|(?i:{quoted}))")
+    return "".join(letters)
 
 
 def _sender(folder: Path):
     root = folder.resolve()
 
     async def send(request: web.Request) -> web.StreamResponse:
-        path = (root / request.match_info["file"]).resolve()
-        if not path.is_relative_to(root) or not path.is_file():
+        try:
+            path = (root / request.match_info["file"]).resolve()
+            found = path.is_relative_to(root) and path.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # no name of a file: %00, one too long, a loop of links
+            raise web.HTTPNotFound from error
+        if not found:
             raise web.HTTPNotFound
         return web.FileResponse(path)
 

@@ -2,7 +2,7 @@
 
 from ..quantized_model import QuantizedModel
 from .container import Checkpoint
-from .dialects import plan_checkpoint
+from .dialects import plan_checkpoint, wanted_second_file
 from .nunchaku_write import to_nunchaku
 from .save import require_space, save_tensors
 from .t5_read import read_text_encoder
@@ -25,4 +25,5 @@ __all__ = [
     "require_space",
     "save_tensors",
     "to_nunchaku",
+    "wanted_second_file",
 ]

@@ -5,6 +5,7 @@ import torch
 from ..apply_layer import dense_weight
 from ..errors import CheckpointError
 from ..layer import QuantizedLayer
+from ..models import Architecture
 from .container import Checkpoint
 from .read_plan import NAMED_AT_MOST, Plan
 
@@ -15,24 +16,29 @@ SAME_MODEL = 0.5  # relative distance of a layer from the second file; 4 bits ma
 def require_base(plan: Plan) -> None:
     """Raise CheckpointError where a second file is needed and missing, or given and not needed."""
     family, checkpoint = plan.architecture, plan.checkpoint
-    wanted = needs_base(plan)
+    wanted = needs_base(checkpoint, family)
     if wanted and checkpoint.base is None:
         raise CheckpointError(
             f"{checkpoint.name}: holds the quantized layers of {family.title} only. Give as second file "
             f"{family.base_file}."
         )
-    if not wanted and checkpoint.base is not None:
+    if not wanted:
+        refuse_base(checkpoint, family)
+
+
+def refuse_base(checkpoint: Checkpoint, family: Architecture) -> None:
+    """Raise CheckpointError where a second file is given and not needed."""
+    if checkpoint.base is not None:
         raise CheckpointError(
             f"{checkpoint.name}: a complete {family.title} model, so that {checkpoint.base.name} is not needed. Leave "
             "the second file empty."
         )
 
 
-def needs_base(plan: Plan) -> bool:
+def needs_base(checkpoint: Checkpoint, family: Architecture) -> bool:
     """Whether a checkpoint lacks what is not quantized, in a family of which such files exist."""
-    family = plan.architecture
     outside = [source for host, source in family.plain_tensors().items() if not family.is_optional(host)]
-    return bool(family.base_file) and not all(source in plan.checkpoint for source in outside)
+    return bool(family.base_file) and not all(source in checkpoint for source in outside)
 
 
 def plan_base(plan: Plan, base: Checkpoint) -> None:

@@ -7,7 +7,7 @@ from .assemble import combine
 from .comfy_layers import unpack_awq, unpack_svdquant
 from .comfy_names import AWQ, CONFIG, CONFIGS, PART, SVDQUANT, find_tensors, layer_configs
 from .container import Checkpoint
-from .read_plan import Plan, has_bias, plain_names
+from .read_plan import Plan, has_bias, plain_names, plan_rest
 from .recognize import recognize_host
 
 _ONE_PIECE = LinearMap("", ("",))
@@ -29,6 +29,11 @@ def plan_comfy(checkpoint: Checkpoint) -> Plan:
     architecture = recognize_host(checkpoint.name, checkpoint)
     metadata = {key: text for key, text in checkpoint.metadata.items() if key != CONFIGS}
     plan = Plan(checkpoint, architecture, metadata)
+    if architecture.generic:
+        for layer in dict.fromkeys(name.partition(f".{PART}.")[0] for name in configs):
+            _plan_linear(plan, configs, layer, _ONE_PIECE)
+        plan_rest(plan)
+        return plan
     counts = architecture.count_blocks(checkpoint, "host")
     for host, linear in architecture.linears(counts):
         _plan_linear(plan, configs, host, linear)
@@ -68,7 +73,7 @@ def _plan_linear(plan: Plan, configs: dict[str, dict], host: str, linear: Linear
         plan.want(*stored.values())
         if f"{name}.{CONFIG}" in plan.checkpoint:
             plan.want(f"{name}.{CONFIG}")
-    biased = has_bias(plan, host)
+    biased = has_bias(plan, host) if not plan.architecture.generic else "bias" in layers[-1][1]
     plan.add(host, names[0], lambda: _read_linear(plan.checkpoint, linear, layers, biased))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .pickle_file import Flag, PickleFile
+from .read_errors import printable, reading
 from .safetensors_file import SafetensorsFile
 
 LEGACY_FILES = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")  # older nunchaku
@@ -38,6 +39,10 @@ class Checkpoint(Mapping[str, Tensor]):
     def __init__(self, path: Path, base: Path | None = None):
         self.path = path
         self.base = None if base is None else Checkpoint(base)
+        with reading(self.name):
+            self._open_all()
+
+    def _open_all(self) -> None:
         self.metadata: dict[str, str] = {}
         self.flags: dict[str, Flag] = {}  # plain values among the tensors of a .pt file
         self._places: dict[str, tuple[SafetensorsFile | PickleFile, str]] = {}
@@ -51,10 +56,10 @@ class Checkpoint(Mapping[str, Tensor]):
                 short = name.removeprefix(prefix)
                 if len(short) > MAX_NAME_LENGTH or not short.isprintable():
                     raise CheckpointError(
-                        f"{path.name}: {short[:40]!r}... is no tensor name of any model. The file is damaged."
+                        f"{self.name}: {short[:40]!a}... is no tensor name of any model. The file is damaged."
                     )
                 if short in self._places:
-                    raise CheckpointError(f"{path.name}: tensor {short} is stored twice. The file is damaged.")
+                    raise CheckpointError(f"{self.name}: tensor {short} is stored twice. The file is damaged.")
                 self._places[short] = file, name
             self.metadata |= file.metadata
             self.flags |= getattr(file, "flags", {})
@@ -62,7 +67,8 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @property
     def name(self) -> str:
-        return self.path.name
+        """Of the file or folder, printable."""
+        return printable(self.path.name)
 
     def __getitem__(self, name: str) -> Tensor:
         file, stored = self._places[name]
@@ -97,8 +103,15 @@ class Checkpoint(Mapping[str, Tensor]):
         file = self.path.with_suffix(SIDECAR_SUFFIX)
         return "" if self.path.is_dir() or not file.is_file() else self._read_text(file)
 
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError, which says which, if one of the files is another one than when it was opened."""
+        for file in self._files:
+            file.check_unchanged()
+        if self.base is not None:
+            self.base.check_unchanged()
+
     def release(self) -> None:
-        """Let go of the pages read so far; tensors that are still in use stay valid."""
+        """Close the files until the next read."""
         for file in self._files:
             file.release()
         if self.base is not None:
@@ -122,23 +135,26 @@ class Checkpoint(Mapping[str, Tensor]):
         begun = NATIVE_FILES if found and found[0] in NATIVE_FILES else LEGACY_FILES
         missing = " and ".join(name for name in begun if name not in found)
         raise CheckpointError(
-            f"{self.path.name}: {missing} is missing. A folder holds either {' and '.join(LEGACY_FILES)} (older "
+            f"{self.name}: {missing} is missing. A folder holds either {' and '.join(LEGACY_FILES)} (older "
             f"nunchaku), or {DIFFUSERS_FILE} and config.json (diffusers), or "
             f"{', '.join(NATIVE_FILES + NATIVE_OPTIONAL_FILES)} (deepcompressor)."
         )
 
     def _shards(self, index: Path) -> list[Path]:
-        weight_map = parse_json(self._read_text(index), f"{self.path.name}/{index.name}").get("weight_map")
+        weight_map = parse_json(self._read_text(index), f"{self.name}/{index.name}").get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise CheckpointError(f"{self.path.name}/{index.name}: weight_map is missing. The file is damaged.")
+            raise CheckpointError(f"{self.name}/{index.name}: weight_map is missing. The file is damaged.")
+        if not weight_map:
+            raise CheckpointError(f"{self.name}/{index.name}: weight_map names no file. The file is damaged.")
         names = sorted(set(weight_map.values()))
         for name in names:
-            if PurePosixPath(name).name != name or name in ("", ".", "..") or "\\" in name:
-                raise CheckpointError(f"{self.path.name}/{index.name}: {name!r} is no file of this folder. Refused.")
+            if PurePosixPath(name).name != name or name in ("", ".", "..") or "\\" in name or not name.isprintable():
+                raise CheckpointError(f"{self.name}/{index.name}: {name[:100]!a} is no file of this folder. Refused.")
         return [index.parent / name for name in names]
 
     def _open(self, file: Path) -> SafetensorsFile | PickleFile:
-        shown = file.name if file == self.path else f"{self.path.name}/{file.relative_to(self.path).as_posix()}"
+        inner = "" if file == self.path else f"/{printable(file.relative_to(self.path).as_posix())}"
+        shown = self.name + inner
         if file.suffix == ".pt" and file != self.path:
             return PickleFile(file, shown)
         return SafetensorsFile(file, shown)
@@ -156,7 +172,7 @@ class Checkpoint(Mapping[str, Tensor]):
                 self.metadata["config"] = text
 
     def _read_text(self, file: Path) -> str:
-        shown = f"{self.path.name}/{file.name}"
+        shown = f"{self.name}/{printable(file.name)}"
         try:
             if file.stat().st_size > MAX_CONFIG_BYTES:
                 raise CheckpointError(f"{shown}: larger than any config file.")

@@ -16,7 +16,6 @@ from .dialects import DIALECTS
 from .read_plan import NAMED_AT_MOST, join
 from .recognize import recognize_dense
 
-RELEASE_BYTES = 256 << 20  # read from the file, after which its pages are let go
 DTYPES = ("BF16", "F16", "F32")
 
 
@@ -55,7 +54,6 @@ class DenseModel(Mapping[str, Tensor]):
         self._rows: dict[str, int] = {}  # host tensor in one row -> rows that it has in the file
         self._sources = self._find_diffusers() if diffusers else self._find_host()
         self._check()
-        self._read = 0
 
     @property
     def ignored(self) -> list[str]:
@@ -67,10 +65,6 @@ class DenseModel(Mapping[str, Tensor]):
         where = f"{self.checkpoint.name}: {self._sources[name][0]}"
         pieces = [self.checkpoint[source] for source in self._sources[name]]
         tensor = join(pieces, 0, where)
-        self._read += tensor.nbytes
-        if self._read > RELEASE_BYTES:
-            self._read = 0
-            self.checkpoint.release()
         tensor = tensor.flatten() if name in self._rows else tensor
         return layouts.swap_halves(tensor) if name in self._swapped else tensor
 

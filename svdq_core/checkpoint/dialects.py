@@ -4,15 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import CheckpointError
+from .base_file import needs_base, refuse_base
 from .comfy_names import CONFIG, CONFIGS, layer_configs
 from .comfy_read import plan_comfy
 from .container import NATIVE_FILES, Checkpoint
 from .deepcompressor import plan_deepcompressor
 from .lite import is_lite, plan_lite, refuse_logical
+from .modelopt import MARK, plan_modelopt
 from .nunchaku_read import plan_nunchaku
 from .packed import LAYOUT_SUFFIX, plan_packed
+from .read_errors import reading
 from .read_plan import Plan
-from .recognize import describe_unquantized, refuse_text_encoder
+from .recognize import describe_unquantized, recognize_source, refuse_sealed, refuse_text_encoder
+from .row_major import is_row_major, plan_row_major
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,18 @@ class Dialect:
     find_mark: Callable[[Checkpoint], str | None]
     plan: Callable[[Checkpoint], Plan]
 
+    def read_plan(self, checkpoint: Checkpoint) -> Plan:
+        """How to read a checkpoint of this dialect.
+
+        Raises:
+            CheckpointError: it is damaged, or of a model that is not supported.
+        """
+        with reading(checkpoint.name):
+            plan = self.plan(checkpoint)
+            if not needs_base(checkpoint, plan.architecture):
+                refuse_base(checkpoint, plan.architecture)
+            return plan
+
 
 def _ending(suffix: str) -> Callable[[Checkpoint], str | None]:
     return lambda checkpoint: next((name for name in checkpoint if name.endswith(suffix)), None)
@@ -46,6 +62,8 @@ def _find_comfy(checkpoint: Checkpoint) -> str | None:
 
 def _plan_tiled(checkpoint: Checkpoint) -> Plan:
     refuse_text_encoder(checkpoint)
+    if is_row_major(checkpoint):
+        return plan_row_major(checkpoint)
     refuse_logical(checkpoint)
     return plan_lite(checkpoint) if is_lite(checkpoint) else plan_nunchaku(checkpoint)
 
@@ -54,6 +72,7 @@ DIALECTS = (
     Dialect("packed", "a model saved by ComfyUI or this pack", _ending(LAYOUT_SUFFIX), plan_packed),
     Dialect("native", "deepcompressor's own output", _find_native, plan_deepcompressor),
     Dialect("comfy", "comfy-native", _find_comfy, plan_comfy),
+    Dialect("modelopt", "NVIDIA ModelOpt's NVFP4_SVD", _ending(MARK), plan_modelopt),
     Dialect("nunchaku", "nunchaku", _ending(".qweight"), _plan_tiled),
 )
 
@@ -66,6 +85,7 @@ def find_dialect(checkpoint: Checkpoint) -> Dialect:
     """
     found = [(dialect, mark) for dialect in DIALECTS if (mark := dialect.find_mark(checkpoint)) is not None]
     if not found:
+        refuse_sealed(checkpoint)
         raise CheckpointError(describe_unquantized(checkpoint))
     if len(found) > 1:
         listed = " and ".join(f"{dialect.title} ({mark})" for dialect, mark in found)
@@ -79,4 +99,16 @@ def plan_checkpoint(checkpoint: Checkpoint) -> Plan:
     Raises:
         CheckpointError: it is of none, of several, or of a model that is not supported.
     """
-    return find_dialect(checkpoint).plan(checkpoint)
+    return find_dialect(checkpoint).read_plan(checkpoint)
+
+
+def wanted_second_file(checkpoint: Checkpoint) -> str:
+    """What a checkpoint needs beside it, in words for a user, because it holds quantized layers only; "" if nothing.
+
+    Raises:
+        CheckpointError: as plan_checkpoint.
+    """
+    if find_dialect(checkpoint).name != "nunchaku" or is_row_major(checkpoint):
+        return ""
+    family = recognize_source(checkpoint.name, checkpoint)
+    return family.base_file if needs_base(checkpoint, family) else ""

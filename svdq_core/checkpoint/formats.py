@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..models import Architecture
 from ..quantized_model import QuantizedModel
 from .comfy_write import ComfyFormat
 from .dense_write import DenseFormat
@@ -20,6 +21,15 @@ FORMATS: dict[str, type[Format]] = {
 }
 # what the quantizer writes, by precision: no format of others holds 8-bit weights with smoothing and low-rank branch
 QUANTIZED_FORMAT = {"int4": "nunchaku", "nvfp4": "nunchaku", "int8": "svdquant"}
+
+
+def quantized_format(architecture: Architecture, precision: str) -> str:
+    """What the quantizer writes: nunchaku's format, or this pack's where that holds several Linears as one layer.
+
+    Those share smoothing and branch there, and Linears that are quantized one by one do not.
+    """
+    joined = any(linear.piece is not None for block in architecture.blocks for linear in block.linears)
+    return "svdquant" if joined or architecture.generic else QUANTIZED_FORMAT[precision]
 
 
 def save_model(

@@ -21,6 +21,7 @@ from .nunchaku_layers import MODULATION_TENSORS, SVDQUANT_TENSORS, room_for, unp
 from .nunchaku_names import EXACT, NEWER_SUFFIXES, SIGNED_BIAS, Spelling, spelling_of
 from .read_plan import Plan, join
 from .recognize import recognize_source
+from .shift_check import check_shift
 from .source_rows import own_rows, plain_rows, row_spans
 
 StoredLayer = tuple[str, dict[str, str]]  # its name, and canonical tensor name -> full name in the file
@@ -90,7 +91,8 @@ def _found_apart(
 def plan_quantized(plan: Plan, host: str, linear: LinearMap, stored: list[StoredLayer]) -> None:
     """Append a Linear that is made of quantized layers of the file."""
     name = plan.architecture.input_name(host)
-    plan.add(host, stored[0][0], lambda: _read_linear(plan.checkpoint, linear, stored, name))
+    asked = plan.architecture.behind_gelu.get(linear.host, ())
+    plan.add(host, stored[0][0], lambda: _read_linear(plan.checkpoint, linear, stored, name, asked))
 
 
 def plan_unquantized(plan: Plan, host: str, linear: LinearMap, names: list[str]) -> None:
@@ -156,9 +158,17 @@ def want_layer(plan: Plan, name: str, suffixes: dict[str, str], modulation: bool
 
 
 def _read_linear(
-    checkpoint: Checkpoint, linear: LinearMap, layers: list[StoredLayer], input_name: str
+    checkpoint: Checkpoint,
+    linear: LinearMap,
+    layers: list[StoredLayer],
+    input_name: str,
+    behind_gelu: tuple[int, ...] = (),
 ) -> QuantizedLayer:
-    """One host Linear from the checkpoint layers that it is made of, as want_layer returns them."""
+    """One host Linear from the checkpoint layers that it is made of, as want_layer returns them.
+
+    Args:
+        behind_gelu: sources whose biases are asked whether they hold the shift of unsigned activations.
+    """
     found = [(name, {kind: checkpoint[full] for kind, full in stored.items()}) for name, stored in layers]
     found = [(name, own_rows(tensors, linear, f"{checkpoint.name}: {name}")) for name, tensors in found]
     # of layers that are summed all but the last may keep a bias of their own
@@ -171,6 +181,8 @@ def _read_linear(
             part, bias = unpack_modulation(tensors, max(linear.modulation_chunks, 1), where, arena)
         else:
             part, bias = unpack_layer(tensors, position in linear.unsigned, where, arena)
+            if behind_gelu and position in behind_gelu:
+                check_shift(part, bias, where)
         if bias is not None and linear.stack == "columns" and position < len(found) - 1 and holds_bits(bias):
             bias = arena.copy(bias)  # one of zeros is dropped
         parts.append((name, part, bias))

@@ -35,6 +35,11 @@ class NunchakuFormat(Format):
 
     def layer_outputs(self, host: str, layer: QuantizedLayer) -> Iterator[Output]:
         found = self.architecture.find_linear(host)
+        if self.architecture.generic:
+            raise ArchitectureError(
+                f"How a nunchaku file would name the layers of a {self.architecture.title} model is not known. Write "
+                "svdquant, comfy or bf16."
+            )
         if any(part.scheme == "int8" for part in layer.parts):
             raise ArchitectureError(
                 f"{host} has 8-bit weights, and a nunchaku file holds 4-bit ones only. Write svdquant or bf16."

@@ -12,7 +12,7 @@ from ..blob import BlobLayout
 from ..errors import CheckpointError
 from ..layer import QuantizedLayer
 from .container import Checkpoint
-from .read_plan import Plan, has_bias, plain_names
+from .read_plan import Plan, has_bias, host_modules, plain_names, plan_rest
 from .recognize import recognize_host
 
 LAYOUT_SUFFIX = ".svdq_layout"
@@ -30,24 +30,41 @@ def plan_packed(checkpoint: Checkpoint) -> Plan:
     architecture = recognize_host(checkpoint.name, checkpoint)
     metadata = {key: text for key, text in checkpoint.metadata.items() if key not in PACKED_METADATA}
     plan = Plan(checkpoint, architecture, metadata)
+    if architecture.generic:
+        for module in host_modules(plan, LAYOUT_SUFFIX):
+            plan_linear(plan, module)
+        plan_rest(plan)
+        return plan
     counts = architecture.count_blocks(checkpoint, "host")
     for host, _ in architecture.linears(counts):
-        _plan_linear(plan, host)
+        plan_linear(plan, host)
     for block in architecture.blocks:
         for index in range(counts[block.host]):
             for name in plain_names(plan, block, index):
-                plan.add_plain(f"{block.host}.{index}.{name}", [f"{block.host}.{index}.{name}"])
+                _plan_tensor(plan, f"{block.host}.{index}.{name}")
     expected = architecture.expected_tensors(lambda host, source: host in checkpoint)
     for module in architecture.modules:
         if f"{module}.weight" in expected:
-            _plan_linear(plan, module)
+            plan_linear(plan, module)
     for name in (n for n in architecture.tensors if n in expected):
-        plan.add_plain(name, [name])
+        _plan_tensor(plan, name)
     return plan
 
 
-def _plan_linear(plan: Plan, host: str) -> None:
-    names = [f"{host}.weight"] + ([f"{host}.bias"] if has_bias(plan, host) else [])
+def _plan_tensor(plan: Plan, name: str) -> None:
+    """Append a tensor that published files leave in 16 bits, or the packed layer whose weight or bias it is."""
+    module, _, end = name.rpartition(".")
+    if module + LAYOUT_SUFFIX not in plan.checkpoint:
+        plan.add_plain(name, [name])
+    elif end == "weight":
+        plan_linear(plan, module)
+
+
+def plan_linear(plan: Plan, host: str) -> None:
+    """Append a Linear, packed or plain."""
+    described = plan.architecture.find_linear(host) is not None or host in plan.architecture.modules
+    biased = has_bias(plan, host) if described else f"{host}.bias" in plan.checkpoint
+    names = [f"{host}.weight"] + ([f"{host}.bias"] if biased else [])
     if host + LAYOUT_SUFFIX in plan.checkpoint:
         plan.want(*names, host + LAYOUT_SUFFIX)
         plan.add(host, host, lambda: _read_layer(plan.checkpoint, host))

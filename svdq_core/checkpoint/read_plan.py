@@ -17,6 +17,7 @@ from ..models import Architecture, BlockMap
 from ..quantized_model import QuantizedModel
 from ..values import FLOAT, check_values
 from .container import Checkpoint
+from .read_errors import reading
 from .shared_inputs import name_inputs
 
 Entry = QuantizedLayer | Tensor
@@ -37,9 +38,6 @@ class Job:
     host: str
     source: str
     read: Callable[[], Entry]
-
-    def run(self) -> Entry:
-        return self.read()
 
 
 class Plan:
@@ -86,6 +84,10 @@ class Plan:
         """Tensors of the checkpoint that make no piece are left over without complaint."""
         self._others_ignored = True
 
+    def unwanted(self) -> list[str]:
+        """Tensors of the checkpoint that no piece takes so far."""
+        return [name for name in self.checkpoint if name not in self._wanted]
+
     def watch(self, check: Callable[[str, QuantizedLayer], None]) -> None:
         """Have the first quantized layer that is read looked at."""
         self._watch = check
@@ -126,7 +128,7 @@ class Plan:
             CheckpointError: tensors are missing, left over, misshapen, of a wrong dtype or not finite.
         """
         self.check_names()
-        yield from self._checked(map(Job.run, self._jobs))
+        yield from self._checked(map(self._run, self._jobs))
 
     def read(self) -> QuantizedModel:
         """The whole model, several pieces at a time.
@@ -140,15 +142,21 @@ class Plan:
         workers = min(torch.get_num_threads(), MOST_READERS)
         pool = ThreadPoolExecutor(workers, thread_name_prefix="svdquant-read")
         try:
-            for host, entry in self._checked(pool.map(Job.run, self._jobs)):
+            for host, entry in self._checked(pool.map(self._run, self._jobs)):
                 if isinstance(entry, QuantizedLayer):
                     model.layers[host] = entry
                 else:
                     model.plain[host] = entry
+            self.checkpoint.check_unchanged()
         finally:
             pool.shutdown(cancel_futures=True)
+            self.checkpoint.release()
         name_inputs(model)
         return model
+
+    def _run(self, job: Job) -> Entry:
+        with reading(f"{self.checkpoint.name}: {job.source}"):
+            return job.read()
 
     def _checked(self, entries: Iterable[Entry]) -> Iterator[tuple[str, Entry]]:
         for job, entry in zip(self._jobs, entries, strict=True):
@@ -204,6 +212,17 @@ def plain_names(plan: Plan, block: BlockMap, index: int) -> Iterator[str]:
         former = [full.removesuffix(newer) + end for newer, end in older.items() if full.endswith(newer)]
         if name not in block.optional or any(n in plan.checkpoint for n in (full, *former)):
             yield name
+
+
+def host_modules(plan: Plan, suffix: str) -> list[str]:
+    """Every module of a file that has a tensor of that suffix, in the order of the file."""
+    return [name.removesuffix(suffix) for name in plan.checkpoint if name.endswith(suffix)]
+
+
+def plan_rest(plan: Plan) -> None:
+    """Append every tensor that no piece takes so far, under its own name."""
+    for name in plan.unwanted():
+        plan.add_plain(name, [name])
 
 
 def has_bias(plan: Plan, host: str) -> bool:

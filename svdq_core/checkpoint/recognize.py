@@ -4,32 +4,41 @@ from collections.abc import Iterable
 
 from ..errors import CheckpointError
 from ..models import FAMILIES, SUPPORTED, Architecture
+from ..models.others import generic_family, occurs, other_family
 from .container import Checkpoint
 
-# families that have no description here -> pieces of names that only they have, in diffusers' spelling
-_OTHERS = {
-    "SANA": ("inverted_conv",),
-}
+SEALED_SEARCH = 1000  # characters of a text that are looked through
 
 
-def recognize_source(file: str, names: Iterable[str]) -> Architecture:
+def recognize_source(file: str, names: Iterable[str], row_major: bool = False) -> Architecture:
     """The family of a checkpoint with nunchaku's or diffusers' names, in the spelling of its publisher.
+
+    Args:
+        row_major: the publisher is vLLM-Omni.
 
     Raises:
         CheckpointError: a family that is known and not supported, or an unknown one.
     """
     names = list(names)
-    family = _recognize(file, names, [(family, family.source_marks) for family in FAMILIES])
-    return next((v for v in family.variants if any(_occurs(mark, names) for mark in v.source_marks)), family)
+    family = _find(names, "source")
+    if not isinstance(family, Architecture):
+        raise CheckpointError(_refusal(file, names, family))
+    if row_major:
+        return family.row_major or family
+    return next((v for v in family.variants if any(occurs(mark, names) for mark in v.source_marks)), family)
 
 
 def recognize_host(file: str, names: Iterable[str]) -> Architecture:
-    """The family of a checkpoint with ComfyUI's names.
+    """The family of a checkpoint with ComfyUI's names; a generic one where none is described.
 
     Raises:
-        CheckpointError: as recognize_source.
+        CheckpointError: there are no names.
     """
-    return _recognize(file, list(names), [(family, family.host_marks) for family in FAMILIES])
+    names = list(names)
+    if not names:
+        raise CheckpointError(_refusal(file, names, ""))
+    family = _find(names, "host")
+    return family if isinstance(family, Architecture) else generic_family(family)
 
 
 def recognize_dense(file: str, names: Iterable[str]) -> Architecture:
@@ -38,24 +47,30 @@ def recognize_dense(file: str, names: Iterable[str]) -> Architecture:
     Raises:
         CheckpointError: as recognize_source.
     """
-    return _recognize(file, list(names), [(family, family.source_marks + family.host_marks) for family in FAMILIES])
+    names = list(names)
+    found = [_find(names, side) for side in ("source", "host")]
+    family = next((family for family in found if isinstance(family, Architecture)), None)
+    if family is None:
+        raise CheckpointError(_refusal(file, names, next((title for title in found if isinstance(title, str)), "")))
+    return family
 
 
-def _recognize(file: str, names: list[str], marks: list[tuple[Architecture, tuple[str, ...]]]) -> Architecture:
-    for title, its_marks in _OTHERS.items():
-        if any(_occurs(mark, names) for mark in its_marks):
-            raise CheckpointError(f"{file}: {title} recognised, not supported yet. Supported: {SUPPORTED}.")
-    for architecture, its_marks in marks:
-        if any(_occurs(mark, names) for mark in its_marks):
-            return architecture
+def _find(names: list[str], side: str) -> Architecture | str:
+    """A described family, or the title of another one, or "" """
+    title = other_family(names, side, before=True)
+    if title:
+        return title
+    for family in FAMILIES:
+        if any(occurs(mark, names) for mark in getattr(family, f"{side}_marks")):
+            return family
+    return other_family(names, side, before=False)
+
+
+def _refusal(file: str, names: list[str], title: str) -> str:
+    if title:
+        return f"{file}: {title} recognised, not supported yet. Supported: {SUPPORTED}."
     first = next((name for name in names if name.endswith(".qweight")), names[0] if names else "none")
-    raise CheckpointError(f"{file}: quantized layers of an unknown model (first: {first}). Supported: {SUPPORTED}.")
-
-
-def _occurs(mark: str, names: list[str]) -> bool:
-    if mark.startswith("^"):
-        return any(name.startswith(mark[1:]) for name in names)
-    return any(mark in name for name in names)
+    return f"{file}: quantized layers of an unknown model (first: {first}). Supported: {SUPPORTED}."
 
 
 def refuse_text_encoder(checkpoint: Checkpoint) -> None:
@@ -65,6 +80,16 @@ def refuse_text_encoder(checkpoint: Checkpoint) -> None:
         raise CheckpointError(
             f"{checkpoint.name}: this is a 4-bit text encoder (T5), not a diffusion model. Use Load Text "
             "Encoder (SVDQuant)."
+        )
+
+
+def refuse_sealed(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError where a file without layers of any kind says that QuantFunc made it."""
+    said = [checkpoint.name, *checkpoint.metadata, *checkpoint.metadata.values(), *checkpoint]
+    if any("quantfunc" in text[:SEALED_SEARCH].lower() for text in said):
+        raise CheckpointError(
+            f"{checkpoint.name}: a sealed QuantFunc file, which only QuantFunc's own program reads. Take the same "
+            "model in nunchaku's layout, as svdq-int4_r32-... or svdq-fp4_r32-..., or quantize the 16-bit model."
         )
 
 

@@ -1,87 +1,106 @@
-"""One safetensors file: tensors by name, memory-mapped, and a clear sentence for whatever is another kind of file."""
+"""One safetensors file: tensors by name, and a clear sentence for whatever is another kind of file."""
 
 import struct
 from pathlib import Path
+from typing import NoReturn
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .read_errors import printable, reading
+from .safetensors_header import MOST_HEADER_BYTES, HeaderError, Place, parse_header
+from .source_file import SourceFile
 
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
+DOWNLOAD_AGAIN = "It is damaged or its download is incomplete; download it again."
+_LENGTH_BYTES = 8  # of the number that says how long the header is
 DTYPES = {
-    "BOOL",
-    "U8",
-    "I8",
-    "I16",
-    "U16",
-    "F16",
-    "BF16",
-    "I32",
-    "U32",
-    "F32",
-    "F64",
-    "I64",
-    "U64",
-    "F8_E4M3",
-    "F8_E5M2",
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
 
 
 class SafetensorsFile:
-    """An open file.
+    """A file whose header has been read.
 
     Args:
         path: of the file; what is wrong with it is said under `shown`, its name if None.
+        kind: of file, and advice: what to do if it is damaged; for messages.
 
     Raises:
         CheckpointError: it is not there, damaged, or of another kind.
     """
 
-    def __init__(self, path: Path, shown: str | None = None):
-        self.path, self.shown = path, shown or path.name
+    def __init__(self, path: Path, shown: str | None = None, kind: str = "safetensors", advice: str = DOWNLOAD_AGAIN):
+        self.path, self.shown, self._advice = path, shown or printable(path.name), advice
         if not path.is_file():
             raise CheckpointError(f"{self.shown}: there is no such file.")
-        try:
-            self._refuse_other_kinds()
-            self._file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{self.shown}: not a readable safetensors file ({error}). It is damaged or its download is "
-                "incomplete; download it again."
-            ) from error
-        self.metadata: dict[str, str] = self._file.metadata() or {}
+        with reading(self.shown, advice):
+            self._source = SourceFile(path, self.shown)
+            try:
+                self.metadata, self._places, self._start = self._read_header()
+            except HeaderError as error:
+                raise CheckpointError(f"{self.shown}: not a readable {kind} file ({error}). {advice}") from error
+            finally:
+                self._source.release()
 
     def names(self) -> list[str]:
-        return list(self._file.keys())
+        return list(self._places)
 
     def read(self, name: str) -> Tensor:
-        """A view of the mapped file, no copy."""
-        dtype = self.dtype(name)
-        if dtype not in DTYPES:
-            raise CheckpointError(f"{self.shown}: {name} is {dtype}, which no SVDQuant format uses.")
-        return self._file.get_tensor(name)
+        """A tensor, in memory of its own.
+
+        Raises:
+            CheckpointError: it is of a dtype that no SVDQuant format has, or the file changed.
+        """
+        place = self._places[name]
+        if place.dtype not in DTYPES:
+            raise CheckpointError(f"{self.shown}: {name} is {place.dtype}, which no SVDQuant format uses.")
+        data = self._source.read(self._start + place.begin, place.end - place.begin)
+        return data.view(DTYPES[place.dtype]).reshape(place.shape)
 
     def dtype(self, name: str) -> str:
-        return self._file.get_slice(name).get_dtype()
+        return self._places[name].dtype
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file.get_slice(name).get_shape())
+        return self._places[name].shape
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if the file is another one than when it was opened."""
+        self._source.check()
 
     def release(self) -> None:
-        """Map the file anew, so that pages already read stop counting as this process's memory."""
-        self._file = safe_open(self.path, framework="pt")
+        """Close the file until the next read."""
+        self._source.release()
 
-    def _refuse_other_kinds(self) -> None:
-        size = self.path.stat().st_size
-        with self.path.open("rb") as file:
-            start = file.read(64)
-        if size == 0:
-            raise CheckpointError(f"{self.shown}: the file is empty. Download it again.")
-        header_bytes = struct.unpack("<Q", start[:8])[0] if size >= 8 else None
+    def _read_header(self) -> tuple[dict[str, str], dict[str, Place], int]:
+        size = self._source.size
+        start = self._source.read_bytes(0, min(64, size))
+        nbytes = struct.unpack("<Q", start[:_LENGTH_BYTES])[0] if size >= _LENGTH_BYTES else None
         # the length first: a sound header may begin with the same two bytes as a zip file or a pickle
-        if header_bytes is not None and header_bytes <= min(MAX_HEADER_BYTES, size - 8):
-            return
+        if nbytes is None or nbytes > min(MOST_HEADER_BYTES, size - _LENGTH_BYTES):
+            self._refuse_other_kinds(start, nbytes)
+        text = self._source.read_bytes(_LENGTH_BYTES, nbytes)
+        behind = _LENGTH_BYTES + nbytes
+        return *parse_header(text, size - behind), behind
+
+    def _refuse_other_kinds(self, start: bytes, header_bytes: int | None) -> NoReturn:
+        size = self._source.size
+        if size == 0:
+            raise CheckpointError(f"{self.shown}: the file is empty. {self._advice}")
         if start[:4] == b"GGUF":
             raise CheckpointError(
                 f"{self.shown}: this is a GGUF file. Load it with a GGUF loader; it holds no SVDQuant layers."
@@ -101,5 +120,5 @@ class SafetensorsFile:
             )
         raise CheckpointError(
             f"{self.shown}: not a safetensors file, or cut off: its header claims {header_bytes} bytes, the file has "
-            f"{size}. Download it again."
+            f"{size}. {self._advice}"
         )

@@ -16,8 +16,12 @@ SPARE_BYTES = 64 << 20  # left free on the disk after the file
 
 
 def require_space(path: Path, nbytes: int) -> None:
-    """Raise SVDQuantError unless the disk that will hold `path` has room for nbytes."""
-    free = shutil.disk_usage(path.parent).free
+    """Make the folder of `path`; raise SVDQuantError where that fails, or its disk has no room for nbytes."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+    except OSError as error:
+        raise _cannot_be_written(path, error) from error
     if free < nbytes + SPARE_BYTES:
         raise SVDQuantError(
             f"{path}: {nbytes / 2**30:.2f} GiB are needed and {free / 2**30:.2f} GiB are free on this disk. "

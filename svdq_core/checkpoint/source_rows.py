@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..models import LinearMap
 from ..models.layer_maps import Span
+from .nunchaku_names import EXACT, SIGNED_BIAS
 
 TILE = 128  # rows and columns of a packed layer are multiples of it
 _OF_ROWS = ("qweight", "wscales", "wcscales", "proj_up", "bias")
@@ -44,6 +45,14 @@ def own_rows(stored: dict[str, Tensor], linear: LinearMap, where: str) -> dict[s
     return {name: _take(name, tensor, spans, rows, where) for name, tensor in stored.items()}
 
 
+def _take_natural(name: str, tensor: Tensor, spans: Sequence[Span], rows: int, where: str) -> Tensor:
+    """Rows of what this pack adds beside rounded tensors, which is in plain order."""
+    dim = 1 if name == "wscales" else 0
+    if tensor.ndim <= dim or tensor.shape[dim] != rows:
+        raise CheckpointError(f"{where}: the exact {name} has shape {tuple(tensor.shape)}. The file is damaged.")
+    return torch.cat([tensor.narrow(dim, start, stop - start) for start, stop in spans], dim)
+
+
 def row_spans(linear: LinearMap, rows: int, columns: int, where: str) -> list[Span]:
     """The rows of a source of these sizes that a Linear consists of.
 
@@ -63,10 +72,11 @@ def plain_rows(weight: Tensor, spans: Sequence[Span]) -> Tensor:
 
 
 def _take(name: str, tensor: Tensor, spans: Sequence[Span], rows: int, where: str) -> Tensor:
-    """Whole tiles of rows; of what this pack adds beside rounded tensors, and of what belongs to inputs, everything."""
+    """Whole tiles of rows; of what belongs to inputs, everything."""
+    exact = "bias" if name == SIGNED_BIAS else name.removeprefix(EXACT)
+    if exact != name and exact in _OF_ROWS:
+        return _take_natural(exact, tensor, spans, rows, where)
     if name not in _OF_ROWS:
-        if name.startswith("exact_") or name == "signed_bias":
-            raise CheckpointError(f"{where}: {name} beside a layer that is split. Convert the original file again.")
         return tensor
     labels = tensor.shape
     row_dim = 1 if name == "wscales" else 0

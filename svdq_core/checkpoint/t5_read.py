@@ -16,6 +16,7 @@ from ..quantized_model import QuantizedModel
 from .container import Checkpoint
 from .nunchaku_names import NEWER_SUFFIXES, Spelling
 from .nunchaku_read import check_counts, plan_plain, plan_unquantized
+from .packed import LAYOUT_SUFFIX, plan_linear
 from .read_plan import Plan
 
 GROUP = 128
@@ -24,7 +25,9 @@ TENSORS = ("qweight", "scales", "scaled_zeros")
 
 
 def is_t5(checkpoint: Checkpoint) -> bool:
-    """Whether the quantized layers are those of a 4-bit T5."""
+    """Whether the quantized layers are those of a 4-bit T5, as nunchaku's tool or ComfyUI's CLIPSave wrote it."""
+    if any(name.startswith(T5.blocks[0].host) and name.endswith(LAYOUT_SUFFIX) for name in checkpoint):
+        return True
     return {checkpoint.dtype(name) for name in checkpoint if name.endswith(".qweight")} == {"I16"}
 
 
@@ -51,7 +54,10 @@ def _plan(checkpoint: Checkpoint) -> Plan:
         for index in range(counts[block.host]):
             for linear in block.linears:
                 host = f"{block.host}.{index}.{linear.host}"
-                if f"{host}.qweight" in checkpoint:
+                if host + LAYOUT_SUFFIX in checkpoint:
+                    plan_linear(plan, host)
+                    plan.ignore_others()  # ComfyUI saves a tokenizer, too
+                elif f"{host}.qweight" in checkpoint:
                     plan.want(*(f"{host}.{name}" for name in TENSORS))
                     plan.add(host, host, lambda host=host: _read_layer(checkpoint, host))
                 else:

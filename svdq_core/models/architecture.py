@@ -30,9 +30,10 @@ class Published:
     Args:
         name: as file names spell it, "flux.1-dev".
         width: features of the residual stream. counts: blocks of each kind, by BlockMap.host.
-        outside: parameters outside the blocks; they stay in 16 bits.
+        outside: parameters in no Linear of a block; they stay in 16 bits.
         precisions: of the files, "int4" and "fp4". ranks: of their low-rank branches.
         shapes: Linear within a block -> (out_features, in_features), where LinearMap.shape leaves a size open.
+        widths: kind of block, by BlockMap.host -> its width, where that is another one.
     """
 
     name: str
@@ -41,7 +42,14 @@ class Published:
     outside: int
     precisions: tuple[str, ...] = ("int4", "fp4")
     ranks: tuple[int, ...] = (32,)
-    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    widths: Mapping[str, int] = field(default_factory=dict)
+
+    def linear_size(self, block: BlockMap, linear: LinearMap) -> tuple[int, int]:
+        """(out_features, in_features) of a Linear."""
+        width = self.widths.get(block.host, self.width)
+        rows, columns = (0 if size is None else int(size * width) for size in linear.shape)
+        return self.shapes.get(linear.host, (rows, columns))
 
 
 @dataclass(frozen=True)
@@ -85,8 +93,8 @@ class Architecture:
         base_file: what the second file is called that holds all that is not quantized; "" where one file holds all.
         kept: patterns of host Linears that the quantizer leaves in 16 bits.
         extras: (file name, its config) -> host tensors that ComfyUI wants and the file has no place for.
-        shift_in_bias: publishers disagree about unsigned activations, so the biases are asked whether they hold the
-            shift.
+        behind_gelu: host Linear of a block -> its sources behind a GELU, where publishers disagree whether activations
+            are unsigned there, so that biases are asked.
         variants: the same family as other publishers spell it, each recognised by marks of its own; the first is taken.
         row_major: the same family as vLLM-Omni spells it; None: as here.
     """
@@ -110,7 +118,7 @@ class Architecture:
     base_file: str = ""
     kept: tuple[str, ...] = ()
     extras: Callable[[str, dict], dict[str, Tensor]] | None = None
-    shift_in_bias: bool = False
+    behind_gelu: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     variants: "tuple[Architecture, ...]" = ()
     row_major: "Architecture | None" = None
 

@@ -84,7 +84,7 @@ _SHARED = Architecture(
     host_marks=_NAME_MARKS,
     metadata=_metadata,
     lora=LoraNames(),
-    published=tuple(Published(name, 3072, _COUNTS, 0) for name in ("Chroma-HD", "Chroma1-HD")),
+    published=tuple(Published(name, 3072, _COUNTS, 291_287_104) for name in ("Chroma-HD", "Chroma1-HD")),
     blocks=(*_BLOCKS, _GUIDANCE, _GUIDANCE_NORMS),
     modules={
         "img_in": "x_embedder",
@@ -101,7 +101,7 @@ _SHARED = Architecture(
     },
     older_tensors={".weight": ".scale"},
     older_suffixes=True,
-    shift_in_bias=True,
+    behind_gelu={"img_mlp.2": (0,), "txt_mlp.2": (0,), "linear2": (1,)},
 )
 
 CHROMA_SIGNED = replace(

@@ -112,8 +112,8 @@ FLUX2 = Architecture(
     metadata=_metadata,
     lora=LoraNames(),
     published=(
-        Published("FLUX.2-klein-9B-Nunchaku", 4096, {"double_blocks": 8, "single_blocks": 24}, 0),
-        Published("FLUX.2-klein-4B-Nunchaku", 3072, {"double_blocks": 5, "single_blocks": 20}, 0),
+        Published("FLUX.2-klein-9B-Nunchaku", 4096, {"double_blocks": 8, "single_blocks": 24}, 354_428_928),
+        Published("FLUX.2-klein-4B-Nunchaku", 3072, {"double_blocks": 5, "single_blocks": 20}, 195_042_816),
     ),
     blocks=(DOUBLE_BLOCK, SINGLE_BLOCK),
     modules=_MODULES,

@@ -113,7 +113,7 @@ KREA2 = Architecture(
             "krea-2-turbo",
             6144,
             {"blocks": 28, "txtfusion.layerwise_blocks": 2, "txtfusion.refiner_blocks": 2},
-            0,
+            664_980_044,
             precisions=("int4",),
             shapes={
                 "attn.wk": (1536, 6144),

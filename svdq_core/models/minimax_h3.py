@@ -63,13 +63,13 @@ MINIMAX_H3 = Architecture(
             "minimax-h3-fl2va",
             5376,
             {"blocks": 50, "token_refiner.blocks": 2},
-            0,
+            29699616,
             shapes={
                 "attn.qkv_proj": (21504, 5376),
                 "attn.out_proj": (5376, 7168),
                 "mlp.fc1": (28672, 5376),
                 "mlp.fc2": (5376, 14336),
-                "adaln_proj.linear": (96768, 2688),
+                "adaln_proj.linear": (96768, 16),  # of the pruned form
             },
         ),
     ),
@@ -81,6 +81,7 @@ MINIMAX_H3 = Architecture(
     tensors={name: name for name in _TENSORS},
     optional=frozenset({"time_embedder", "adaln_t_table", "rope.inv_freq"}),  # the pruned form has a table of curves
     older_suffixes=True,
+    kept=("*.adaln_proj.linear", "token_refiner.*"),
     base_file="a 16-bit MiniMax H3 file of the same model (for minimax-h3-fl2va: minimax_h3_fl2va_bf16.safetensors, or "
     "its pruned form minimax_h3_fl2va_pruned_bf16.safetensors)",
 )

@@ -69,7 +69,7 @@ PIXART = Architecture(
     host_marks=("^blocks.0.cross_attn.q_linear.", "^t_block.1."),
     metadata=_metadata,
     lora=LoraNames(),
-    published=(Published("pixart-sigma", 1152, {"blocks": 28}, 16_440_256, precisions=()),),
+    published=(Published("pixart-sigma", 1152, {"blocks": 28}, 96_223_904, precisions=()),),
     blocks=(BLOCK,),
     modules={
         "x_embedder.proj": "pos_embed.proj",

@@ -105,6 +105,7 @@ def _metadata(plain: dict[str, Tensor], depths: dict[str, int]) -> dict:
     return {"config": diffusers, "model_class": "NunchakuSDXLUNet2DConditionModel"}
 
 
+_WIDTHS = {f"{host}.transformer_blocks": CHANNELS[DEPTHS.index(depth)] for host, (_, depth) in _attentions().items()}
 _COUNTS = {f"{host}.transformer_blocks": depth for host, (_, depth) in _attentions().items()}
 
 SDXL = Architecture(
@@ -114,7 +115,10 @@ SDXL = Architecture(
     host_marks=("^label_emb.0.0.",),
     metadata=_metadata,
     lora=LoraNames(),
-    published=tuple(Published(name, 1280, _COUNTS, 0, precisions=("int4",)) for name in ("sdxl", "sdxl-turbo")),
+    published=tuple(
+        Published(name, 1280, _COUNTS, 723_348_484, precisions=("int4",), widths=_WIDTHS)
+        for name in ("sdxl", "sdxl-turbo")
+    ),
     blocks=tuple(
         BlockMap(
             host=f"{host}.transformer_blocks",

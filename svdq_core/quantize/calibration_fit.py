@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ..checkpoint.read_errors import printable
 from ..errors import SVDQuantError
 from ..models import Architecture
 from .calibration_file import Calibration
@@ -11,6 +12,7 @@ from .statistics import InputStatistics
 
 FEWEST_TOKENS = 32  # of an input; of modulation layers, which need the mean alone, one will do
 TOKENS_PER_CHANNEL = 4  # fewer say little about correlations
+NAME_LETTERS = 40  # of a family's name in a file that are looked at
 NAMED = 3  # layers that a sentence names
 _CHUNK = 1 << 20
 
@@ -32,8 +34,8 @@ class FittedCalibration(Mapping[str, InputStatistics]):
         self, file: Calibration, architecture: Architecture, shapes: Mapping[str, tuple[int, int]], source: str = ""
     ):
         self.file = file
-        recorded = file.metadata.get("architecture", architecture.name)
-        where = f"{file.path.name} was recorded on another model"
+        recorded = printable(file.metadata.get("architecture", architecture.name)[:NAME_LETTERS])
+        where = f"{printable(file.path.name)} was recorded on another model"
         if recorded != architecture.name:
             raise SVDQuantError(f"{where}: a {recorded}, this is a {architecture.name}. Record one with this model.")
         for name in file:

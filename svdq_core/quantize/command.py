@@ -62,7 +62,7 @@ def quantize_file(
         on_layer: as quantize_to_file.
 
     Raises:
-        CheckpointError: the source or the calibration cannot be used.
+        CheckpointError: the source or the calibration cannot be used, or changes meanwhile.
         SVDQuantError: the target is there, or see quantize_to_file.
     """
     started = time.perf_counter()
@@ -90,8 +90,15 @@ def quantize_file(
                 f"note: no GPU is used; this takes about {expected} on this processor. It can be interrupted: "
                 "the same command goes on where it stopped."
             )
+
+    def verify() -> None:
+        checkpoint.check_unchanged()
+        if calibration is not None:
+            calibration.file.check_unchanged()
+
     origin = hash_files(checkpoint.files)
     recorded = hash_files([request.calibration]) if request.calibration else "none"
+    verify()  # the hashes are of what is read, too
     settings = ", ".join(f"{key} {value}" for key, value in (asdict(request.spec) | asdict(request.overrides)).items())
     decisive = (origin, recorded, str(request.spec), str(request.overrides.keep))
     job = QuantizeJob(
@@ -112,6 +119,7 @@ def quantize_file(
         calibration=calibration,
         overrides=request.overrides,
         extras=position_size(model),
+        verify=verify,
     )
     try:
         with writing(target) if share.first else nullcontext():
@@ -123,6 +131,8 @@ def quantize_file(
             f"{device} has too little free memory ({error}). Close other programs that use it, or choose --device cpu; "
             "finished layers are kept."
         ) from error
+    finally:
+        checkpoint.release()
     if outcome is not None:
         for line in describe(outcome, target, time.perf_counter() - started):
             say(line)

@@ -8,15 +8,18 @@ to the same name is kept out: claim.py.
 import json
 import logging
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 
-from ..checkpoint.output import Output, whole
+from ..checkpoint.output import Output
+from ..checkpoint.read_errors import reading
+from ..checkpoint.safetensors_file import DTYPES, SafetensorsFile
 from ..checkpoint.safetensors_write import save_file
 from ..checkpoint.save import writing
 from ..errors import SVDQuantError
@@ -27,6 +30,7 @@ logger = logging.getLogger("svdquant")
 FOLDER_SUFFIX = ".journal"
 PART_SUFFIX = ".part"
 LAYER_SUFFIX = ".layer"  # not .safetensors: ComfyUI would list every layer as a model
+_START_AGAIN = "Delete it and start again; the other layers are kept."
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,14 @@ class StoredLayer:
         outputs: tensors of the file to be, by their names there; read from the journal when written.
         reports: one for each part; none where it stays in 16 bits.
         kept: one sentence why it stays in 16 bits, "" otherwise.
+        fingerprint: of the run that made it.
     """
 
     name: str
     outputs: tuple[Output, ...]
     reports: tuple[PartReport, ...]
     kept: str
+    fingerprint: str = ""
 
 
 def journal_folder(target: Path) -> Path:
@@ -78,7 +84,8 @@ class Journal:
         """
         with writing(self.target):
             for part in self.folder.glob(f"*{PART_SUFFIX}"):
-                part.unlink(missing_ok=True)  # of a run that was killed
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)  # of a run that was killed
             try:
                 yield
             finally:
@@ -89,10 +96,11 @@ class Journal:
         """The layers that are there; files of another fingerprint and damaged ones are deleted."""
         found, useless = set(), 0
         for path in self.folder.glob(f"*{LAYER_SUFFIX}"):
-            if self._header(path).get("fingerprint") == self.fingerprint:
+            if self._is_ours(path):
                 found.add(path.name.removesuffix(LAYER_SUFFIX))
             else:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # a folder of that name; writing the layer will say so
+                    path.unlink(missing_ok=True)
                 useless += 1
         if useless:
             text = "%s: %d finished layers are damaged or of other settings, source or version; they start over"
@@ -112,6 +120,7 @@ class Journal:
             "fingerprint": self.fingerprint,
             "reports": json.dumps([asdict(report) for report in reports]),
             "kept": kept,
+            "sums": json.dumps({key: _sum(tensor) for key, tensor in tensors.items()}),
         }
         path = self._path(name)
         part = path.with_suffix(PART_SUFFIX)
@@ -130,15 +139,14 @@ class Journal:
         Raises:
             SVDQuantError: it is not there or damaged.
         """
-        try:
-            with safe_open(self._path(name), framework="pt") as file:
-                header = file.metadata()
-                # views of the mapped file, which live as long as the layer
-                outputs = tuple(whole(key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118
+        path = self._path(name)
+        with reading(str(path), _START_AGAIN):
+            file = SafetensorsFile(path, str(path), "journal", _START_AGAIN)
+            header = file.metadata
             reports = tuple(_report(values) for values in json.loads(header["reports"]))
-            return StoredLayer(name, outputs, reports, header["kept"])
-        except (SafetensorError, OSError, LookupError, ValueError, TypeError) as error:
-            raise SVDQuantError(f"{self._path(name)}: damaged ({error}). Delete it and start again.") from error
+            sums = json.loads(header["sums"])
+            outputs = tuple(_output(file, key, sums[key]) for key in file.names())
+            return StoredLayer(name, outputs, reports, header["kept"], header["fingerprint"])
 
     def remove(self) -> None:
         """Delete the folder; for when the file itself is complete."""
@@ -147,13 +155,46 @@ class Journal:
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}{LAYER_SUFFIX}"
 
-    def _header(self, path: Path) -> dict[str, str]:
+    def _is_ours(self, path: Path) -> bool:
+        """Whether a file is a layer of this run; its values are looked at when they are needed."""
         try:
-            with safe_open(path, framework="pt") as file:
-                return file.metadata() or {}
-        except (SafetensorError, OSError):
-            return {}
+            return self.get(path.name.removesuffix(LAYER_SUFFIX)).fingerprint == self.fingerprint
+        except SVDQuantError:
+            return False
+
+
+def stored_bytes(target: Path) -> int:
+    """What the journal of a file to be written takes on the disk already."""
+    total = 0
+    with suppress(OSError):
+        for file in journal_folder(target).iterdir():
+            total += file.lstat().st_size
+    return total
+
+
+def _output(file: SafetensorsFile, name: str, expected: int) -> Output:
+    """A tensor of a layer's file, read and compared with its sum when it is written."""
+
+    def read() -> list[Tensor]:
+        tensor = file.read(name)
+        file.release()
+        if _sum(tensor) != expected:
+            raise SVDQuantError(f"{file.shown}: {name} is damaged. {_START_AGAIN}")
+        return [tensor]
+
+    return Output(name, file.shape(name), DTYPES[file.dtype(name)], read)
+
+
+def _sum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes: a disk that lost power may have kept a file's length and not what was in it."""
+    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _report(values: dict) -> PartReport:
-    return PartReport(**{**values, "rows": tuple(values["rows"]), "columns": tuple(values["columns"])})
+    report = PartReport(**{**values, "rows": tuple(values["rows"]), "columns": tuple(values["columns"])})
+    texts, spans = (report.layer, report.scheme, report.smoothing, report.rounding), (report.rows, report.columns)
+    sound = all(isinstance(text, str) for text in texts) and isinstance(report.rank, int)
+    sound = sound and all(len(span) == 2 and all(isinstance(n, int) for n in span) for span in spans)
+    if not sound or not isinstance(report.relative_error, (int, float)) or not isinstance(report.measured, bool):
+        raise ValueError(f"no report of a part: {values}")
+    return report

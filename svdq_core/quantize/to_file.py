@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.formats import FORMATS, QUANTIZED_FORMAT
+from ..checkpoint.formats import FORMATS, quantized_format
 from ..checkpoint.output import Output, whole
 from ..checkpoint.read_plan import Entry as Piece
 from ..checkpoint.save import require_space
@@ -50,6 +50,7 @@ class QuantizeJob:
         overrides: layers that stay in 16 bits.
         extras: host tensors that the file needs and `weights` lacks.
         poll, make_room: as quantize_layers.
+        verify: raises if what was read has changed since the run began; called before anything is written.
     """
 
     architecture: Architecture
@@ -65,6 +66,7 @@ class QuantizeJob:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     poll: Callable[[], None] = lambda: None
     make_room: Callable[[], None] = lambda: None
+    verify: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def quantize_to_file(
     """
     share = share or Share()
     journal = Journal(job.target, job.fingerprint)
-    form = FORMATS[QUANTIZED_FORMAT[job.spec.precision]](job.architecture)
+    form = FORMATS[quantized_format(job.architecture, job.spec.precision)](job.architecture)
     if not share.first:
         share.wait()  # until the first has looked through the journal
         _quantize(job, journal, form, share, on_layer)
@@ -212,6 +214,7 @@ def _put_together(job: QuantizeJob, journal: Journal, form: Format, names: list[
     outside = [output for host, tensor in plain.items() for output in form.outputs(host, tensor)]
 
     def made() -> Iterator[Output]:
+        job.verify()
         yield from outside
         for name in names:
             yield from (instead.get(name) or journal.get(name)).outputs

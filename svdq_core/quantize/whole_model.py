@@ -85,7 +85,7 @@ def quantize_layers(
             prefix = f"{block.host}.{index}"
             linears = {f"{prefix}.{linear.host}": linear for linear in block.linears}
             linears = {name: linear for name, linear in linears.items() if wanted(name)}
-            quantized = [name for name in linears if not _is_kept(name, keep)]
+            quantized = [name for name in linears if not _is_kept(name, (*keep, *architecture.kept))]
             known = {name: calibration[name] for name in quantized if name in calibration}
             if inputs is not None and len(known) < len(quantized):
                 drawn = attempt(lambda _, p=prefix, i=inputs: i.of_block(p), device, make_room, prefix, anywhere=False)
@@ -94,7 +94,8 @@ def quantize_layers(
                 weight = held[f"{name}.weight"]
                 bias = held[f"{name}.bias"] if f"{name}.bias" in names else None
                 if name not in quantized:
-                    yield _in_16_bits(name, weight, bias, spec, f"{name}: stays in 16 bits as asked.")
+                    why = "as asked" if _is_kept(name, keep) else f"as in files of {architecture.title}"
+                    yield _in_16_bits(name, weight, bias, spec, f"{name}: stays in 16 bits {why}.")
                     continue
                 try:
                     layer, reports = attempt(

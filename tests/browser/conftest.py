@@ -81,3 +81,16 @@ def page(browser_host):
             yield opened
         finally:
             opened.close()
+
+
+@pytest.fixture(scope="session", params=["canvas", "elements"])
+def renderer(request):
+    """Both ways in which the page can draw nodes. For the whole session: all tests of one way come together."""
+    return request.param
+
+
+@pytest.fixture
+def drawn(page, renderer):
+    """The page in one of them."""
+    page.show(**({"Comfy.VueNodes.Enabled": True} if renderer == "elements" else {}))
+    return page

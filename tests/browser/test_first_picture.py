@@ -6,17 +6,18 @@ import urllib.parse
 import pytest
 from comfyui_pack import PACK_NAME
 from workflow_files import write
+from workflow_files.ui_form import to_ui_form
 
 from svdquant_pack import ROOT
 
 DEMO = ROOT / "workflows" / "demo" / "ui"
 NODES = sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md"))
-RENDERERS = {"canvas": False, "elements": True}  # both ways in which the page can draw nodes
 
 
 @pytest.fixture(scope="module")
 def quantized(page):
     """The demo's model in 4 bits, made in the page."""
+    page.show()
     page.drag_file(DEMO / "flux_quantize.json")
     entry = page.queue()
     assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
@@ -51,13 +52,15 @@ def test_quantizing_shows_report_plot_and_picture(page, quantized):
     assert any("relative output error" in text for text in texts)
 
 
-@pytest.mark.parametrize("renderer", RENDERERS)
-def test_a_picture_appears_and_follows_the_strength(page, quantized, renderer):
-    page.load(**{"Comfy.VueNodes.Enabled": RENDERERS[renderer]})
+def test_a_picture_appears_and_follows_the_strength(drawn, quantized, renderer):
+    page = drawn
     page.drag_file(DEMO / "flux_svdquant_lora.json")
     save, lora = page.find("SaveImage")["id"], page.find("SVDQuantLoraLoader")["id"]
     first = page.queue()
     assert page.shows_picture(save, saved(page, first)["filename"])
+    shown = page.page.locator(".svdquant-text").all_inner_texts()
+    assert any("rank 32" in text and "GiB of weights" in text for text in shown), "the loader's status, without a wire"
+    assert any("layers matched" in text for text in shown)
     page.picture(f"lora-1-{renderer}")
     before = page.sent
     page.type_number(lora, "strength", "0.25")
@@ -71,9 +74,8 @@ def test_a_picture_appears_and_follows_the_strength(page, quantized, renderer):
     assert pictures[0] != pictures[1]
 
 
-@pytest.mark.parametrize("renderer", RENDERERS)
-def test_help_opens(page, renderer):
-    page.load(**{"Comfy.VueNodes.Enabled": RENDERERS[renderer]})
+def test_help_opens(drawn, renderer):
+    page = drawn
     page.drag_file(DEMO / "flux_svdquant_lora.json")
     text, own = page.open_help(page.find("SVDQuantModelLoader")["id"])
     page.picture(f"help-{renderer}")
@@ -81,7 +83,7 @@ def test_help_opens(page, renderer):
 
 
 def test_the_page_speaks_chinese(page):
-    page.load(**{"Comfy.Locale": "zh"})
+    page.show(**{"Comfy.Locale": "zh"})
     page.drag_file(DEMO / "flux_svdquant_lora.json")
     labels = page.page.evaluate(
         "() => app.rootGraph._nodes.find(n => n.type === 'SVDQuantModelLoader').widgets.map(w => w.label ?? w.name)"
@@ -104,7 +106,7 @@ def test_every_help_page_is_served_with_its_pictures(page, node, locale):
 
 
 def test_an_error_is_readable(page, tmp_path):
-    page.load()
+    page.show()
     form = json.loads((DEMO / "flux_svdquant.json").read_text(encoding="utf-8"))
     loader = next(node for node in form["nodes"] if node["type"] == "SVDQuantModelLoader")
     loader["widgets_values"] = ["flux1-dev.safetensors", "auto"]  # an empty file
@@ -118,18 +120,33 @@ def test_an_error_is_readable(page, tmp_path):
     assert "flux1-dev.safetensors: the file is empty" in panel
 
 
+def test_compared_images_lie_under_a_slider(drawn, tmp_path):
+    page = drawn
+    graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "example.png"}},
+        "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
+        "3": {"class_type": "SVDQuantCompareImages", "inputs": {"reference": ["1", 0], "image": ["2", 0]}},
+    }
+    (tmp_path / "compare.json").write_text(json.dumps(to_ui_form("compare", graph, page.server.object_info())))
+    page.drag_file(tmp_path / "compare.json")
+    page.queue()
+    page.center("3")
+    page.page.wait_for_function(
+        "() => [...document.querySelectorAll('.svdquant-slider img')].filter(i => i.naturalWidth).length === 2"
+    )
+    assert "PSNR" in page.page.locator(".svdquant-text").inner_text()
+
+
 def test_the_check_shows_its_report(page):
-    page.load()
+    page.show()
     page.drag_file(ROOT / "workflows" / "environment-check.json")
     page.queue()
-    page.fit()
+    assert "What will run" in page.page.locator(".svdquant-text").inner_text(), "the node does not show its report"
     page.picture("environment-check")
-    shown = [w["value"] for n in page.nodes() for w in n["widgets"] if "What will run" in str(w["value"])]
-    assert shown, "the report stands in no node"
 
 
 def test_templates_show_their_thumbnails_and_open(page):
-    page.load()
+    page.show()
     page.answers.clear()
     page.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.page.get_by_role("dialog").get_by_text(PACK_NAME, exact=True).first.click()

@@ -2,12 +2,9 @@
 
 import json
 
-import pytest
-
 from svdquant_pack import ROOT
 
 STACK = ROOT / "workflows" / "flux.1-dev-lora-stack.json"
-RENDERERS = {"canvas": False, "elements": True}
 TURBO, GHIBSKY, STRIPED = "flux.1-turbo-alpha.safetensors", "flux.1-ghibsky.safetensors", "striped_lora_r16.safetensors"
 
 
@@ -52,9 +49,8 @@ def saved(page, folder):
     return path
 
 
-@pytest.mark.parametrize("renderer", RENDERERS)
-def test_rows_keep_their_values(page, renderer, tmp_path):
-    page.load(**{"Comfy.VueNodes.Enabled": RENDERERS[renderer]})
+def test_rows_keep_their_values(drawn, renderer, tmp_path):
+    page = drawn
     page.drag_file(STACK)
     stack = Stack(page)
     stack.type_strength(1, "0.8")
@@ -85,7 +81,7 @@ def test_rows_keep_their_values(page, renderer, tmp_path):
 
 def test_a_workflow_of_an_older_version_keeps_its_rows(page, tmp_path):
     """There, the number of rows brought the widgets along, and nothing stood for the rows not shown."""
-    page.load()
+    page.show()
     form = json.loads(STACK.read_text(encoding="utf-8"))
     node = next(node for node in form["nodes"] if node["type"] == "SVDQuantLoraStack")
     node["widgets_values"] = ["3", True, TURBO, 0.5, False, "gone.safetensors", 0.25, True, STRIPED, -1]

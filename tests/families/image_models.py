@@ -19,7 +19,7 @@ def _flux_control(c: dict[str, Any], s: Sizes):
 
 def _unet(c: dict[str, Any], s: Sizes):
     more = {"y": s.normal(c["adm_in_channels"])} if c["adm_in_channels"] else {}
-    return s.image(4), {"c_crossattn": s.text(128)} | more
+    return s.image(4), {"c_crossattn": s.text(c["context_dim"])} | more
 
 
 def _unet_control(c: dict[str, Any], s: Sizes):
@@ -39,9 +39,9 @@ def _sd3(c: dict[str, Any], s: Sizes):
     return s.image(16, 2), {"c_crossattn": s.text(64), "y": s.normal(64)}
 
 
-def _numbered(width: int):
-    """Inputs of a family that is told how many tokens of the text are real."""
-    return lambda c, s: (s.image(16), {"c_crossattn": s.text(width), "num_tokens": s.tokens})
+def _numbered(width: str):
+    """Inputs of a family that is told how many tokens of the text are real; their width by its name."""
+    return lambda c, s: (s.image(16), {"c_crossattn": s.text(c[width]), "num_tokens": s.tokens})
 
 
 def _text(channels: int, width: int, shrink: int = 1):
@@ -86,13 +86,13 @@ IMAGE_MODELS = {
         "lumina.model:NextDiT",
         published("zimage"),
         {"dim": 256, "n_heads": 2, "n_kv_heads": 2, "n_layers": 2, "cap_feat_dim": 64},
-        _numbered(64),
+        _numbered("cap_feat_dim"),
     ),
     "lumina2": Family(
         "lumina.model:NextDiT",
         published("lumina2"),
         {"dim": 384, "n_heads": 4, "n_kv_heads": 2, "n_layers": 2, "cap_feat_dim": 64},
-        _numbered(64),
+        _numbered("cap_feat_dim"),
     ),
     "krea2": Family(
         "krea2.model:SingleStreamDiT",
@@ -228,7 +228,7 @@ IMAGE_MODELS = {
         "omnigen.omnigen2:OmniGen2Transformer2DModel",
         published("omnigen2"),
         {"hidden_size": 360, "num_attention_heads": 3, "num_kv_heads": 1, "num_layers": 2, "text_feat_dim": 64},
-        _numbered(64),
+        _numbered("text_feat_dim"),
         more={"reference": _references(16)},
     ),
     "boogu": Family(
@@ -242,7 +242,7 @@ IMAGE_MODELS = {
             "num_kv_heads": 1,
             "instruction_feat_dim": 64,
         },
-        _numbered(64),
+        _numbered("instruction_feat_dim"),
     ),
     "lens": Family(
         "lens.model:LensTransformer2DModel",

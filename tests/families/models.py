@@ -23,15 +23,15 @@ RANK = 8
 
 
 @contextmanager
-def detected_as(family: Family):
-    """The host takes every file for the tiny model of this family.
+def detected_as(family: Family, sizes: dict[str, Any] | None = None):
+    """The host takes every file for a model of this family with these sizes; None: the tiny one.
 
     Some families have sizes that detection does not read off the tensors: a tiny file would get the published ones. So
     the host's own configuration of the published model is taken, with the tiny sizes put in.
     """
     original = comfy.model_detection.model_config_from_unet
     config = family.detect(without_memory(family.published_shapes, torch.bfloat16))
-    config.unet_config.update(family.tiny)
+    config.unet_config.update(family.tiny if sizes is None else sizes)
     comfy.model_detection.model_config_from_unet = lambda *args, **kwargs: config
     try:
         yield
@@ -114,13 +114,14 @@ def forward(name: str, patcher, sizes: Sizes | None = None, variant: str = "", l
     device = patcher.load_device
     with torch.inference_mode():
         return patcher.model.apply_model(
-            latent.to(device), sizes.number(family.sigma).to(device), **_on(device, given)
+            latent.to(device), sizes.number(family.sigma).to(device), **on_device(device, given)
         ).cpu()
 
 
-def _on(device: torch.device, value: Any) -> Any:
+def on_device(device: torch.device, value: Any) -> Any:
+    """Every tensor of nested arguments on a device."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict):
-        return {key: _on(device, item) for key, item in value.items()}
-    return [_on(device, item) for item in value] if isinstance(value, list) else value
+        return {key: on_device(device, item) for key, item in value.items()}
+    return [on_device(device, item) for item in value] if isinstance(value, list) else value

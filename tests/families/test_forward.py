@@ -4,6 +4,7 @@ import random
 
 import comfy.lora
 import comfy.sd
+import comfy.utils
 import pytest
 import torch
 from families.models import detected_as, forward, load_dense, load_quantized, tiny_tensors
@@ -11,6 +12,7 @@ from families.network import Sizes
 from families.registry import FAMILIES
 from sampling import relative_error, rounding
 
+from svdquant_pack.nodes.host.model.build import load_model
 from svdquant_pack.nodes.host.model.quantized_linear import SVDQuantLinear, operations
 from svdquant_pack.svdq_core.errors import LoraError
 
@@ -110,16 +112,21 @@ def test_partly_loaded(pair):
         ours.unpatch_model(ours.offload_device)
 
 
-def test_what_the_host_saves_is_the_same_model(pair):
-    state = pair.ours.state_dict_for_saving()
-    with detected_as(pair.family), torch.inference_mode():
-        again = comfy.sd.load_diffusion_model_state_dict(state, {"custom_operations": operations("w4a16")})
-    loaded = {n: m for n, m in again.model.named_modules() if isinstance(m, SVDQuantLinear)}
-    assert {f"{name}.weight" for name in loaded} == set(pair.ours.svdquant_layers())
-    for name, module in loaded.items():
-        stored, layout = pair.ours.svdquant_layers()[f"{name}.weight"].stored()
-        assert module.layout == layout and torch.equal(module.weight.cpu(), stored.cpu()), name
-    assert relative_error(forward(pair.name, again), pair.expected) < SAME
+def test_what_the_host_saves_is_the_same_model(pair, tmp_path):
+    """Through our loader, and through the host's own with our layers."""
+    path, metadata = tmp_path / f"{pair.name}.safetensors", pair.family.metadata
+    comfy.utils.save_torch_file(pair.ours.state_dict_for_saving(), str(path), metadata=metadata)
+    with detected_as(pair.family):
+        again = load_model(str(path), "w4a16")
+        state, options = comfy.utils.load_torch_file(str(path)), {"custom_operations": operations("w4a16")}
+        host_loaded = comfy.sd.load_diffusion_model_state_dict(state, options)
+    for model in (again, host_loaded):
+        loaded = {n: m for n, m in model.model.named_modules() if isinstance(m, SVDQuantLinear)}
+        assert {f"{name}.weight" for name in loaded} == set(pair.ours.svdquant_layers())
+        for name, module in loaded.items():
+            stored, layout = pair.ours.svdquant_layers()[f"{name}.weight"].stored()
+            assert module.layout == layout and torch.equal(module._parameters["weight"].cpu(), stored.cpu()), name
+        assert relative_error(forward(pair.name, model), pair.expected) < SAME
 
 
 @pytest.mark.parametrize(("part", "rows"), [("to_k", 192), ("to_v", 192), ("to_v", 384)])

@@ -26,7 +26,7 @@ _LTX23_FILE = {k: v for k, v in _LTX23_FILE.items() if k not in ("attention_head
 def _h3(c: dict[str, Any], s: Sizes):
     height, width = (n // 2 for n in s.side)
     latent, shapes = comfy.utils.pack_latents([s.normal(24, s.frames, height, width), s.normal(32, 2, 5)])
-    return latent, {"c_crossattn": s.text(128), "latent_shapes": shapes}
+    return latent, {"c_crossattn": s.text(c["text_dim"]), "latent_shapes": shapes}
 
 
 def _ltx23(c: dict[str, Any], s: Sizes):

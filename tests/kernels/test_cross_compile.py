@@ -1,11 +1,13 @@
 """Every kernel compiled for GPUs that are not here: right matrix instruction, shared memory that fits, no spills."""
 
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from svdquant_pack import ROOT
 from svdquant_pack.kernels.gpus import GENERATIONS, Generation
 
 COMPILED = [row for row in GENERATIONS if row.target is not None]
+CACHE = "svdquant/compiled_kernels"
 COMPILER = Path(__file__).with_name("cross_compile.py")
 
 
@@ -26,12 +29,26 @@ def _compile(gpu: str) -> dict:
     return json.loads(result.stdout) if result.returncode == 0 else {"error": result.stderr[-2000:]}
 
 
+def _sources() -> str:
+    """A hash of all that decides what the compiler makes: kernels, cases, Triton and Python."""
+    digest = hashlib.sha256(f"{version('triton')} {sys.version}".encode())
+    for file in [*sorted((ROOT / "kernels").rglob("*.py")), *sorted(COMPILER.parent.rglob("*.py"))]:
+        digest.update(f"\n{file.relative_to(ROOT).as_posix()}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
 @pytest.fixture(scope="module")
-def reports() -> dict[str, dict]:
-    """What came out, by GPU; two compilers at a time."""
-    names = [row.name for row in COMPILED]
+def reports(pytestconfig) -> dict[str, dict]:
+    """What came out, by GPU; two compilers at a time. Sound ones stay in pytest's cache until a source changes."""
+    names, sources = [row.name for row in COMPILED], _sources()
+    kept = pytestconfig.cache.get(CACHE, {})
+    if kept.get("sources") == sources and sorted(kept["reports"]) == sorted(names):
+        return kept["reports"]
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(names, pool.map(_compile, names), strict=True))
+        found = dict(zip(names, pool.map(_compile, names), strict=True))
+    if not any("error" in report or report["failed"] or report["missing"] for report in found.values()):
+        pytestconfig.cache.set(CACHE, {"sources": sources, "reports": found})
+    return found
 
 
 @pytest.fixture(params=COMPILED, ids=lambda row: row.name)

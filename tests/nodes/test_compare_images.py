@@ -1,9 +1,12 @@
 """Compare Images: figures, map and sheet, batches, sizes and alpha, in the real host."""
 
+import time
+
 import pytest
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
-from svdquant_pack.nodes.comparison_sheet import BACKGROUND, HEAT, heat_map
+from svdquant_pack.nodes.comparison_sheet import BACKGROUND, HEAT, Pair, _shorten, draw_pair, heat_map
 from svdquant_pack.svdq_core.errors import SVDQuantError
 from svdquant_pack.svdq_core.picture_metrics import psnr, ssim
 
@@ -130,6 +133,64 @@ def test_the_node_shows_its_sheets(host):
     node = host.nodes.NODE_CLASS_MAPPINGS["SVDQuantCompareImages"]
     shown = node.execute(pictures(2), pictures(2)).ui["images"]
     assert len(shown) == 2
+
+
+@pytest.mark.parametrize(("height", "width"), [(4000, 1), (1, 4000), (1, 1), (3000, 30), (100_000, 2)])
+def test_odd_sizes_take_a_sheet_of_bounded_size(compare, height, width):
+    """A picture of one column was enlarged 320 times in both directions, to 22 GB."""
+    x = pictures(1, height, width)
+    sheet, difference, _ = compare(x, x)
+    assert difference.shape == (1, height, width, 3)
+    assert sheet.numel() < 6e7 and sheet.shape[1] > height and sheet.shape[2] > width
+
+
+@pytest.mark.parametrize("length", [500, 5000, 100_000])
+def test_long_names_are_cut_at_once(length):
+    pair = Pair(*pictures(2, 64, 64), torch.rand(64, 64), 10.0, 0.5, 0.1, 0.2)
+    started = time.perf_counter()
+    sheet = draw_pair(pair, ("x" * length, "i" * length), 1.0)
+    assert time.perf_counter() - started < 2  # 5000 letters took 82 s
+    assert sheet.shape == draw_pair(pair, ("x", "i"), 1.0).shape
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\r\nb", "\x00", "\ud800", "\t\t", "\u202eabc", "日本語✨🎉", "", "ा" * 900])
+def test_every_name_can_be_drawn(compare, name):
+    x = pictures(1, 16, 16)
+    assert len(compare(x, x, reference_name=name, image_name=name)[0]) == 1
+
+
+def test_a_name_keeps_what_fits():
+    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    font = ImageFont.load_default(size=16)
+    for width in (0, 5, 40, 100, 333):
+        cut = _shorten(draw, "a name of some length that does not fit", font, width)
+        longer = "a name of some length that does not fit"[: len(cut)] + "…"
+        assert cut == "…" or draw.textlength(cut, font) <= width < draw.textlength(longer, font) or "…" not in cut
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (torch.rand(8, 8, 3), r"image is \(8, 8, 3\), expected \(pictures, height, width, colours\)"),
+        (torch.rand(1, 2, 8, 8, 3), r"image is \(1, 2, 8, 8, 3\), expected"),
+        (torch.rand(1, 0, 8, 3), "image has pictures without pixels"),
+        (torch.rand(1, 8, 0, 3), "image has pictures without pixels"),
+        (torch.rand(1, 8, 8, 0), "image has pictures without pixels"),
+        (None, "image is NoneType, expected"),
+        (torch.full((1, 8, 8, 3), float("nan")), "image: 192 of its 192 values are NaN or infinite"),
+        (torch.full((1, 8, 8, 3), float("inf")), "image: 192 of its 192 values are NaN or infinite"),
+    ],
+    ids=["3-d", "5-d", "no rows", "no columns", "no colours", "none", "nan", "inf"],
+)
+def test_what_is_no_picture_is_refused(compare, image, words):
+    with pytest.raises(SVDQuantError, match=words):
+        compare(pictures(1, 8, 8), image)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1.0])
+def test_a_scale_that_is_none_is_refused(compare, scale):
+    with pytest.raises(SVDQuantError, match=r"difference_scale is .*, expected a number from 0 on"):
+        compare(pictures(1, 8, 8), pictures(1, 8, 8), difference_scale=scale)
 
 
 def test_the_page_gets_both_pictures_for_its_slider(host):

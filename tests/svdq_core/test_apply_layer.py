@@ -210,9 +210,9 @@ def test_launches_issued_again_give_the_same_bits(kind, compute, rows, lora_rank
             sizes = layer.in_features, layer.out_features
             drawn = [torch.randn(size, lora_rank, device=device).bfloat16() / 30 for size in sizes]
             factors = {"lora_down": drawn[0], "lora_up": drawn[1]}
-        monkeypatch.setenv(replay.SWITCH, "0")
+        monkeypatch.setattr(replay, "RECORDS", False)
         wanted = apply_blob(blob, layout.to_json(), layer.bias, x, compute, **factors)
-        monkeypatch.delenv(replay.SWITCH)
+        monkeypatch.setattr(replay, "RECORDS", True)
         assert torch.equal(apply_blob(blob, layout.to_json(), layer.bias, x, compute, **factors), wanted)
     if kind != "int8" or compute != "w4a16":  # in plain torch
         assert [type(found).__name__ for found in replay._thread.known.values()] == ["Replay"]
@@ -229,8 +229,8 @@ def test_a_single_block_issued_again_gives_the_same_bits(rows, monkeypatch):
     for _ in range(4):
         x, attention = (torch.randn(1, rows, 1024, device=device).bfloat16() for _ in range(2))
         results = []
-        for switch in ("0", "1"):
-            monkeypatch.setenv(replay.SWITCH, switch)
+        for records in (False, True):
+            monkeypatch.setattr(replay, "RECORDS", records)
             for layer, blob, layout in blobs:
                 wide = torch.cat((x, x, x), dim=-1)
                 taken = x if len(layer.parts) == 1 else (attention, wide[..., 1024:])

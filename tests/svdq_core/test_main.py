@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +13,13 @@ import pytest
 from checkpoint_files import TINY, read_tensors, write_tensors
 
 from svdquant_pack import ROOT
+from svdquant_pack.svdq_core.checkpoint import Checkpoint
 from svdquant_pack.svdq_core.quantize import spec
 
 
-def run(*arguments):
+def run(*arguments, env=None):
     command = [sys.executable, str(ROOT / "svdq_core"), "convert", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(ROOT).anchor, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(ROOT).anchor, check=False, env=env)
 
 
 def test_the_command(tmp_path):
@@ -58,12 +61,27 @@ def test_the_command_is_one_of_dev_py(monkeypatch):
     assert [argument.format(root=ROOT) for argument in arguments] == [str(ROOT / "svdq_core"), "convert"]
 
 
+def test_names_that_are_no_text(tmp_path):
+    """A Linux disk takes any bytes; a terminal without UTF-8 prints none of them."""
+    source, target = tmp_path / "\u65e5\udcff.safetensors", tmp_path / "\u51fa\udcfe.safetensors"
+    try:
+        shutil.copy(TINY["int4"], source)
+    except OSError:
+        pytest.skip("this disk takes only text as names")
+    plain = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    done = run(source, target, "--to", "bf16", env=plain)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert "\\udcfe.safetensors: " in done.stdout
+    assert Checkpoint(target).metadata["svdquant_source"].endswith("\\udcff.safetensors")
+    again = run(source, target, "--to", "bf16", env=plain)
+    assert again.returncode == 1 and "exists already" in again.stderr
+
+
 MEMORY = """
 import sys
 sys.path.insert(0, {tools!r})
 from pathlib import Path
 from svdquant_pack.svdq_core import convert as module
-module.RELEASE_BYTES = 8 << 20
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
@@ -77,7 +95,7 @@ print(peak() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 @pytest.mark.parametrize("to", ["nunchaku", "bf16"])
 def test_memory_does_not_grow_with_the_model(to, tmp_path):
-    """A hundred single blocks, 87 MB: the pages of the source are let go, and count until then."""
+    """A hundred single blocks, 87 MB, of which a few layers are in memory at a time."""
     tensors, metadata = read_tensors(TINY["int4"])
     config = json.loads(metadata["config"]) | {"num_single_layers": 100}
     many = {n: t for n, t in tensors.items() if not n.startswith("single_")}

@@ -1,12 +1,14 @@
 """Sizes computed from shapes equal those of real files."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_files import DATA
 
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
-from svdquant_pack.svdq_core.models import FLUX
-from svdquant_pack.svdq_core.published_files import example_name, flux_gib, weight_bytes
+from svdquant_pack.svdq_core.models import ARCHITECTURES, FLUX, MINIMAX_H3
+from svdquant_pack.svdq_core.published_files import example_name, flux_gib, published_bytes, weight_bytes
 
 
 @pytest.mark.parametrize("precision", ["int4", "nvfp4"])
@@ -20,6 +22,32 @@ def test_bytes_equal_those_of_a_file(precision):
     assert computed == pytest.approx(
         model.nbytes, rel=0.02
     )  # norms, kept tensors and nvfp4 channel scales are left out
+
+
+# GB that download pages show
+SHOWN = [
+    ("qwen_image", "nvfp4", 32, 11.9),
+    ("qwen_image", "nvfp4", 128, 13.1),
+]
+
+
+@pytest.mark.parametrize(("name", "precision", "rank", "shown"), SHOWN)
+def test_sizes_of_other_families(name, precision, rank, shown):
+    family = ARCHITECTURES[name]
+    assert published_bytes(family, family.published[0], precision, rank) / 1e9 == pytest.approx(shown, abs=0.06)
+
+
+def test_minimax_h3_without_what_the_second_file_holds():
+    """The published file has the quantized Linears of its 50 blocks, 10.58 GB."""
+    (model,) = MINIMAX_H3.published
+    blocks = replace(MINIMAX_H3.blocks[1], linears=MINIMAX_H3.blocks[1].linears[:-1])
+    alone = replace(MINIMAX_H3, blocks=(blocks,))
+    assert published_bytes(alone, replace(model, outside=0), "int4", 32) / 1e9 == pytest.approx(10.58, abs=0.03)
+
+
+def test_both_ways_of_counting_agree():
+    model = FLUX.published[0]
+    assert published_bytes(FLUX, model, "nvfp4", 32) == flux_gib("nvfp4", 32) * 2**30
 
 
 def test_published_flux_files():

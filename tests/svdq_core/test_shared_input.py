@@ -127,9 +127,9 @@ def test_on_a_gpu_recorded_and_not(scheme, compute, tokens, monkeypatch):
     for _ in range(4):
         x = torch.randn(1, tokens, K, device="cuda").bfloat16()
         for layer in layers:
-            monkeypatch.setenv(replay.SWITCH, "0")
+            monkeypatch.setattr(replay, "RECORDS", False)
             wanted = apply_blob(*layer, x, compute)
-            monkeypatch.delenv(replay.SWITCH)
+            monkeypatch.setattr(replay, "RECORDS", True)
             assert torch.equal(apply_blob(*layer, x, compute, shared=slot), wanted)
     assert not replay._refused
 

@@ -205,3 +205,9 @@ def test_inputs_that_differ_stay_apart():
     assert join_inputs(layer) is layer
     layer = stack_columns([make_part("int4", 128, 128, seed, smooth) for seed in (1, 2)], [None, None])
     assert join_inputs(layer) is layer
+
+
+def test_tensors_without_values_are_the_same_bits():
+    """Of rank 0 down projections, transposed, no strides allow a view as bytes."""
+    assert same_bits(torch.zeros(0, 128).T, torch.zeros(0, 128).T)
+    assert not same_bits(torch.zeros(0, 128).T, torch.zeros(0, 64).T)

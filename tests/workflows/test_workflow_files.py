@@ -16,7 +16,8 @@ pytestmark = pytest.mark.skipif(find_host() is None, reason="needs ComfyUI")
 FOLDER = ROOT / "workflows"
 NAMES = [workflow.name for workflow in write.workflows()]
 AGAIN = "run: python tools/workflow_files/write.py"
-WIDTHS = {"quantize-your-own-flux": 1820}  # pixels at the opening view; this one holds a tall node more
+# pixels at the opening view, where a chain of nodes is longer than 1700 pixels hold
+WIDTHS = {"quantize-your-own-flux": 1820, "minimax-h3": 1760, "qwen-image-edit-2511": 1770}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import numpy as np
 from .layout import COLUMN_GAP, HEADING, MARGIN, ROW_GAP, STAGE_GAP, TITLE, Box, columns_of_stage
 
 STARTS = (0, 60, 120, 190, 260, 340, 430, 520, 640, 780)  # pixels below the heading at which a column may begin
-POINTS = 14  # of a wire, that are looked at
+POINTS = 32  # of a wire, that are looked at
 MOST_ORDERS = 24  # of a column; longer ones change by swapping two
 SLOT_HEIGHT, SLOT_SHIFT = 20, 0.7  # where the page draws a slot, from the node's upper edge
 PASSES = 4

@@ -5,11 +5,9 @@ from .graph import ModelFile
 HUB = "https://huggingface.co"
 
 
-def _file(
-    name: str, folder: str, repository: str, path: str = "", gib: float | None = None, gated: bool = False
-) -> ModelFile:
+def _file(name: str, folder: str, repository: str, path: str = "", gib: float | None = None, **more: bool) -> ModelFile:
     page = f"{HUB}/{repository}"
-    return ModelFile(name, folder, f"{page}/resolve/main/{path or name}", page, gib, gated)
+    return ModelFile(name, folder, f"{page}/resolve/main/{path or name}", page, gib, **more)
 
 
 def svdquant_flux(model: str) -> ModelFile:
@@ -56,3 +54,99 @@ PIXART_BF16 = _file(
 )
 PIXART_SVDQUANT = ModelFile("svdq-int4_r32-pixart-sigma.safetensors", "diffusion_models")
 SDXL_VAE = _file("sdxl_vae.safetensors", "vae", "stabilityai/sdxl-vae", gib=0.3)
+Z_IMAGE = _file("svdq-int4_r32-z-image-turbo.safetensors", "diffusion_models", "nunchaku-tech/nunchaku-z-image-turbo")
+KREA_2 = ModelFile(
+    "svdq-int4_r32-krea-2-turbo.safetensors", "diffusion_models", page=f"{HUB}/ModelsLab", only_int4=True
+)
+QWEN_IMAGE = _file(
+    "svdq-int4_r32-qwen-image-lightningv1.0-4steps.safetensors",
+    "diffusion_models",
+    "nunchaku-tech/nunchaku-qwen-image",
+    gib=11.9,
+)
+QWEN_IMAGE_EDIT = ModelFile(
+    "nunchaku_qwen_image_edit_2511_balance_int4.safetensors",
+    "diffusion_models",
+    page=f"{HUB}/QuantFunc/Nunchaku-Qwen-Image-EDIT-2511",
+)
+FLUX_2_KLEIN = _file(
+    "svdq-int4_r32-FLUX.2-klein-9B-Nunchaku.safetensors", "diffusion_models", "tonera/FLUX.2-klein-9B-Nunchaku"
+)
+CHROMA = ModelFile("svdq-int4_r32-Chroma1-HD.safetensors", "diffusion_models", page=f"{HUB}/tonera")
+SDXL = ModelFile("svdq-int4_r32-sdxl.safetensors", "diffusion_models", page=f"{HUB}/nunchaku-tech", only_int4=True)
+SDXL_BASE = _file("sd_xl_base_1.0.safetensors", "checkpoints", "stabilityai/stable-diffusion-xl-base-1.0", gib=6.9)
+MINIMAX_H3 = _file(
+    "svdq-int4_r32-minimax-h3-fl2va.safetensors",
+    "diffusion_models",
+    "felipesztutman/MiniMax-H3-W4A4",
+    "transformer_blocks.safetensors",
+    gib=10.6,
+    only_int4=True,
+)
+MINIMAX_H3_BF16 = _file(
+    "minimax_h3_fl2va_pruned_bf16.safetensors",
+    "diffusion_models",
+    "Comfy-Org/MiniMax-H3",
+    "diffusion_models/minimax_h3_fl2va_pruned_bf16.safetensors",
+)
+MINIMAX_H3_VAE = _file(
+    "minimax_h3_video_vae_fp16.safetensors",
+    "vae",
+    "Comfy-Org/MiniMax-H3",
+    "vae/minimax_h3_video_vae_fp16.safetensors",
+    gib=5.2,
+)
+MINIMAX_H3_AUDIO_VAE = _file(
+    "minimax_h3_audio_vae_fp32.safetensors",
+    "vae",
+    "Comfy-Org/MiniMax-H3",
+    "vae/minimax_h3_audio_vae_fp32.safetensors",
+    gib=0.6,
+)
+QWEN3VL_32B = _file(
+    "qwen3vl_32b_minimax_h3_nvfp4_awq.safetensors",
+    "text_encoders",
+    "Comfy-Org/MiniMax-H3",
+    "text_encoders/qwen3vl_32b_minimax_h3_nvfp4_awq.safetensors",
+)
+QWEN3_4B = _file(
+    "qwen_3_4b.safetensors",
+    "text_encoders",
+    "Comfy-Org/z_image_turbo",
+    "split_files/text_encoders/qwen_3_4b.safetensors",
+    gib=8.0,
+)
+QWEN3_8B = _file(
+    "qwen_3_8b_fp8mixed.safetensors",
+    "text_encoders",
+    "Comfy-Org/vae-text-encorder-for-flux-klein-9b",
+    "split_files/text_encoders/qwen_3_8b_fp8mixed.safetensors",
+    gib=8.7,
+)
+QWEN3VL_4B = _file(
+    "qwen3vl_4b_fp8_scaled.safetensors",
+    "text_encoders",
+    "Comfy-Org/Krea-2",
+    "text_encoders/qwen3vl_4b_fp8_scaled.safetensors",
+)
+QWEN25_VL = _file(
+    "qwen_2.5_vl_7b_fp8_scaled.safetensors",
+    "text_encoders",
+    "Comfy-Org/Qwen-Image_ComfyUI",
+    "split_files/text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors",
+    gib=9.4,
+)
+QWEN_IMAGE_VAE = _file(
+    "qwen_image_vae.safetensors",
+    "vae",
+    "Comfy-Org/Qwen-Image_ComfyUI",
+    "split_files/vae/qwen_image_vae.safetensors",
+    gib=0.25,
+)
+FLUX_2_VAE = _file(
+    "flux2-vae.safetensors",
+    "vae",
+    "Comfy-Org/vae-text-encorder-for-flux-klein-4b",
+    "split_files/vae/flux2-vae.safetensors",
+    gib=0.3,
+)

@@ -13,6 +13,7 @@ class ModelFile:
         url: of the file, for the page's own download button; "" where there is none.
         page: where a person finds it; shown in the note.
         gib: size, rounded; None where it depends. gated: one has to log in and accept a licence.
+        only_int4: there is no FP4 file beside it.
     """
 
     name: str
@@ -21,6 +22,7 @@ class ModelFile:
     page: str = ""
     gib: float | None = None
     gated: bool = False
+    only_int4: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ def read_me_first(workflow: Workflow) -> str:
     parts = [f"# Read me first: {workflow.title}", workflow.summary]
     if workflow.files:
         parts += ["## Files", "\n".join(_line(file) for file in workflow.files)]
-        published = [file.name for file in workflow.files if file.name.startswith("svdq-int4") and file.page]
+        published = [
+            file.name for file in workflow.files if "svdq-int4" in file.name and file.page and not file.only_int4
+        ]
         if published:
             parts.append(CARD.format(fp4=published[0].replace("svdq-int4", "svdq-fp4")))
         parts.append(DOWNLOAD)

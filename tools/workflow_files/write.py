@@ -18,7 +18,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from workflow_files import flux, making
+from workflow_files import families, flux, making
 from workflow_files.graph import Workflow
 from workflow_files.note import read_me_first
 from workflow_files.ui_form import to_ui_form
@@ -32,7 +32,7 @@ PLACES = Path(__file__).with_name("places.json")
 
 def workflows() -> list[Workflow]:
     """All workflows, as described."""
-    return [*flux.workflows(), *making.workflows()]
+    return [*flux.workflows(), *families.workflows(), *making.workflows()]
 
 
 def template_order() -> str:

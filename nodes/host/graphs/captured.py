@@ -1,6 +1,9 @@
 """A forward captured once as a CUDA graph: the same launches again, without the Python that issued them."""
 
-from collections.abc import Callable
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,33 +21,62 @@ class UnequalError(Exception):
     """A graph does not compute what the call does that it was captured from."""
 
 
+class WaitsError(Exception):
+    """A call waits for the GPU before it is done, which a capture does not allow."""
+
+
 class CudaGraph:
     """What torch captures on the current GPU.
 
     What a call allocates while it is captured belongs to the graph. Under cudaMallocAsync it is no memory at all until
     the graph runs, and whoever frees it outside of the capture ends the process. So nothing of it is kept: the result
     is copied to a place made before, and the call has run once on the stream of the capture, where cuBLAS then has its
-    workspace.
+    workspace. That run shows whether the call waits for the GPU; a capture that is broken off by that cannot free what
+    it has allocated, so it is not begun.
     """
 
     def __init__(self, device: torch.device):
         self.device, self._graph = device, torch.cuda.CUDAGraph()
 
     def capture(self, compute: Callable[[], Tensor]) -> Tensor:
-        """The result's place; other threads of the host may use the GPU meanwhile."""
+        """The result's place; other threads of the host may use the GPU meanwhile.
+
+        Raises:
+            WaitsError: compute() waits for the GPU.
+        """
         with torch.cuda.device(self.device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(stream), no_waiting():
                 out = torch.empty_like(compute())
             torch.cuda.current_stream().wait_stream(stream)
             torch.cuda.synchronize()
             with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-                out.copy_(compute())
+                try:
+                    out.copy_(compute())
+                except BaseException as error:
+                    traceback.clear_frames(error.__traceback__)  # free what they hold while that can be captured
+                    raise
         return out
 
     def replay(self) -> None:
         self._graph.replay()
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Raises WaitsError at the end if something within waited for the GPU."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    waits = [str(warning.message) for warning in said if "synchronizing" in str(warning.message)]
+    if waits:
+        raise WaitsError(f"the model waits for the GPU in the middle of a step ({waits[0].partition(chr(10))[0]})")
 
 
 class Captured:

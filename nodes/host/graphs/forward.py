@@ -17,7 +17,7 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
-from .captured import Captured, CudaGraph, UnequalError
+from .captured import Captured, CudaGraph, UnequalError, WaitsError
 from .inputs import UnseenError, split
 from .rules import KEY, SWITCH, for_graph, for_model, why_not
 from .weights import Weights
@@ -145,7 +145,7 @@ def _capture(compute, call, expected: Tensor, model: Any) -> Captured | None:
             if not there:
                 raise LookupError("not all weights are on the card")
             graph = Captured(compute, call, expected, weights, CudaGraph)
-    except (LookupError, UnequalError) as error:
+    except (LookupError, UnequalError, WaitsError) as error:
         logger.info("Steps run without a CUDA graph: %s.", error)
         return None
     except Exception as error:  # noqa: BLE001  (what a model does while it is captured may fail in any way)

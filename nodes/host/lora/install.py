@@ -40,6 +40,12 @@ def bias_key(weight_key: str) -> str:
     return weight_key.removesuffix("weight") + "bias"
 
 
+def compute_dtype(patcher) -> torch.dtype:
+    """What activations are in: the host runs text encoders, which do not say, in float32."""
+    inference = getattr(patcher.model, "get_dtype_inference", None)
+    return torch.float32 if inference is None else inference()
+
+
 def _caches_hooks(patcher) -> bool:
     return patcher.hook_mode == comfy.hooks.EnumHookMode.MaxSpeed
 
@@ -47,7 +53,7 @@ def _caches_hooks(patcher) -> bool:
 def _install_layer(
     patcher, module: SVDQuantLinear, plan: LoraPlan | None, device: torch.device, keep_spares: bool
 ) -> None:
-    old, dtype = module.lora, patcher.model.get_dtype_inference()
+    old, dtype = module.lora, compute_dtype(patcher)
     before = factor_bytes(module)
     tensors = module.lora_tensors()
     same_dtype = all(t.dtype == dtype for name, t in tensors.items() if name != "lora_bias")
@@ -91,7 +97,7 @@ def factor_bytes(module: SVDQuantLinear) -> int:
 
 def planned_bytes(patcher) -> int:
     """What the LoRAs of a MODEL take on its quantized layers, installed or not."""
-    layers, itemsize = patcher.svdquant_layers(), patcher.model.get_dtype_inference().itemsize
+    layers, itemsize = patcher.svdquant_layers(), compute_dtype(patcher).itemsize
     return sum(
         plan.nbytes(layers[key].in_features, layers[key].out_features, itemsize)
         for key, plan in plans_of(patcher).items()

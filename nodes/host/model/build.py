@@ -4,53 +4,50 @@ from pathlib import Path
 
 import comfy.model_management
 import comfy.sd
-from torch import Tensor
 
-from ....svdq_core.apply_layer import dense_bias, dense_weight
-from ....svdq_core.blob import to_blob
 from ....svdq_core.checkpoint import Checkpoint, read_checkpoint
+from ....svdq_core.checkpoint.read_errors import printable
 from ....svdq_core.errors import ArchitectureError
-from ....svdq_core.layer import QuantizedLayer
 from ....svdq_core.models import SUPPORTED
 from ....svdq_core.quantized_model import QuantizedModel
-from ....svdq_core.runtime import describe_model, folds_gelu, resolve_compute, with_derived
+from ....svdq_core.runtime import describe_model, folds_gelu, resolve_compute
 from ....svdq_core.shared_input import SharedInput
 from ..attention import choose_attention
 from ..graphs.forward import install_graphs
 from .fold import fold_gelus, speed_up_gelus, wants_folding
 from .patcher import adopt
-from .placeholder import Packed, placeholder
 from .quantized_linear import SVDQuantLinear, operations
-
-# Linears whose weight the host reads beside multiplying with it: CogVideoX and Hunyuan3D cast activations to its dtype,
-# FLUX and Hunyuan Video 1.5 take channels from its shape
-READ_BY_THE_HOST = ("patch_embed.text_proj", "patch_embed.proj", "t_embedder.mlp.0", "img_in", "img_in.proj")
+from .weights_in import to_state_dict
 
 
-def load_model(path: str, compute: str, disable_dynamic: bool = False):
+def load_model(path: str, compute: str, base: str | None = None, disable_dynamic: bool = False):
     """Load an SVDQuant checkpoint as the host's MODEL; the host, too, calls this for another copy of it.
 
     Args:
         path: a file or legacy folder. compute: one of COMPUTE_CHOICES.
+        base: a second file with everything that is not quantized, where the first does not have it.
         disable_dynamic: the host asks for a model without dynamic VRAM this way.
 
     Raises:
         CheckpointError, ArchitectureError: see read_checkpoint and build_model.
     """
-    return load_model_with_status(path, compute, disable_dynamic)[0]
+    return load_model_with_status(path, compute, base, disable_dynamic)[0]
 
 
-def load_model_with_status(path: str, compute: str, disable_dynamic: bool = False, attention: str = "auto"):
+def load_model_with_status(
+    path: str, compute: str, base: str | None = None, disable_dynamic: bool = False, attention: str = "auto"
+):
     """load_model, and one line for the user: what the file is and what will run it.
 
     Args:
         attention: one of attention.CHOICES.
     """
-    model = read_checkpoint(Checkpoint(Path(path)))
+    model = read_checkpoint(Checkpoint(Path(path), None if base is None else Path(base)))
     mode, reason = resolve_compute(compute, model.precision, comfy.model_management.get_torch_device())
-    status = describe_model(Path(path).name, model, mode, reason)
+    names = " + ".join(printable(Path(p).name) for p in (path, base) if p is not None)
+    status = describe_model(names, model, mode, reason)
     patcher = build_model(model, mode, disable_dynamic)
-    patcher.cached_patcher_init = (load_model, (path, compute))
+    patcher.cached_patcher_init = (load_model, (path, compute, base))
     install_graphs(patcher)
     words = choose_attention(patcher, attention)
     return patcher, f"{status}; {words}" if words else status
@@ -62,19 +59,11 @@ def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = Fal
     Raises:
         ArchitectureError: the host does not know a model of these sizes.
     """
-    state_dict, device = dict(model.plain), comfy.model_management.get_torch_device()
-    dtype = model.half_dtype
-    for name in list(model.layers):
-        layer = model.layers.pop(name)
-        if name in READ_BY_THE_HOST:
-            state_dict |= {key: tensor.to(dtype) for key, tensor in _dense(name, layer).items()}
-            continue
-        layer = with_derived(layer, compute, device)
-        state_dict[f"{name}.weight"] = placeholder(Packed(*to_blob(layer)), dtype)
-        if layer.bias is not None:
-            state_dict[f"{name}.bias"] = layer.bias
+    device, state_dict = comfy.model_management.get_torch_device(), to_state_dict(model, compute)
     options = {"custom_operations": operations(compute)}
-    patcher = comfy.sd.load_diffusion_model_state_dict(state_dict, options, disable_dynamic=disable_dynamic)
+    patcher = comfy.sd.load_diffusion_model_state_dict(
+        state_dict, options, metadata=dict(model.metadata), disable_dynamic=disable_dynamic
+    )
     if patcher is None:
         raise ArchitectureError(
             f"ComfyUI does not recognise this {model.architecture.title} model. Supported: {SUPPORTED}. "
@@ -95,8 +84,3 @@ def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = Fal
     known = patcher.model.diffusion_model.state_dict()
     patcher.model.svdquant_unused = {name: t for name, t in model.plain.items() if name not in known}
     return patcher
-
-
-def _dense(name: str, layer: QuantizedLayer) -> dict[str, Tensor]:
-    bias = dense_bias(layer)
-    return {f"{name}.weight": dense_weight(layer)} | ({} if bias is None else {f"{name}.bias": bias})

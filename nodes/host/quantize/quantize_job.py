@@ -74,6 +74,7 @@ def make_job(
         extras=plain_extras(patcher),
         poll=LayerProgress.poll,
         make_room=make_room,
+        verify=(lambda: None) if calibration is None else calibration.file.check_unchanged,
     )
 
 

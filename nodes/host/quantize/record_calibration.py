@@ -20,10 +20,11 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ....svdq_core.checkpoint.read_errors import reading
 from ....svdq_core.errors import SVDQuantError
 from ....svdq_core.models import Architecture
 from ....svdq_core.quantize.calibrate import Collector
-from ....svdq_core.quantize.calibration_file import Calibration
+from ....svdq_core.quantize.calibration_file import RECORD_AGAIN, Calibration
 from ....svdq_core.quantize.hessian_choice import choose_hessians
 from ..files import output_path
 from ..model.dense_weights import architecture_of
@@ -65,7 +66,7 @@ class RunningCalibration:
         self.layers, self.collector = layers, collector
         self.prompts, self.interrupted = int(before.get("prompts", 0)), int(before.get("interrupted", 0))
         self.calls = int(before.get("calls", 0))
-        self.times: set[float] = set(json.loads(before.get("times", "[]")))
+        self.times: set[float] = {float(time) for time in json.loads(before.get("times", "[]"))}
         self.patched = before.get("patched", "no") == "yes"
         self._lock = threading.Lock()  # several GPUs run copies of a model at once
 
@@ -194,7 +195,8 @@ def _open(
             logger.info("calibration %s goes on from %s prompts", name, before.get("prompts"))
         else:
             logger.info("calibration %s starts over with take %d", name, take)
-    return RunningCalibration(name, take, source, architecture, layers, collector, before)
+    with reading(str(path), RECORD_AGAIN):  # its metadata are texts of anybody's
+        return RunningCalibration(name, take, source, architecture, layers, collector, before)
 
 
 def calibration_of(patcher) -> RunningCalibration:

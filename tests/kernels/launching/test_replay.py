@@ -10,7 +10,7 @@ import torch
 from recorded_calls import replayed
 
 from svdquant_pack.kernels import ladder
-from svdquant_pack.kernels.launching import replay
+from svdquant_pack.kernels.launching import placed, replay
 from svdquant_pack.kernels.launching.recording import Recorder, note_launch
 
 
@@ -241,7 +241,7 @@ def test_recordings_do_not_grow_without_end(monkeypatch):
 
 def test_it_can_be_switched_off(monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setenv(replay.SWITCH, "0")
+    monkeypatch.setattr(replay, "RECORDS", False)
     assert not replay.records_on(torch.device("cuda", 0))
     assert not replay.records_on(torch.device("cpu"))
 
@@ -252,7 +252,7 @@ def test_rows_of_one_source_may_lie_between_those_of_another(first):
     whole = torch.zeros(4, 24, dtype=torch.int16)
     narrow, wide = whole[:, :8], whole[:, 8:]
     given = (wide, narrow) if first == "wide" else (narrow, wide)
-    places = replay._Places(Recorder(), given)
+    places = placed.Places(Recorder(), given)
     for i, source in enumerate(given):
         assert places.of(source) == (i, 0)
         assert places.of(source[:, 4:]) == (i, 8)

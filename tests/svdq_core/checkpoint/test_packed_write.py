@@ -9,10 +9,11 @@ from svdquant_pack.kernels.reference import requantize_int8
 from svdquant_pack.kernels.weights import dequantize
 from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
-from svdquant_pack.svdq_core.checkpoint.formats import FORMATS, QUANTIZED_FORMAT, save_model
+from svdquant_pack.svdq_core.checkpoint.formats import FORMATS, QUANTIZED_FORMAT, quantized_format, save_model
 from svdquant_pack.svdq_core.convert import convert
 from svdquant_pack.svdq_core.errors import ArchitectureError, CheckpointError
 from svdquant_pack.svdq_core.layer import Part, QuantizedLayer
+from svdquant_pack.svdq_core.models import ARCHITECTURES
 from svdquant_pack.svdq_core.quantize.spec import PRECISIONS
 
 
@@ -82,6 +83,13 @@ def test_by_way_of_this_format_nothing_is_lost(precision, tmp_path):
     convert(TINY[precision], tmp_path / "x.safetensors", "svdquant")
     convert(tmp_path / "x.safetensors", tmp_path / "y.safetensors", "nunchaku")
     assert differences(tiny(precision), read_checkpoint(Checkpoint(tmp_path / "y.safetensors"))) == []
+
+
+@pytest.mark.parametrize(("name", "form"), [("flux", "nunchaku"), ("flux2", "nunchaku"), ("qwen_image", "svdquant")])
+def test_linears_that_a_nunchaku_file_joins_are_written_apart(name, form):
+    """Quantized one by one they do not share their smoothing."""
+    assert quantized_format(ARCHITECTURES[name], "int4") == form
+    assert quantized_format(ARCHITECTURES[name], "int8") == "svdquant"
 
 
 def test_every_precision_has_a_format():

@@ -10,6 +10,7 @@ from svdquant_pack.svdq_core.errors import CheckpointError
 INT8, HALF = torch.zeros(128, 64, dtype=torch.int8), torch.zeros(128, 128, dtype=torch.bfloat16)
 
 OTHERS = {
+    "sealed": ({"quantfunc.payload": INT8}, "a sealed QuantFunc file"),
     "plain BF16": ({"double_blocks.0.img_attn.qkv.weight": HALF}, "It is a 16-bit FLUX.1 model"),
     "fp8": (
         {"img_in.weight": HALF.to(torch.float8_e4m3fn)},

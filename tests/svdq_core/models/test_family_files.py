@@ -10,8 +10,9 @@ from family_files import FamilyFile, chroma, flux2, minimax_h3, qwen_image, sdxl
 
 from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
 from svdquant_pack.svdq_core.blob import to_blob
-from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
+from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint, wanted_second_file
 from svdquant_pack.svdq_core.checkpoint.formats import FORMATS, save_model
+from svdquant_pack.svdq_core.convert import convert
 from svdquant_pack.svdq_core.errors import ArchitectureError, CheckpointError
 from svdquant_pack.svdq_core.quantized_model import QuantizedModel
 from svdquant_pack.svdq_core.stack import same_bits
@@ -148,6 +149,21 @@ class TestSecondFile:
         with pytest.raises(CheckpointError, match=sentence):
             read(file, tmp_path)
 
+    def test_it_is_asked_for(self, tmp_path):
+        path = write_tensors(tmp_path / "h3.safetensors", minimax_h3("int4").tensors)
+        assert "minimax_h3_fl2va_pruned_bf16.safetensors" in wanted_second_file(Checkpoint(path))
+        assert wanted_second_file(Checkpoint(write_tensors(tmp_path / "f.safetensors", flux2("int4").tensors))) == ""
+
+    def test_both_files_are_converted_to_one(self, tmp_path):
+        file = minimax_h3("int4")
+        base = write_tensors(tmp_path / "base.safetensors", file.base)
+        convert(
+            write_tensors(tmp_path / "h3.safetensors", file.tensors), tmp_path / "o.safetensors", "comfy", base=base
+        )
+        assert_same(read_checkpoint(Checkpoint(tmp_path / "o.safetensors")), file)
+        with pytest.raises(CheckpointError, match="Leave the second file empty"):
+            read_checkpoint(Checkpoint(tmp_path / "o.safetensors", base))
+
     def test_a_complete_file_needs_none(self, tmp_path):
         file = flux2("int4")
         file.base = {"anything": torch.zeros(2)}
@@ -197,3 +213,36 @@ class TestPieces:
             file.tensors[key] = tensor
         with pytest.raises(CheckpointError, match="do not split into"):
             read(file, tmp_path)
+
+
+class TestMisreading:
+    """Each mistake that a table could make is either noticed while reading, or changes weights that tests compare."""
+
+    @pytest.mark.parametrize("tonera", [False, True])
+    def test_unsigned_for_signed_is_told_by_the_bias(self, tonera, tmp_path):
+        file = chroma("int4", tonera)
+        named = {".norm_": ".attn.norm_"} if not tonera else {".attn.norm_": ".norm_"}
+        for old, new in named.items():
+            file.tensors = {name.replace(old, new): tensor for name, tensor in file.tensors.items()}
+        with pytest.raises(CheckpointError, match=r"and its bias says (un)?signed"):
+            read(file, tmp_path)
+
+    def test_interleaved_modulation_is_not_taken_for_plain(self, tmp_path):
+        """Without smooth_factor_orig a file looks like diffusers' Nunchaku Lite, whose modulation is in plain order."""
+        file = qwen_image("int4")
+        file.tensors = {name: t for name, t in file.tensors.items() if not name.endswith("_orig")}
+        assert_same(read(file, tmp_path), file)
+
+    def test_swapped_halves_change_the_weights(self, tmp_path):
+        file = minimax_h3("nvfp4")
+        name = "transformer_blocks.0.ff.net.0.proj"
+        layer = {key: tensor for key, tensor in file.tensors.items() if key.startswith(f"{name}.")}
+        for key in (f"{name}.qweight", f"{name}.lora_up"):
+            file.tensors[key] = torch.cat(layer[key].chunk(2)[::-1])
+        with pytest.raises((AssertionError, CheckpointError)):
+            assert_same(read(file, tmp_path), file)
+
+    def test_a_w4a4_layer_in_place_of_a_modulation_is_seen(self, tmp_path):
+        model = read(qwen_image("int4", "svdq"), tmp_path)
+        assert model.layers["transformer_blocks.0.img_mod.1"].parts[0].scheme == "int4"
+        assert not model.layers["transformer_blocks.0.img_mod.1"].parts[0].act_unsigned

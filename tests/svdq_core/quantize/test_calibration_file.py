@@ -49,14 +49,14 @@ def test_saved_and_read_again(tmp_path):
     ("damage", "message"),
     [
         ("truncate", "not a readable calibration file"),
-        ("empty", "not a readable calibration file"),
+        ("empty", "the file is empty"),
         ("plain", "not a calibration file"),
-        ("version", "calibration version 7, expected 1"),
+        ("version", "calibration version '7', expected 1"),
         ("counts", "table of inputs is damaged"),
         ("missing", "the statistics of blocks.0.fc are incomplete"),
         ("shape", "the statistics of blocks.0.fc do not fit each other"),
         ("keys", "the statistics of blocks.0.fc do not fit each other"),
-        ("nan", "the statistics of blocks.0.fc are not finite"),
+        ("nan", "blocks.0.fc.mean_square: the statistics are not finite"),
     ],
 )
 def test_damaged_files_are_refused_by_name(tmp_path, damage, message):
@@ -88,5 +88,5 @@ def test_damaged_files_are_refused_by_name(tmp_path, damage, message):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="not a readable calibration file"):
+    with pytest.raises(CheckpointError, match="there is no such file"):
         Calibration(tmp_path / "nowhere.safetensors")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from dense_files import write_dense
 from pixart_files import pixart
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_files import DATA
 
 from svdquant_pack import ROOT
-from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
+from svdquant_pack.svdq_core.apply_layer import dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.checkpoint.container import DIFFUSERS_FILE
 from svdquant_pack.svdq_core.quantize.journal import journal_folder
@@ -23,15 +23,7 @@ NAMES = ("double_blocks.0.img_attn.proj", "single_blocks.0.linear2")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """The tiny FLUX in 16 bits, with the prefix of a whole checkpoint and another model beside it."""
-    model = read_checkpoint(Checkpoint(DATA / "flux_tiny_int4_r32.safetensors"))
-    tensors = dict(model.plain)
-    for name, layer in model.layers.items():
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = dense_weight(layer), dense_bias(layer)
-    path = tmp_path_factory.mktemp("source") / "dense.safetensors"
-    stored = {f"model.diffusion_model.{name}": tensor.bfloat16().contiguous() for name, tensor in tensors.items()}
-    save_file(stored | {"vae.decoder.weight": torch.zeros(3)}, path)
-    return path
+    return write_dense(tmp_path_factory.mktemp("source") / "dense.safetensors")
 
 
 def run(*arguments, processes: int = 1):

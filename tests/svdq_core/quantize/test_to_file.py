@@ -37,7 +37,6 @@ from svdquant_pack.svdq_core.checkpoint import Checkpoint, dense_read
 from svdquant_pack.svdq_core.quantize.to_file import QuantizeJob, quantize_to_file
 from svdquant_pack.svdq_core.quantize.spec import QuantSpec
 from svdquant_pack.svdq_core.quantize.statistics import InputStatistics
-dense_read.RELEASE_BYTES = 4 << 20
 class Drawn(dict):
     def __contains__(self, name): return True
     def __missing__(self, name):
@@ -66,7 +65,7 @@ def measured(folder: Path, blocks: int) -> tuple[int, int]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 def test_memory_does_not_grow_with_the_model(tmp_path):
-    """Neither the source's pages nor the finished layers pile up. Measured: 523 MB for 48 MB, 528 MB for 166 MB."""
+    """Neither what is read nor the finished layers pile up. Measured: 523 MB for 48 MB, 528 MB for 166 MB."""
     (small, small_size), (large, large_size) = measured(tmp_path, 8), measured(tmp_path, 48)
     assert large_size > 4 * small_size
     assert large - small < 0.4 * (large_size - small_size), f"{(large - small) / 1e6:.0f} MB"

@@ -259,3 +259,19 @@ def test_merging_from_us_into_a_dense_model(model, dense, with_lora, plain, lora
         merged = dense.clone()
         merged.add_patches(source.get_key_patches("diffusion_model."), 1.0, 0.0)
         assert relative_error(sample_flux(merged), expected) < ORDER
+
+
+def test_arguments_reach_the_host_by_name(model, monkeypatch):
+    """Multi-GPU packs replace the host's method by one whose parameters stand in another order."""
+    if model.is_dynamic():
+        pytest.skip("dynamic VRAM knows no forced patching")
+    given = []
+
+    def replacement(self, device_to, extra_memory=0, full_load=False, force_patch_weights=False):
+        given.append((extra_memory, full_load, force_patch_weights))
+        return 0
+
+    monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "partially_load", replacement)
+    model.partially_load(model.load_device, 5, force_patch_weights=True)
+    model.partially_load(model.load_device, 6, full_load=True, force_patch_weights=True)
+    assert given == [(5, False, True), (6, True, True)]

@@ -1,0 +1,100 @@
+"""From a 4-bit text encoder, and what ComfyUI wants beside it, to the host's CLIP."""
+
+from pathlib import Path
+
+import comfy.sd
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ....svdq_core.checkpoint import Checkpoint, read_text_encoder
+from ....svdq_core.checkpoint.t5_read import is_t5
+from ....svdq_core.errors import SVDQuantError
+from ....svdq_core.quantized_model import QuantizedModel
+from .patcher import adopt
+from .quantized_linear import operations
+from .weights_in import to_state_dict
+
+COMPUTE = "w4a16"  # its layers have no smoothing and no low-rank branch: activations stay as they are
+# ComfyUI's types that T5-XXL belongs to -> how many other files there may be, and what they are
+OTHERS = {
+    "flux": (1, 1, "clip_l"),
+    "sd3": (0, 2, "clip_l or clip_g, or both"),
+    "hidream": (0, 1, "llama 3.1"),
+    "chroma": (0, 0, ""),
+    "pixart": (0, 0, ""),
+    "ltxv": (0, 0, ""),
+    "mochi": (0, 0, ""),
+    "cogvideox": (0, 0, ""),
+}
+
+
+def load_text_encoder(paths: list[str], embeddings: list[str], kind: str, device: str, disable_dynamic: bool = False):
+    """Load text encoder files, one of them a 4-bit T5, as the host's CLIP.
+
+    Args:
+        paths: files. embeddings: folders with textual inversions. kind: a key of OTHERS.
+        device: "default" or "cpu": where it runs.
+        disable_dynamic: the host asks for one without dynamic VRAM this way.
+
+    Raises:
+        CheckpointError, SVDQuantError: a file is no text encoder that is wanted here.
+    """
+    quantized = [path for path in paths if _holds_layers(path)]
+    if len(quantized) != 1:
+        found = f"{len(quantized)} of them are" if quantized else "none of them is"
+        raise SVDQuantError(
+            f"{' and '.join(Path(path).name for path in paths)}: {found} a 4-bit T5, and one must be "
+            "(awq-int4-flux.1-t5xxl.safetensors). Load 16-bit and fp8 text encoders with Load CLIP."
+        )
+    least, most, names = OTHERS[kind]
+    if not least <= len(paths) - 1 <= most:
+        wanted = f"T5 and {names}" if names else "T5 alone"
+        raise SVDQuantError(
+            f"type {kind} takes {wanted}, and {len(paths)} file{'s were' if len(paths) > 1 else ' was'} chosen."
+        )
+    state_dicts = [
+        to_state_dict(_read(path), COMPUTE) if path in quantized else _read_unquantized(path) for path in paths
+    ]
+    options: dict = {"custom_operations": operations(COMPUTE)}
+    if device == "cpu":
+        options["load_device"] = options["offload_device"] = torch.device("cpu")
+    clip = comfy.sd.load_text_encoder_state_dicts(
+        state_dicts,
+        embedding_directory=embeddings,
+        clip_type=getattr(comfy.sd.CLIPType, kind.upper()),
+        model_options=options,
+        disable_dynamic=disable_dynamic,
+    )
+    adopt(clip.patcher)
+    clip.patcher.model.svdquant_unused = {}
+    clip.patcher.cached_patcher_init = (_load_patcher, (paths, embeddings, kind, device))
+    return clip
+
+
+def _load_patcher(paths: list[str], embeddings: list[str], kind: str, device: str, disable_dynamic: bool = False):
+    return load_text_encoder(paths, embeddings, kind, device, disable_dynamic).patcher
+
+
+def _holds_layers(path: str) -> bool:
+    return Path(path).suffix in (".safetensors", ".sft") and is_t5(Checkpoint(Path(path)))
+
+
+def _read(path: str) -> QuantizedModel:
+    return read_text_encoder(Checkpoint(Path(path)))
+
+
+def _read_unquantized(path: str) -> dict[str, Tensor]:
+    """A text encoder that stays as it is.
+
+    Raises:
+        SVDQuantError: it is quantized in a way of ComfyUI's own, whose layers are others than ours.
+    """
+    tensors = comfy.utils.load_torch_file(path, safe_load=True)
+    marks = [name for name in tensors if name == "scaled_fp8" or name.endswith((".comfy_quant", ".scale_weight"))]
+    if marks:
+        raise SVDQuantError(
+            f"{Path(path).name} is quantized by ComfyUI's own means ({marks[0]}), which cannot be mixed with a 4-bit "
+            "T5 in one CLIP. Choose the 16-bit file."
+        )
+    return tensors
