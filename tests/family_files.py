@@ -12,7 +12,7 @@ import torch
 from nunchaku_packer import Packed, Packer
 from torch import Tensor
 
-from svdquant_pack.svdq_core.models import CHROMA, FLUX2, MINIMAX_H3, QWEN_IMAGE, SDXL, Architecture
+from svdquant_pack.svdq_core.models import CHROMA, ERNIE, FLUX2, MINIMAX_H3, QWEN_IMAGE, SDXL, Architecture
 from svdquant_pack.svdq_core.models.sdxl import DEPTHS
 
 W = 128  # the width of all of them
@@ -191,6 +191,20 @@ def minimax_h3(precision: str, host_named: bool = False) -> FamilyFile:
     for name, tensor in file.base.items():
         if name.rpartition(".")[0] not in file.weights:
             file.plain[name] = tensor
+    return file
+
+
+def ernie(precision: str) -> FamilyFile:
+    """Every Linear is a layer of its own, called as in ComfyUI."""
+    file = FamilyFile(ERNIE, Packer(precision))
+    for name in (*(f"self_attention.to_{n}" for n in "qkv"), "self_attention.to_out.0"):
+        file.whole(f"layers.0.{name}", f"layers.0.{name}", W, bias=False)
+    for name in ("gate_proj", "up_proj"):
+        file.whole(f"layers.0.mlp.{name}", f"layers.0.mlp.{name}", 3 * W, bias=False)
+    file.whole("layers.0.mlp.linear_fc2", "layers.0.mlp.linear_fc2", W, 3 * W, bias=False)
+    sizes = {"x_embedder.proj.weight": (W, 8, 1, 1), "text_proj.weight": (W, 24), "final_linear.weight": (8, W)}
+    sizes |= {"adaLN_modulation.1.weight": (6 * W, W), "final_norm.linear.weight": (2 * W, W)}
+    file.fill({"layers": 1}, lambda host: sizes.get(host, (W, W) if "time_embedding" in host else (W,)))
     return file
 
 

@@ -6,6 +6,7 @@ A family that another one resembles comes before it: the first whose marks a fil
 from .architecture import Architecture, Place, Published
 from .chroma import CHROMA
 from .completeness import missing_parts
+from .ernie import ERNIE
 from .flux import FLUX
 from .flux2 import FLUX2
 from .krea2 import KREA2
@@ -17,16 +18,17 @@ from .sdxl import SDXL
 from .t5 import T5
 from .zimage import ZIMAGE
 
-FAMILIES = (CHROMA, FLUX2, FLUX, ZIMAGE, KREA2, QWEN_IMAGE, SDXL, PIXART, MINIMAX_H3)
+FAMILIES = (CHROMA, FLUX2, FLUX, ZIMAGE, KREA2, QWEN_IMAGE, SDXL, ERNIE, PIXART, MINIMAX_H3)
 ARCHITECTURES = {architecture.name: architecture for architecture in FAMILIES}
 SUPPORTED = (
     "FLUX.1 (dev, schnell, Krea, Kontext, Fill, Canny, Depth), FLUX.2 (Klein, dev), Chroma, Z-Image, Krea 2, "
-    "Qwen-Image (2512, Edit, 2509, 2511, Layered), MiniMax H3, SDXL and PixArt-Sigma/Alpha"
+    "Qwen-Image (2512, Edit, 2509, 2511, Layered), MiniMax H3, SDXL, Ernie Image and PixArt-Sigma/Alpha"
 )
 
 __all__ = [
     "ARCHITECTURES",
     "CHROMA",
+    "ERNIE",
     "FAMILIES",
     "FLUX",
     "FLUX2",

@@ -76,7 +76,6 @@ OTHERS = (
     ),
     Other("Boogu", host=(("^double_stream_layers.",),), source=(("^double_stream_layers.",),)),
     Other("OmniGen 2", host=(("^image_index_embedding",),), source=(("^image_index_embedding",),)),
-    Other("Ernie Image", host=(("^layers.0.adaLN_sa_ln.",),), source=(("^layers.0.adaLN_sa_ln.",),)),
     Other("Ideogram 4", host=(("^embed_image_indicator.",),), source=(("^embed_image_indicator.",),)),
     Other("Lumina 2", host=(("^cap_embedder.", "^noise_refiner."),), source=((".feed_forward.linear_1.",),)),
     Other("Stable Diffusion 1 or 2", host=(("^input_blocks.",),), source=()),
@@ -99,7 +98,9 @@ def other_family(names: Sequence[str], side: str, before: bool) -> str:
 
 
 def occurs(mark: str, names: Sequence[str]) -> bool:
-    """Whether a mark is in any of the names."""
+    """Whether a mark is in any of the names; of several, joined by " & ", each of them in some."""
+    if " & " in mark:
+        return all(occurs(part, names) for part in mark.split(" & "))
     if mark.startswith("^"):
         return any(name.startswith(mark[1:]) for name in names)
     return any(mark in name for name in names)
