@@ -28,10 +28,11 @@ class Subject:
         return {"caption.caption": self.caption, "sampler.seed": self.seed, "sampler.steps": STEPS}
 
 
+# the first row is the one that a reader sees: 4 bits of ours must be nearer there than naive ones by a lot
 SUBJECTS = (
-    Subject("a large orange circle at the bottom right on a dotted green background", 1),
-    Subject("a small red heart above a large yellow star on a striped white background", 1),
     Subject("a small yellow ring, a small purple circle and a large green star in a row on a plain blue background", 2),
+    Subject("a small red heart above a large yellow star on a striped white background", 1),
+    Subject("a large orange circle at the bottom right on a dotted green background", 1),
 )
 
 

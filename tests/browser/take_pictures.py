@@ -1,4 +1,4 @@
-"""Takes the pictures of the node help and of the README from the running page: web/docs/pictures, docs/pictures.
+"""Takes the pictures of the node help from the running page: web/docs/pictures.
 
 usage: python tests/browser/take_pictures.py   (with what the browser tests need; see conftest.py)
 """
@@ -21,7 +21,7 @@ from furnished_base import furnish  # noqa: E402
 from PIL import Image  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
 
-HELP, README = ROOT / "web" / "docs" / "pictures", ROOT / "docs" / "pictures"
+HELP = ROOT / "web" / "docs" / "pictures"
 DEMO = ROOT / "workflows" / "demo" / "ui"
 MARGIN = 14
 
@@ -58,7 +58,6 @@ def take(page: ComfyUIPage, path: Path, titles: list[str], width: int = 760) -> 
 def main() -> int:
     """Take all of them."""
     HELP.mkdir(parents=True, exist_ok=True)
-    README.mkdir(parents=True, exist_ok=True)
     front_end = Path(find_spec("comfyui_frontend_package").origin).parent / "static"
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
@@ -78,14 +77,10 @@ def main() -> int:
             page.page.wait_for_timeout(2000)  # the page fetches its lists anew, with the file just written
             page.drag_file(DEMO / "flux_svdquant_lora.json")
             page.queue()
-            take(page, HELP / "loader.png", ["4-bit model"], 460)
-            take(page, HELP / "lora.png", ["LoRA, SVDQuant loader", "LoRA report"], 460)
-            page.fit()
-            page.page.wait_for_timeout(800)
-            page.page.screenshot(path=README / "workflow.png", clip={"x": 60, "y": 40, "width": 1840, "height": 620})
-            shrink(README / "workflow.png", 1400)
+            take(page, HELP / "loader.png", ["Load Model (SVDQuant)"], 460)
+            take(page, HELP / "lora.png", ["Apply LoRA (SVDQuant)"], 460)
             page.drag_file(ROOT / "workflows" / "flux.1-dev-lora-stack.json")
-            take(page, HELP / "stack.png", ["LoRAs"], 460)
+            take(page, HELP / "stack.png", ["Apply LoRAs (SVDQuant)"], 460)
             page.close()
     return 0
 

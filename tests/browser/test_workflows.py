@@ -17,6 +17,11 @@ def fresh(page):
     page.show()
 
 
+@pytest.fixture(scope="module")
+def object_info(page):
+    return page.server.object_info()
+
+
 def inputs(api: dict) -> dict:
     """What the host would compute: class and inputs of each node, without titles."""
     return {key: (node["class_type"], node["inputs"]) for key, node in api.items()}
@@ -65,7 +70,7 @@ def wrong_values(nodes: list[dict]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_opens_complete(page, name):
+def test_it_opens_complete(page, object_info, name):
     nodes = page.drag_file(FOLDER / f"{name}.json")
     assert not [node["type"] for node in nodes if not node["known"]]
     stored = {
@@ -78,15 +83,15 @@ def test_it_opens_complete(page, name):
     page.picture(f"workflow-{name}")
     assert not wrong_values(nodes)
     api = json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
-    assert inputs(page.api_form()) == inputs(api)
+    assert inputs(page.api_form()) == inputs(completed(api, object_info))
 
 
 @pytest.mark.parametrize("name", DEMO)
-def test_the_demos_workflows_open_too(page, name):
+def test_the_demos_workflows_open_too(page, object_info, name):
     nodes = page.drag_file(FOLDER / "demo" / "ui" / f"{name}.json")
     assert not [node["type"] for node in nodes if not node["known"]]
     api = json.loads((FOLDER / "demo" / f"{name}.json").read_text(encoding="utf-8"))
-    assert inputs(page.api_form()) == inputs(completed(numbered(api), page.server.object_info()))
+    assert inputs(page.api_form()) == inputs(completed(numbered(api), object_info))
 
 
 def test_a_missing_node_would_be_seen(page, tmp_path):

@@ -53,3 +53,16 @@ def test_seeded_conditioning_depends_on_the_seed_alone(demo_nodes):
     assert first.shape == (1, 3, 8)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_it_goes_into_a_users_comfyui(tmp_path, capsys):
+    comfyui = tmp_path / "ComfyUI"
+    assert install.main([str(comfyui)]) == 2 and "not a ComfyUI folder" in capsys.readouterr().out
+    (comfyui / "custom_nodes").mkdir(parents=True)
+    (comfyui / "main.py").touch()
+    assert install.main([str(comfyui)]) == 0
+    said = capsys.readouterr().out
+    for name, folder in install.MODEL_FOLDERS.items():
+        path = comfyui / "models" / folder / name
+        assert path.is_file() and str(path) in said
+    assert (comfyui / "custom_nodes" / install.NODE_PACK / "scenes.py").is_file() and "Restart" in said

@@ -52,11 +52,11 @@ def kontext() -> Workflow:
 
 def fill() -> Workflow:
     note = (
-        f"{EXAMPLE} Right-click it, **Open in MaskEditor**, paint over what is to be drawn anew, save. Without a mask "
+        f"{EXAMPLE} Right-click it, **Open in MaskEditor**, paint over what is to be repainted, save. Without a mask "
         "the whole picture stays as it is."
     )
     workflow, loader, clip, vae = _start(
-        "flux.1-fill-dev", "FLUX.1 Fill dev", "Draws anew what a mask covers.", "flux.1-fill-dev", note
+        "flux.1-fill-dev", "FLUX.1 Fill dev", "Repaints what a mask covers.", "flux.1-fill-dev", note
     )
     positive, negative = parts.flux_prompt(workflow, clip, "A red balloon", 30.0)
     picture = parts.load_picture(workflow, "picture with mask")
