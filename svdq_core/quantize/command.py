@@ -73,6 +73,11 @@ def quantize_file(
     if target.is_dir():
         raise SVDQuantError(f"{target} is a folder. Give the name of a file.")
     _refuse_existing(request)
+    if request.spec.method == "best" and request.calibration is None:
+        raise SVDQuantError(
+            "Method best rounds by what layers see. Give a calibration (--calibration), use Quantize Model in ComfyUI, "
+            "which runs the real model; or choose --method fast."
+        )
     checkpoint = Checkpoint(source)
     if target.exists() and any(target.samefile(file) for file in checkpoint.files):
         raise SVDQuantError(f"{target} is the source itself. Choose another name.")
