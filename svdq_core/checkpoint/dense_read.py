@@ -44,11 +44,7 @@ class DenseModel(Mapping[str, Tensor]):
                 f"{checkpoint.name}: no model that can be quantized here{first}. Supported: {SUPPORTED}."
             )
         self.architecture = recognize_dense(checkpoint.name, names)
-        diffusers = not any(
-            f"{block.host}.0.{linear.host}.weight" in checkpoint
-            for block in self.architecture.blocks
-            for linear in block.linears
-        )
+        diffusers = self._has_names_of_diffusers()
         self.counts = self.architecture.count_blocks(names, "source" if diffusers else "host")
         self._swapped: set[str] = set()  # host tensors whose row halves stand in the other order
         self._rows: dict[str, int] = {}  # host tensor in one row -> rows that it has in the file
@@ -76,6 +72,16 @@ class DenseModel(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._sources
+
+    def _has_names_of_diffusers(self) -> bool:
+        """Whether more Linears of the first blocks are there under diffusers' names than under ComfyUI's."""
+        here = there = 0
+        for block in self.architecture.blocks:
+            for linear in block.linears:
+                here += f"{block.host}.0.{linear.host}.weight" in self.checkpoint
+                modules = block.alternatives(linear)[0]
+                there += all(f"{block.source}.0.{module}.weight" in self.checkpoint for module in modules)
+        return there > here
 
     def _blocks(self) -> Iterator[tuple[BlockMap, int]]:
         for block in self.architecture.blocks:

@@ -1,5 +1,6 @@
 """A tiny model of a family in the host: quantized layers through our loader, and the host's own dense one of them."""
 
+import zlib
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -19,7 +20,7 @@ from svdquant_pack.svdq_core.layer import Part, QuantizedLayer
 from svdquant_pack.svdq_core.models import Architecture
 from svdquant_pack.svdq_core.quantized_model import QuantizedModel
 
-RANK = 8
+RANK = 16
 
 
 @contextmanager
@@ -39,27 +40,30 @@ def detected_as(family: Family, sizes: dict[str, Any] | None = None):
         comfy.model_detection.model_config_from_unet = original
 
 
-def random_layer(outputs: int, inputs: int, bias: Tensor | None, seed: int) -> QuantizedLayer:
-    """int4 with smoothing and a low-rank branch; every fourth is AWQ, every fifth of the others NVFP4."""
-    g = torch.Generator().manual_seed(seed)
-    rows, columns = (0, outputs), (0, inputs)
+def random_part(scheme: str, rows: tuple[int, int], columns: tuple[int, int], shared: str, own: str) -> Part:
+    """A random part of a layer.
+
+    Args:
+        scheme: "int4", "nvfp4" or "awq". shared: seed of the smoothing and proj_down. own: seed of all else.
+    """
+    (outputs, inputs), g = (rows[1] - rows[0], columns[1] - columns[0]), _generator(own)
     codes = torch.randint(-7, 8, (outputs, inputs), generator=g, dtype=torch.int8)
-    if seed % 4 == 3:
-        scales = ((0.5 + torch.rand(inputs // 64, outputs, generator=g)) * inputs**-0.5 / 5).bfloat16()
-        tensors = {"qweight": pack_nibbles(codes), "wscales": scales, "wzeros": -7.5 * scales}
-        return QuantizedLayer(inputs, outputs, (Part("awq", rows, columns, False, tensors),), bias)
-    scheme, group = ("nvfp4", 16) if seed % 5 == 4 else ("int4", 64)
-    scales = 0.5 + torch.rand(inputs // group, outputs, generator=g)
-    tensors = {
-        "qweight": pack_nibbles(codes),
-        "wscales": (scales * inputs**-0.5 / 5).bfloat16() if scheme == "int4" else scales.to(torch.float8_e4m3fn),
-        "smooth_factor": (0.5 + torch.rand(inputs, generator=g)).bfloat16(),
-        "proj_down": (torch.randn(inputs, RANK, generator=g) * inputs**-0.5).bfloat16(),
-        "proj_up": (torch.randn(outputs, RANK, generator=g) * 0.3).bfloat16(),
-    }
+    scales = 0.5 + torch.rand(inputs // (16 if scheme == "nvfp4" else 64), outputs, generator=g)
+    size = inputs**-0.5 / 5
+    tensors = {"qweight": pack_nibbles(codes), "wscales": (scales * size).bfloat16()}
+    if scheme == "awq":
+        return Part("awq", rows, columns, False, tensors | {"wzeros": -7.5 * tensors["wscales"]})
     if scheme == "nvfp4":
-        tensors["wtscale"] = torch.tensor([inputs**-0.5 / 3])
-    return QuantizedLayer(inputs, outputs, (Part(scheme, rows, columns, False, tensors),), bias)
+        tensors |= {"wscales": scales.to(torch.float8_e4m3fn), "wtscale": torch.tensor([size])}
+    tensors["proj_up"] = (torch.randn(outputs, RANK, generator=g) * 0.3).bfloat16()
+    g = _generator(shared)
+    tensors["smooth_factor"] = (0.5 + torch.rand(inputs, generator=g)).bfloat16()
+    tensors["proj_down"] = (torch.randn(inputs, RANK, generator=g) * inputs**-0.5).bfloat16()
+    return Part(scheme, rows, columns, False, tensors)
+
+
+def _generator(seed: str) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32(seed.encode()))
 
 
 @cache
@@ -70,7 +74,9 @@ def tiny_tensors(name: str) -> tuple[dict[str, QuantizedLayer], dict[str, Tensor
     layers = {}
     for seed, (layer, (outputs, inputs)) in enumerate(family.layers(family.tiny_config).items()):
         del plain[f"{layer}.weight"]
-        layers[layer] = random_layer(outputs, inputs, plain.pop(f"{layer}.bias", None), seed)
+        scheme = "awq" if seed % 4 == 3 else "nvfp4" if seed % 5 == 4 else "int4"
+        part = random_part(scheme, (0, outputs), (0, inputs), layer, layer)
+        layers[layer] = QuantizedLayer(inputs, outputs, (part,), plain.pop(f"{layer}.bias", None))
     return layers, plain
 
 
@@ -85,17 +91,17 @@ def load_quantized(name: str, compute: str = "w4a16"):
         return build_model(quantized_model(name), compute)
 
 
-def dense_tensors(name: str) -> dict[str, Tensor]:
-    """float32 tensors of the dense model that the quantized one stands for."""
-    layers, plain = tiny_tensors(name)
-    biases = {f"{n}.bias": layer.bias for n, layer in layers.items() if layer.bias is not None}
+def dense_of(layers: dict[str, QuantizedLayer], plain: dict[str, Tensor]) -> dict[str, Tensor]:
+    """float32 tensors of the dense model that a quantized one stands for."""
+    plain = {name: tensor.float() for name, tensor in plain.items()}
+    biases = {f"{n}.bias": layer.bias.float() for n, layer in layers.items() if layer.bias is not None}
     return plain | biases | {f"{n}.weight": dense_weight(layer) for n, layer in layers.items()}
 
 
 def load_dense(name: str):
     """The same weights as the host's own MODEL."""
     with detected_as(FAMILIES[name]), torch.inference_mode():
-        return comfy.sd.load_diffusion_model_state_dict(dense_tensors(name), {"dtype": torch.float32})
+        return comfy.sd.load_diffusion_model_state_dict(dense_of(*tiny_tensors(name)), {"dtype": torch.float32})
 
 
 def forward(name: str, patcher, sizes: Sizes | None = None, variant: str = "", load: bool = True) -> Tensor:

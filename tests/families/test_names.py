@@ -7,8 +7,11 @@ import pytest
 import torch
 from checkpoint_files import write_tensors
 from families.registry import FAMILIES as HOST
+from tiny_files import DATA
 
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
+from svdquant_pack.svdq_core.checkpoint.dense_read import DenseModel
+from svdquant_pack.svdq_core.checkpoint.formats import FORMATS, save_model
 from svdquant_pack.svdq_core.checkpoint.recognize import recognize_host
 from svdquant_pack.svdq_core.errors import CheckpointError
 from svdquant_pack.svdq_core.models import FAMILIES, FLUX2, KREA2, SDXL, ZIMAGE
@@ -123,3 +126,20 @@ def test_a_file_in_nunchakus_layout_of_a_family_without_description_is_refused_b
     path = write_tensors(tmp_path / "x.safetensors", {"double_stream_blocks.0.block.attn1.to_q.qweight": code})
     with pytest.raises(CheckpointError, match="HiDream recognised, not supported yet"):
         read_checkpoint(Checkpoint(path))
+
+
+def test_a_dense_z_image_of_diffusers_is_put_together(tmp_path):
+    """Taken apart by ComfyUI's own map, it comes back as it was."""
+    model = read_checkpoint(Checkpoint(DATA / "families" / "zimage_nvfp4.safetensors"))
+    save_model(tmp_path / "host.safetensors", model, FORMATS["bf16"](model.architecture))
+    host = DenseModel(Checkpoint(tmp_path / "host.safetensors"))
+    tensors = {}
+    config = {"n_layers": 1, "dim": 128, "n_refiner_layers": 0}
+    for theirs, ours in comfy.utils.z_image_to_diffusers(config).items():
+        name, (dim, start, length) = (ours, (0, 0, None)) if isinstance(ours, str) else ours
+        if name in host:
+            whole = host[name]
+            tensors[theirs] = whole.narrow(dim, start, whole.shape[dim] if length is None else length).clone()
+    again = DenseModel(Checkpoint(write_tensors(tmp_path / "diffusers.safetensors", tensors)))
+    assert set(again) == set(host) and again.ignored == []
+    assert [name for name in host if not torch.equal(again[name], host[name])] == []
