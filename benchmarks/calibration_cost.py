@@ -23,6 +23,7 @@ from machine import header  # noqa: E402
 from svdquant_pack.svdq_core.models import FLUX  # noqa: E402
 from svdquant_pack.svdq_core.quantize.calibrate import Collector  # noqa: E402
 from svdquant_pack.svdq_core.quantize.hessian_choice import choose_hessians  # noqa: E402
+from svdquant_pack.svdq_core.quantize.layout_plan import plan_layout  # noqa: E402
 
 TEXT_TOKENS = 512
 FILLING = 4  # steps in which most tokens of the reservoir are new
@@ -45,7 +46,9 @@ def measure(options: argparse.Namespace, hessian_mib: int) -> list[str]:
     """Cells of one row."""
     device = torch.device(options.device)
     layers = sites(options)
-    hessians = choose_hessians(FLUX, {name: shape for name, (_, shape) in layers.items()}, hessian_mib << 20)
+    hessians = choose_hessians(
+        plan_layout(FLUX, {name: shape for name, (_, shape) in layers.items()}, 0), hessian_mib << 20
+    )
     collector = Collector(tokens=options.tokens, hessians=hessians)
     inputs = {
         size: torch.randn(1, *size, device=device, dtype=torch.bfloat16)

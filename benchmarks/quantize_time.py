@@ -20,7 +20,11 @@ from synthetic_model import SIZES, Size, SyntheticCalibration, write_model  # no
 
 from svdquant_pack.svdq_core.checkpoint.container import Checkpoint  # noqa: E402
 from svdquant_pack.svdq_core.checkpoint.dense_read import DenseModel  # noqa: E402
-from svdquant_pack.svdq_core.quantize.command import Request, quantize_file  # noqa: E402
+from svdquant_pack.svdq_core.quantize.command import (  # noqa: E402
+    Request,
+    plan_dense,
+    quantize_file,
+)
 from svdquant_pack.svdq_core.quantize.overrides import Overrides  # noqa: E402
 from svdquant_pack.svdq_core.quantize.spec import QuantSpec  # noqa: E402
 from svdquant_pack.svdq_core.quantize.to_file import QuantizeJob, quantize_to_file  # noqa: E402
@@ -66,7 +70,15 @@ def measure(options: argparse.Namespace) -> dict:
             else:
                 model = DenseModel(Checkpoint(source))
                 job = QuantizeJob(
-                    model.architecture, model, list(model), spec, device, target, "bench", calibration=calibration
+                    model.architecture,
+                    plan_dense(model),
+                    model,
+                    list(model),
+                    spec,
+                    device,
+                    target,
+                    "bench",
+                    calibration=calibration,
                 )
                 quantize_to_file(job, on_layer)
         finished = True

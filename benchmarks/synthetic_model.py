@@ -13,8 +13,8 @@ from torch.nn.functional import gelu
 from svdquant_pack.svdq_core.checkpoint.output import Output
 from svdquant_pack.svdq_core.checkpoint.safetensors_write import layout, write_block
 from svdquant_pack.svdq_core.models import ARCHITECTURES
+from svdquant_pack.svdq_core.quantize.layout_plan import plan_for
 from svdquant_pack.svdq_core.quantize.statistics import InputStatistics
-from svdquant_pack.svdq_core.quantize.whole_model import plan_for
 
 TEXT, POOLED, PATCH = 4096, 768, 64
 SAMPLES, TOKENS_PER_SAMPLE, HESSIAN_TOKENS, KEPT_TOKENS = 64, 4608, 1024, 1024  # what a calibration of 64 samples holds

@@ -59,14 +59,14 @@ class Attempt(Generic[Step]):
         again: it ran out of memory a moment ago.
     """
 
-    __slots__ = ("_again", "_device", "_name", "_next_name", "_step", "out_of_memory")
+    __slots__ = ("_again", "_device", "_name", "_next_name", "out_of_memory", "step")
 
     def __init__(self, device: torch.device, name: str, step: Step, next_name: str | None, again: bool = False):
-        self._device, self._name, self._step, self._next_name, self._again = device, name, step, next_name, again
+        self._device, self._name, self.step, self._next_name, self._again = device, name, step, next_name, again
         self.out_of_memory = False
 
     def __enter__(self) -> Step:
-        return self._step
+        return self.step
 
     def __exit__(self, _kind, error: BaseException | None, trace) -> bool:
         # an allocator that raised its own error has emptied its cache already, and the next step needs no less memory

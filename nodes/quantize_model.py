@@ -18,6 +18,7 @@ from .host import files
 from .host.model.build import load_model
 from .host.model.dense_weights import DenseWeights
 from .host.quantize.layer_progress import LayerProgress
+from .host.quantize.plan_patcher import plan_patcher
 from .host.quantize.quantize_job import fit_calibration, layer_costs, make_job, reserve_room
 from .host.quantize.record_calibration import find_calibration, list_calibrations
 from .quantize_report import describe
@@ -25,14 +26,12 @@ from .quantize_report import describe
 logger = logging.getLogger("svdquant")
 
 FILE_PRECISION = {"int4": "int4", "nvfp4": "fp4", "int8": "int8"}  # as the names of published files spell it
-# weight, scales and a branch of rank 32 on small layers: upper estimates for the disk check
-BYTES_PER_WEIGHT = {"int4": 0.65, "nvfp4": 0.65, "int8": 1.15}
 COPIES = 2  # on the disk at the end: finished layers, and the file put together from them
 NO_CALIBRATION = "none"
 
 
 class SVDQuantQuantizeModel(io.ComfyNode):
-    """Quantizes a full-precision FLUX or PixArt model in the graph."""
+    """Quantizes a full-precision diffusion model in the graph."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -40,9 +39,9 @@ class SVDQuantQuantizeModel(io.ComfyNode):
             node_id="SVDQuantQuantizeModel",
             display_name="Quantize Model (SVDQuant)",
             category="SVDQuant",
-            description="Makes a 4-bit SVDQuant file of a full-precision FLUX.1 or PixArt model, LoRAs on it baked in, "
-            "and returns the quantized model. Works without calibration, and better with it. Interrupted, it goes on "
-            "where it stopped.",
+            description="Makes a 4-bit SVDQuant file of any full-precision diffusion model, LoRAs on it baked in, and "
+            "returns the quantized model. Works without calibration, and better with it. Interrupted, it goes on where "
+            "it stopped.",
             search_aliases=["svdq", "deepcompressor", "Krea2SVDQuantQuantize", "int4", "nvfp4", "compress", "4-bit"],
             is_output_node=True,
             inputs=[
@@ -173,20 +172,24 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         overrides = Overrides.parse(keep_16bit, keep_worst, error_limit)
         path = _target(filename_prefix, spec, overwrite)
         file = Path(recorded) if recorded else None if calibration == NO_CALIBRATION else find_calibration(calibration)
-        weights = DenseWeights(model)
+        weights, found = DenseWeights(model), plan_patcher(model)
         fitted = None if file is None else fit_calibration(weights, file)
-        job = make_job(weights, path, spec, overrides, fitted)
-        require_space(path, int(weights.count * BYTES_PER_WEIGHT[precision] * COPIES) - stored_bytes(path))
-        reserve_room(model, spec)
+        job = make_job(found, weights, path, spec, overrides, fitted)
+        require_space(path, COPIES * found.plan.nbytes(spec) - stored_bytes(path))
+        reserve_room(model, found.plan, spec)
+        progress = LayerProgress(layer_costs(found.plan))
+        for line in (*found.plan.describe(spec), *found.notes):
+            logger.info("%s", line)
+        progress.show("\n".join(found.plan.describe(spec)))
         try:
-            outcome = quantize_to_file(job, LayerProgress(layer_costs(model)).step)
+            outcome = quantize_to_file(job, progress.step)
         except BaseException:  # the host's interruption, too
             if journal_folder(path).exists():
                 logger.info("%s: finished layers wait in %s; the same settings go on", path.name, journal_folder(path))
             raise
         assert outcome is not None  # only further processes get none
         seconds = time.perf_counter() - started
-        report = describe(path, outcome, weights, fitted, seconds)
+        report = describe(path, outcome, weights, fitted, seconds, found)
         logger.info("quantized %s in %.1f s", path.name, seconds)
         plot = draw_errors(outcome.reports, f"{path.name}: relative output error of each part")
         return io.NodeOutput(load_model(str(path), activations), str(path), report, plot, ui=ui.PreviewText(report))

@@ -8,6 +8,7 @@ from ..svdq_core.quantize.calibration_fit import FittedCalibration
 from ..svdq_core.quantize.overrides import layer_errors
 from ..svdq_core.quantize.to_file import Outcome
 from .host.model.dense_weights import DenseWeights
+from .host.quantize.plan_patcher import HostPlan
 
 WORST_SHOWN = 5
 SENSITIVE = 3.0  # times the median error: a layer that 4 bits hurt more than others
@@ -15,13 +16,18 @@ FAR_OFF = 0.5  # relative error of a layer that has lost its job
 
 
 def describe(
-    path: Path, outcome: Outcome, weights: DenseWeights, calibration: FittedCalibration | None, seconds: float
+    path: Path,
+    outcome: Outcome,
+    weights: DenseWeights,
+    calibration: FittedCalibration | None,
+    seconds: float,
+    found: HostPlan,
 ) -> str:
     """The report of a run.
 
     Args:
         path: of the file. weights: that it was made of. calibration: recorded inputs, or None.
-        seconds: from the first check to the file.
+        seconds: from the first check to the file. found: the plan of the run.
     """
     layers = [r for r in outcome.reports if r.scheme != "awq"]
     mean = sum(r.relative_error for r in layers) / max(len(layers), 1)
@@ -45,7 +51,7 @@ def describe(
     if calibration is not None:
         lines += [f"{calibration.file.path.name}: {note}" for note in calibration.notes]
     lines += [f"kept in 16 bits: {sentence}" for sentence in outcome.kept]
-    return "\n".join(lines + outcome.notes)
+    return "\n".join([*lines, *found.notes, *outcome.notes])
 
 
 def find_sensitive(reports: list[PartReport]) -> list[str]:

@@ -10,12 +10,13 @@ from torch import Tensor
 from ..kernels.epilogue import NOTHING_MORE, Epilogue
 from ..kernels.factors import branch_of
 from ..kernels.format import GELU_SHIFT
-from ..kernels.launching.replay import replay
+from ..kernels.launching.replay import Call, replay
 from ..kernels.layer_call import Factors, LayerCall
 from ..kernels.paths.layer_paths import run
 from ..kernels.weights import dequantize
 from .blob import BlobLayout
 from .layer import Part, QuantizedLayer
+from .shared_input import SharedCall, SharedInput, can_share, run_shared
 
 
 @lru_cache(maxsize=4096)
@@ -37,8 +38,9 @@ def _blob_linear_op(
     gelu: str | None,
     gelu_from: int,
 ) -> Tensor:
-    branch = {"lora_down": lora_down, "lora_up": lora_up}
-    return apply_blob(blob, layout, bias, x, compute, **branch, gelu=gelu, gelu_from=gelu_from)
+    return apply_blob(
+        blob, layout, bias, x, compute, lora_down=lora_down, lora_up=lora_up, gelu=gelu, gelu_from=gelu_from
+    )
 
 
 def _refuse_gradient(_context, _gradient) -> None:
@@ -66,11 +68,13 @@ def apply_blob(
     lora_up: Tensor | None = None,
     gelu: str | None = None,
     gelu_from: int = 0,
+    shared: SharedInput | None = None,
 ) -> Tensor:
     """apply_layer for the layer that a blob holds, without making views of it again in every step.
 
     Args:
         blob: (bytes,) uint8 on the device of x. layout: BlobLayout.to_json of it. Others as apply_layer.
+        shared: the slot of the model, in which layers that read one tensor leave it quantized for each other.
     """
     if torch.compiler.is_compiling() and isinstance(x, Tensor):
         return _blob_linear_op(x, blob, bias, lora_down, lora_up, layout, compute, gelu, gelu_from)
@@ -78,14 +82,22 @@ def apply_blob(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*sides, bias, lora_down, lora_up)):
         layer = _layout(layout).read(blob, bias)  # launches by address would leave no trace for autograd
         return apply_layer(layer, sides, compute, lora_down, lora_up, gelu=gelu, gelu_from=gelu_from)
+    if shared is not None:
+        places = _layout(layout)
+        if isinstance(x, Tensor) and x.numel() and lora_down is None and can_share(places):
+            done = run_shared(SharedCall(places, layout, blob, bias, x, compute), shared, gelu, gelu_from)
+            if done is not None:
+                return done
+        shared.empty()
     situation = layout, compute, gelu, gelu_from, len(sides)
     done = replay(situation, (*sides, blob, bias, lora_down, lora_up))
-    if isinstance(done, Tensor):
+    if not isinstance(done, Call):
+        assert isinstance(done, Tensor), "a layer has one result"
         return done
     with done as call:  # noted, so that it is done by address the next time
         layer = _layout(layout).read(blob, bias)
-        call.result = apply_layer(layer, sides, compute, lora_down, lora_up, gelu=gelu, gelu_from=gelu_from)
-    return call.result
+        out = call.result = apply_layer(layer, sides, compute, lora_down, lora_up, gelu=gelu, gelu_from=gelu_from)
+    return out
 
 
 def apply_layer(

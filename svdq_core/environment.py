@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels.gpus import generation, why_no_triton
-from ..kernels.paths.layer_paths import why_not_native
+from ..kernels.paths.layer_paths import describe_paths, why_not_native
 from . import kernel_probe, published_files
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
@@ -235,7 +235,9 @@ def _kernels(device: torch.device) -> Iterator[Finding]:
     for precision in ("int4", "nvfp4"):
         trial = kernel_probe.try_layer(precision, device)
         head = f"{precision} files: {trial.compute}"
-        notes = "".join(f"\n{note}" for note in (trial.reason, *trial.notes))
+        paths = describe_paths(precision, trial.compute, generation(device)) if compiles else []
+        others = [f"why not {name}: {why}" for name, why in paths if why and why not in trial.reason]
+        notes = "".join(f"\n{note}" for note in (trial.reason, *others, *trial.notes))
         if trial.failure:
             advice = "Please report this with the whole text; until then choose compute w4a16 in the loader."
             yield Finding(PROBLEM, f"{head}: a trial failed: {trial.failure}{notes}", advice)

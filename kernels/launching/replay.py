@@ -32,6 +32,9 @@ LARGEST_COUNT = 1024  # recordings kept by a thread
 RECORDS = os.environ.get(SWITCH) != "0"  # asked once: to look takes as long as a tensor
 
 
+Result = Tensor | tuple[Tensor, ...]  # of a call
+
+
 class _Thread(threading.local):
     def __init__(self):
         self.known: dict[Hashable, Replay | int] = {}  # by situation; a number counts attempts that left no recording
@@ -45,26 +48,28 @@ class Replay:
     """What one call did, ready to be done for other addresses.
 
     Args:
-        recorder: what the call did. sources: the tensors that it read, or None. out: its result.
+        recorder: what the call did. sources: the tensors that it read, or None. out: its result, or several.
 
     Raises:
         LookupError: it used a tensor that it neither was given nor allocated.
     """
 
-    def __init__(self, recorder: Recorder, sources: Sequence[Tensor | None], out: Tensor):
-        self.device = out.device
-        places = Places(recorder, (*sources, out))
+    def __init__(self, recorder: Recorder, sources: Sequence[Tensor | None], out: Result):
+        self.is_one = isinstance(out, Tensor)
+        outs = (out,) if isinstance(out, Tensor) else out
+        self.device = outs[0].device
+        places = Places(recorder, (*sources, *outs))
         placed = {Launch: PlacedLaunch, Write: PlacedWrite}
         self.steps = [placed[type(step)](step, places) for step in recorder.steps]
-        self._out = _form(out.device, out.dtype, out.shape)
-        self._scratch = _form(out.device, torch.uint8, (places.scratch_bytes,))
+        self._outs = [_form(t.device, t.dtype, t.shape) for t in outs]
+        self._scratch = _form(self.device, torch.uint8, (places.scratch_bytes,))
         self.pause = 0  # calls that run as usual, after memory ran out
 
-    def __call__(self, sources: Sequence[Tensor | None]) -> Tensor | None:
+    def __call__(self, sources: Sequence[Tensor | None]) -> Result | None:
         """The result for other tensors of the same shapes and strides; None where addresses do not allow it."""
-        out = torch.empty_like(self._out, memory_format=torch.contiguous_format)
+        outs = [torch.empty_like(form, memory_format=torch.contiguous_format) for form in self._outs]
         scratch = torch.empty_like(self._scratch, memory_format=torch.contiguous_format)
-        tensors = (*sources, out, scratch)
+        tensors = (*sources, *outs, scratch)
         bases = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         for base in bases:
             if base % ALIGNMENT:
@@ -72,7 +77,7 @@ class Replay:
         stream = current_stream(self.device.index)
         for step in self.steps:
             step.issue(tensors, bases, stream)
-        return out
+        return outs[0] if self.is_one else tuple(outs)
 
 
 @cache
@@ -99,7 +104,7 @@ class Call:
 
     __slots__ = ("_failed_before", "_key", "_recorder", "_sources", "result")
 
-    result: Tensor  # a new contiguous tensor; to be set within the context, and nothing else is to be kept
+    result: Result  # new contiguous tensors; to be set within the context, and nothing else is to be kept
 
     def __init__(self, key: Hashable | None, sources: Sequence[Tensor | None]):
         self._key, self._sources = key, sources
@@ -122,10 +127,12 @@ class Call:
 
     def _keep(self, recorder: Recorder) -> None:
         known, out = _thread.known, self.result
+        outs = (out,) if isinstance(out, Tensor) else out
         if len(known) >= LARGEST_COUNT:
             known.clear()
-        aligned = all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in (*self._sources, out))
-        usable = recorder.complete and aligned and recorder.made(out) and self._failed_before == steps_left_behind()
+        aligned = all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in (*self._sources, *outs))
+        made = all(recorder.made(t) for t in outs)
+        usable = recorder.complete and aligned and made and self._failed_before == steps_left_behind()
         attempts = known.get(self._key, 0)
         assert isinstance(attempts, int), "what has a recording is not recorded again"
         try:
@@ -135,7 +142,7 @@ class Call:
             known[self._key] = attempts + 1
 
 
-def replay(situation: Hashable, sources: Sequence[Tensor | None]) -> Tensor | Call:
+def replay(situation: Hashable, sources: Sequence[Tensor | None]) -> Result | Call:
     """The result of a call that was recorded in this situation, by the same launches; else a context to run it in.
 
     Args:

@@ -24,16 +24,25 @@ class NativeInt4(KernelPath):
             return f"{call.out_features} outputs are not a multiple of 64"
         return "its weight scales are float32" if call.tensors["wscales"].dtype == torch.float32 else None
 
-    def run(self, call: LayerCall) -> Tensor:
+    def makes(self, call: LayerCall) -> str | None:
+        return "packed int4 codes, padded rows"
+
+    def quantize(self, call: LayerCall) -> tuple[Tensor, ...]:
+        from ..step.quantize_act import quantize_act
+
+        operands = call.x, call.tensors["smooth_factor"], call.branch.down, "int4", "packed"
+        qx, ascales, x_down = quantize_act(*operands, call.act_unsigned, call.gelu, pad_rows=NATIVE_INT4_ROWS)
+        assert ascales is not None, "packed codes have scales"
+        return qx, ascales, x_down
+
+    def multiply(self, call: LayerCall, quantized: tuple[Tensor, ...]) -> Tensor:
         from ..self_check import require_int4
         from ..step.gemm_w4a4_native import gemm_w4a4_native
-        from ..step.quantize_act import quantize_act
 
         (M, K), N = call.x.shape, call.out_features
         block_n = native_int4_tile(M, N, K // GROUP_SIZE_INT4)["BLOCK_N"]
         require_int4(call.x.device, call.x.dtype, block_n, call.act_unsigned)
-        operands = call.x, call.tensors["smooth_factor"], call.branch.down, "int4", "packed"
-        qx, ascales, x_down = quantize_act(*operands, call.act_unsigned, call.gelu, pad_rows=NATIVE_INT4_ROWS)
+        qx, ascales, x_down = quantized
         weight = call.tensors["qweight"], call.tensors["wscales"]
         out = gemm_w4a4_native(qx, ascales, *weight, x_down, call.branch.up, call.bias, call.act_unsigned)
         return settle(out, call.epilogue)
@@ -51,13 +60,22 @@ class Int8Codes(KernelPath):
     def why_not_on(self, gpu: Generation) -> str | None:
         return None if gpu.int8_rate >= 4 else f"on {gpu.name} 16-bit products are faster for exact 4-bit codes"
 
-    def run(self, call: LayerCall) -> Tensor:
-        from ..step.gemm_w4a4 import gemm_w4a4
+    def makes(self, call: LayerCall) -> str | None:
+        return "int4 codes in bytes"
+
+    def quantize(self, call: LayerCall) -> tuple[Tensor, ...]:
         from ..step.quantize_act import quantize_act
-        from ..step.unpack_weight import expand_codes
 
         operands = call.x, call.tensors["smooth_factor"], call.branch.down, "int4", "int8"
         qx, ascales, x_down = quantize_act(*operands, call.act_unsigned, call.gelu)
+        assert ascales is not None, "codes have scales"
+        return qx, ascales, x_down
+
+    def multiply(self, call: LayerCall, quantized: tuple[Tensor, ...]) -> Tensor:
+        from ..step.gemm_w4a4 import gemm_w4a4
+        from ..step.unpack_weight import expand_codes
+
+        qx, ascales, x_down = quantized
         codes = expand_codes(call.tensors["qweight"])
         out = gemm_w4a4(qx, ascales, codes, call.tensors["wscales"], x_down, call.branch.up, call.bias)
         return settle(out, call.epilogue)
@@ -71,14 +89,23 @@ class NativeFp4(KernelPath):
     def why_not_on(self, gpu: Generation) -> str | None:
         return why_no_language("gemm_nvfp4") if gpu.fp4 else f"{gpu.name} has none"
 
-    def run(self, call: LayerCall) -> Tensor:
-        from ..self_check import require_fp4
-        from ..step.gemm_nvfp4 import gemm_nvfp4
+    def makes(self, call: LayerCall) -> str | None:
+        return "packed nvfp4 codes"
+
+    def quantize(self, call: LayerCall) -> tuple[Tensor, ...]:
         from ..step.quantize_act import quantize_act
 
-        require_fp4(call.x.device, call.x.dtype)
         operands = call.x, call.tensors["smooth_factor"], call.branch.down, "nvfp4", "packed"
         qx, ascales, x_down = quantize_act(*operands, False, call.gelu)
+        assert ascales is not None, "packed codes have scales"
+        return qx, ascales, x_down
+
+    def multiply(self, call: LayerCall, quantized: tuple[Tensor, ...]) -> Tensor:
+        from ..self_check import require_fp4
+        from ..step.gemm_nvfp4 import gemm_nvfp4
+
+        require_fp4(call.x.device, call.x.dtype)
+        qx, ascales, x_down = quantized
         weight = call.tensors["qweight"], call.tensors["wscales"]
         out = gemm_nvfp4(qx, ascales, *weight, x_down, call.branch.up, call.bias, **outer_scales(call))
         return settle(out, call.epilogue)

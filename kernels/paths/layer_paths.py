@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..gpus import Generation, generation, why_no_triton
 from ..ladder import attempts, is_elsewhere, say_once
-from ..layer_call import COMPUTE_MODES, Int8Weight, LayerCall, label_of
+from ..layer_call import COMPUTE_MODES, Int8Weight, LayerCall, QuantizedAct, label_of
 from ..tiles import HOPPER_PART_N, fills_hopper
 from .four_bit import Int8Codes, NativeFp4, NativeInt4
 from .on_cpu import Reference
@@ -44,10 +44,28 @@ class Int8(KernelPath):
         if call.scheme == "int8":
             quantized = quantize_act_int8(*operands)
             weight = Int8Weight(call.tensors["qweight"], call.tensors["wscales"])
-        else:
+        else:  # in one launch, which multiply's is not
             plan = plan_requantization(call.tensors, call.scheme)
             quantized, weight = quantize_act_int8(*operands, weight=plan), plan.weight
         return self.gemm()(quantized, weight, up, call.bias, call.epilogue)
+
+    def makes(self, call: LayerCall) -> str | None:
+        return "int8 codes"
+
+    def quantize(self, call: LayerCall) -> tuple[Tensor, ...]:
+        from ..step.quantize_act_int8 import quantize_act_int8
+
+        smooth_factor, down = call.tensors["smooth_factor"], call.branch.down
+        return tuple(quantize_act_int8(call.x, smooth_factor, down, call.act_unsigned, call.gelu))
+
+    def multiply(self, call: LayerCall, quantized: tuple[Tensor, ...]) -> Tensor:
+        from ..step.requantize_weight import requantize_weight
+
+        if call.scheme == "int8":
+            weight = Int8Weight(call.tensors["qweight"], call.tensors["wscales"])
+        else:
+            weight = requantize_weight(call.tensors, call.scheme)
+        return self.gemm()(QuantizedAct(*quantized), weight, call.branch.up, call.bias, call.epilogue)
 
     def gemm(self) -> Callable[..., Tensor]:
         from ..step.gemm_w4a8 import gemm_w4a8
@@ -163,6 +181,13 @@ def run(call: LayerCall) -> Tensor:
         with attempt as path:
             return path.run(call)
     raise AssertionError("the last path returns or raises")
+
+
+def first_path(call: LayerCall) -> Path:
+    """The path that `run` would try first now."""
+    steps = _steps_here(call.scheme, call.mode, call.x.device, call.x.dtype)
+    usable = [step for step in steps if step[1].why_not_for(call) is None]
+    return next(attempts(call.x.device, usable)).step
 
 
 def describe_paths(scheme: str, mode: str, gpu: Generation) -> list[tuple[str, str | None]]:

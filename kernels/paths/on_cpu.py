@@ -1,11 +1,13 @@
 """The CPU's path: the reference, code for code."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .. import reference
 from ..epilogue import settle
-from ..layer_call import Int8Weight, LayerCall
+from ..layer_call import Int8Weight, LayerCall, QuantizedAct
 from ..weights import dequantize
 from .path import Path
 
@@ -19,6 +21,15 @@ class Reference(Path):
     def run(self, call: LayerCall) -> Tensor:
         return settle(compute(call), call.epilogue)
 
+    def makes(self, call: LayerCall) -> str | None:
+        return None if call.mode == "w4a16" else f"the reference's {call.scheme} {call.label}"
+
+    def quantize(self, call: LayerCall) -> tuple[Tensor, ...]:
+        return tuple(quantize(call))
+
+    def multiply(self, call: LayerCall, quantized: tuple[Tensor, ...]) -> Tensor:
+        return settle(multiply(call, quantized), call.epilogue)
+
 
 def compute(call: LayerCall) -> Tensor:
     """The call's result before its epilogue, in plain torch on any device; the oracle of the other paths."""
@@ -28,22 +39,33 @@ def compute(call: LayerCall) -> Tensor:
         if call.factors is None:
             return out
         return out + ((x.float() @ call.factors.down.float()) @ call.factors.up.float().T).to(out.dtype)
-    proj_down, proj_up = call.branch
-    activations = x, tensors["smooth_factor"], proj_down
-    if call.label == "w4a4" and call.scheme == "nvfp4":
-        qx, ascales, x_down = reference.quantize_act_nvfp4(*activations, call.gelu)
-        extra = tensors.get("wtscale"), tensors.get("wcscales")
-        return reference.gemm_nvfp4(qx, ascales, tensors["qweight"], tensors["wscales"], x_down, proj_up, bias, *extra)
-    if call.label == "w4a4":
-        qx, ascales, x_down = reference.quantize_act_int4(*activations, call.act_unsigned, call.gelu)
-        weight = tensors["qweight"], tensors["wscales"]
-        return reference.gemm_w4a4(qx, ascales, *weight, x_down, proj_up, bias, call.act_unsigned)
     if call.mode == "w4a16":
-        weight = dequantize(tensors, call.scheme)
-        operands = weight, proj_down, proj_up, bias, call.act_unsigned, call.gelu
-        return reference.gemm_w4a16(*activations[:2], *operands)
-    quantized = reference.quantize_act_int8(*activations, call.act_unsigned, call.gelu)
-    return reference.gemm_w4a8(quantized, int8_weight(call), proj_up, bias)
+        operands = dequantize(tensors, call.scheme), *call.branch, bias, call.act_unsigned, call.gelu
+        return reference.gemm_w4a16(x, tensors["smooth_factor"], *operands)
+    return multiply(call, quantize(call))
+
+
+def quantize(call: LayerCall) -> Sequence[Tensor]:
+    """Codes, their scales and x_down of a call that quantizes its activations."""
+    operands = call.x, call.tensors["smooth_factor"], call.branch.down
+    if call.label != "w4a4":
+        return reference.quantize_act_int8(*operands, call.act_unsigned, call.gelu)
+    if call.scheme == "nvfp4":
+        return reference.quantize_act_nvfp4(*operands, call.gelu)
+    return reference.quantize_act_int4(*operands, call.act_unsigned, call.gelu)
+
+
+def multiply(call: LayerCall, quantized: Sequence[Tensor]) -> Tensor:
+    """The call's result before its epilogue, of what `quantize` made."""
+    tensors, up, bias = call.tensors, call.branch.up, call.bias
+    qx, ascales, x_down = quantized
+    if call.label != "w4a4":
+        return reference.gemm_w4a8(QuantizedAct(qx, ascales, x_down), int8_weight(call), up, bias)
+    weight = tensors["qweight"], tensors["wscales"]
+    if call.scheme == "nvfp4":
+        extra = tensors.get("wtscale"), tensors.get("wcscales")
+        return reference.gemm_nvfp4(qx, ascales, *weight, x_down, up, bias, *extra)
+    return reference.gemm_w4a4(qx, ascales, *weight, x_down, up, bias, call.act_unsigned)
 
 
 def int8_weight(call: LayerCall) -> Int8Weight:

@@ -36,6 +36,22 @@ class Path:
 
     def run(self, call: LayerCall) -> Tensor:
         """The call's result, (M, N) of x.dtype, after its epilogue. Whatever it raises sends the call a path down."""
+        return self.multiply(call, self.quantize(call))
+
+    def makes(self, call: LayerCall) -> str | None:
+        """What `quantize` makes of a call's activations, so that `multiply` of any path that makes the same takes it.
+
+        None: nothing that calls could share.
+        """
+        del call
+        return None
+
+    def quantize(self, call: LayerCall) -> tuple[Tensor, ...]:
+        """The call's activations as `multiply` takes them, and their projection; nothing of its weight is read."""
+        raise NotImplementedError
+
+    def multiply(self, call: LayerCall, quantized: tuple[Tensor, ...]) -> Tensor:
+        """The call's result after its epilogue, of what `quantize` made of it, or of a call that reads the same."""
         raise NotImplementedError
 
 

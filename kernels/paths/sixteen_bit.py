@@ -51,19 +51,30 @@ class SixteenBit(KernelPath):
     serves = frozenset((scheme, mode) for scheme in ("int4", "nvfp4") for mode in ("w4a4", "w4a16"))
     serves |= {("awq", "w4a16")}
 
-    def run(self, call: LayerCall) -> Tensor:
+    def makes(self, call: LayerCall) -> str | None:
+        return None if call.scheme == "awq" else f"16-bit values of {self._codes(call)} codes, projection behind them"
+
+    @staticmethod
+    def _codes(call: LayerCall) -> str:
+        return call.scheme if call.mode == "w4a4" else "none"
+
+    def quantize(self, call: LayerCall) -> tuple[Tensor, ...]:
         from ..step.quantize_act import quantize_act
+
+        if call.scheme == "awq":
+            return (call.x,)
+        operands = call.x, call.tensors["smooth_factor"], call.branch.down, self._codes(call), "float"
+        return quantize_act(*operands, call.act_unsigned, call.gelu)[:1]
+
+    def multiply(self, call: LayerCall, quantized: tuple[Tensor, ...]) -> Tensor:
         from ..step.unpack_weight import dequantize_weight
 
-        x, packed = call.x, (call.tensors["qweight"], call.tensors["wscales"], call.scheme, call.x.dtype)
-        if call.scheme == "awq":
-            out = _product(x, dequantize_weight(*packed, wzeros=call.tensors["wzeros"]), call.bias)
-            if call.factors is not None:
-                x_down, up = _project_down(x, call.factors.down), call.factors.up.contiguous().detach().to(x.dtype)
-                torch.addmm(out, x_down, up.T, out=out)
-            return settle(out, call.epilogue)
-        codes = call.scheme if call.mode == "w4a4" else "none"
-        operands = x, call.tensors["smooth_factor"], call.branch.down, codes, "float"
-        x_hat, _, _ = quantize_act(*operands, call.act_unsigned, call.gelu)
-        weight = dequantize_weight(*packed, call.branch.up, **outer_scales(call))
-        return settle(_product(x_hat, weight, call.bias), call.epilogue)
+        (x,), packed = quantized, (call.tensors["qweight"], call.tensors["wscales"], call.scheme, call.x.dtype)
+        if call.scheme != "awq":
+            weight = dequantize_weight(*packed, call.branch.up, **outer_scales(call))
+            return settle(_product(x, weight, call.bias), call.epilogue)
+        out = _product(x, dequantize_weight(*packed, wzeros=call.tensors["wzeros"]), call.bias)
+        if call.factors is not None:
+            x_down, up = _project_down(x, call.factors.down), call.factors.up.contiguous().detach().to(x.dtype)
+            torch.addmm(out, x_down, up.T, out=out)
+        return settle(out, call.epilogue)

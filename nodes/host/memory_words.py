@@ -10,7 +10,7 @@ EXAMPLE_SIZE = 1024  # pixels; what a step of a picture of this size takes is Co
 def memory_line(patcher: ModelPatcher) -> str:
     """What the weights and a step of one 1024 x 1024 picture take, and whether the GPU has it."""
     weights = patcher.model_size()
-    device, words = patcher.load_device, f"{weights / GIB:.1f} GiB of weights"
+    device, words = patcher.load_device, f"{weights / GIB:.2f} GiB of weights"
     if device.type == "cpu":
         return f"{words}; no GPU: it runs on the CPU"
     step = _step_bytes(patcher)

@@ -10,11 +10,12 @@ from ...svdq_core.models.architecture import LinearMap
 from ...svdq_core.models.flux import FLUX
 from ...svdq_core.quantize.calibrate import Collector
 from ...svdq_core.quantize.grid import NF4, Grid, runtime_arithmetic
+from ...svdq_core.quantize.layout_plan import plan_for, plan_weights
 from ...svdq_core.quantize.problem import Problem
 from ...svdq_core.quantize.round import fit_scales, round_awq, round_to_units, units_to_values
 from ...svdq_core.quantize.spec import QuantSpec
 from ...svdq_core.quantize.statistics import InputStatistics
-from ...svdq_core.quantize.whole_model import plan_for, quantize_model
+from ...svdq_core.quantize.whole_model import quantize_model
 from ..baselines import METHODS, with_bits
 from .evaluated_scenes import calibration_scenes
 from .linears import DenseLinear, Layer, RealLinear, SimulatedLinear, SimulatedPart
@@ -81,7 +82,13 @@ def _pack_layers(way: Way, source: Source) -> dict[str, Layer]:
     spec = QuantSpec(way.precision, way.activations, way.rank, way.method or "fast", score_tokens=TOKENS)
     calibration = source.inputs if way.is_calibrated else None
     quantized, _, kept = quantize_model(
-        FLUX, source.weights, list(source.weights), spec, torch.device("cpu"), calibration=calibration
+        FLUX,
+        plan_weights(FLUX, source.weights),
+        source.weights,
+        list(source.weights),
+        spec,
+        torch.device("cpu"),
+        calibration=calibration,
     )
     if kept:
         raise ValueError(f"{way.name}: {kept[0]}")

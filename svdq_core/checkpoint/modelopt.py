@@ -41,6 +41,11 @@ def plan_modelopt(checkpoint: Checkpoint) -> Plan:
     for block in family.blocks:
         for index in range(counts[block.host]):
             _plan_block(plan, block, index)
+    for host, source in family.modules.items():
+        if f"{source}.weight_scale" in checkpoint:
+            swapped, bias = host in family.swapped_halves, host not in family.without_bias
+            linear, layers = LinearMap("", (source,), swapped=swapped, bias=bias), [_want(plan, source)]
+            plan.add(host, source, lambda m=linear, s=layers: _read_linear(checkpoint, m, s))
     plan_outside_blocks(plan)
     finish(plan)
     return plan

@@ -199,7 +199,8 @@ def _is_modulation(tensors: dict[str, Tensor], linear: LinearMap) -> bool:
 
 
 def plan_outside_blocks(plan: Plan, prefix: str = "", spelling: Spelling | None = None) -> None:
-    """Everything under diffusers' names, with that prefix, that lies outside the blocks."""
+    """Everything under diffusers' names, with that prefix, that lies outside the blocks and is not planned yet."""
+    have = plan.hosts
     family, suffixes = plan.architecture, NEWER_SUFFIXES if spelling is None else spelling.suffixes
 
     def quantized(source: str) -> bool:
@@ -210,6 +211,8 @@ def plan_outside_blocks(plan: Plan, prefix: str = "", spelling: Spelling | None 
         if plan.base is not None and prefix + source not in plan.checkpoint and not quantized(source):
             continue
         module, _, end = host.rpartition(".")
+        if module in have:
+            continue
         name = source.rpartition(".")[0]
         swapped = module in family.swapped_halves
         if quantized(source):

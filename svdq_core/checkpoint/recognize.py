@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from ..errors import CheckpointError
 from ..models import FAMILIES, SUPPORTED, Architecture
 from ..models.others import generic_family, occurs, other_family
-from .container import Checkpoint
+from .container import PREFIXES, Checkpoint
 
 SEALED_SEARCH = 1000  # characters of a text that are looked through
 
@@ -32,13 +32,22 @@ def recognize_host(file: str, names: Iterable[str]) -> Architecture:
     """The family of a checkpoint with ComfyUI's names; a generic one where none is described.
 
     Raises:
-        CheckpointError: there are no names.
+        CheckpointError: there are no names, or only some have a prefix of other tools.
     """
     names = list(names)
     if not names:
         raise CheckpointError(_refusal(file, names, ""))
     family = _find(names, "host")
-    return family if isinstance(family, Architecture) else generic_family(family)
+    if isinstance(family, Architecture):
+        return family
+    prefixed = next((name for name in names if name.startswith(PREFIXES)), None)
+    if prefixed is not None:  # or all of them would be without it here
+        others = next((name for name in names if not name.startswith(PREFIXES)), "but another one")
+        raise CheckpointError(
+            f"{file}: some tensors have a prefix of other tools ({prefixed}), others have none ({others}): the file "
+            "holds more than one model, or is damaged."
+        )
+    return generic_family(family)
 
 
 def recognize_dense(file: str, names: Iterable[str]) -> Architecture:

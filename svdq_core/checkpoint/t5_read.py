@@ -21,6 +21,7 @@ from .read_plan import Plan
 
 GROUP = 128
 ROWS_MULTIPLE = 8  # scale rows are padded with zeros to a multiple of it
+TIED = "encoder.embed_tokens.weight"
 TENSORS = ("qweight", "scales", "scaled_zeros")
 
 
@@ -65,6 +66,8 @@ def _plan(checkpoint: Checkpoint) -> Plan:
             plan_plain(plan, block, index, spelling)
     for name in T5.tensors:
         plan.add_plain(name, [name])
+    if TIED in checkpoint and "shared.weight" in checkpoint:
+        plan.want(TIED)  # and not taken: it is shared.weight once more
     return plan
 
 

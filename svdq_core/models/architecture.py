@@ -78,7 +78,7 @@ class Architecture:
         modules: host module -> source module, each with weight and bias, outside the blocks.
         tensors: host tensor -> source tensor, outside the blocks.
         source_marks, host_marks: pieces of names that only this family has, in either spelling; a mark that begins with
-            "^" stands at the beginning of a name.
+            "^" stands at the beginning of a name, and "A & B" means both, in any names.
         metadata: (plain tensors, blocks of each kind) -> what nunchaku's files say about the model: config (diffusers),
             model_class and, where there is one, comfy_config; None: no such file can be written.
         lora: names in LoRAs.

@@ -1,7 +1,8 @@
 """Chroma: the blocks of FLUX.1 without modulation layers, whose work one small network does for all of them.
 
 Two publishers use the same names of layers and differ in two ways: the norms of q and k, and whether activations behind
-a GELU are unsigned in INT4 files. So a norm's name says how a file is to be read.
+a GELU are unsigned in INT4 files. So a norm's name says how a file is to be read; where the layers have nunchaku's
+newer names, a norm's newer name says nothing.
 Source: spooknik's nunchaku-chroma, and nunchaku's transformer_chroma.py as tonera keeps it; ComfyUI's comfy/ldm/chroma.
 """
 
@@ -18,14 +19,14 @@ _MODULATIONS = ("img_mod.lin", "txt_mod.lin", "modulation.lin")
 
 def _without_modulation(block: BlockMap) -> BlockMap:
     linears = tuple(linear for linear in block.linears if linear.host not in _MODULATIONS)
-    return replace(block, linears=linears, native={}, newer={})
+    return replace(block, linears=linears, native={})
 
 
 def _as_tonera(block: BlockMap) -> BlockMap:
     """Norms lie below attn, and all activations are signed."""
     linears = tuple(replace(linear, unsigned=()) for linear in block.linears)
     plain = {host: tuple(f"attn.{source}" for source in block.plain_map(host).sources) for host in block.plain}
-    return replace(block, linears=linears, plain=plain)
+    return replace(block, linears=linears, plain=plain, newer={})
 
 
 _GUIDANCE = BlockMap(
@@ -106,7 +107,7 @@ _SHARED = Architecture(
 
 CHROMA_SIGNED = replace(
     _SHARED,
-    source_marks=("^transformer_blocks.0.attn.norm_q.", "^single_transformer_blocks.0.attn.norm_q."),
+    source_marks=("^transformer_blocks.0.attn.norm_q. & ^transformer_blocks.0.qkv_proj.",),
     blocks=(*map(_as_tonera, _BLOCKS), _GUIDANCE, _GUIDANCE_NORMS),
 )
 CHROMA = replace(_SHARED, variants=(CHROMA_SIGNED,))

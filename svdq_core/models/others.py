@@ -98,7 +98,9 @@ def other_family(names: Sequence[str], side: str, before: bool) -> str:
 
 
 def occurs(mark: str, names: Sequence[str]) -> bool:
-    """Whether a mark is in any of the names."""
+    """Whether a mark is in any of the names; of several, joined by " & ", each of them in some."""
+    if " & " in mark:
+        return all(occurs(part, names) for part in mark.split(" & "))
     if mark.startswith("^"):
         return any(name.startswith(mark[1:]) for name in names)
     return any(mark in name for name in names)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..checkpoint.read_errors import printable
 from ..errors import SVDQuantError
-from ..models import Architecture
 from .calibration_file import Calibration
+from .model_plan import ModelPlan
 from .statistics import InputStatistics
 
 FEWEST_TOKENS = 32  # of an input; of modulation layers, which need the mean alone, one will do
@@ -22,22 +22,20 @@ class FittedCalibration(Mapping[str, InputStatistics]):
 
     Args:
         file: the calibration.
-        architecture: of the model.
-        shapes: host module name -> (out_features, in_features) of every Linear of its blocks.
+        plan: of the model. kind: of model, as calibrations name it.
         source: hash of the model's weights without LoRAs, as calibrations keep it; "" where it is not known.
 
     Raises:
         SVDQuantError: it was recorded on a model of another kind or other sizes.
     """
 
-    def __init__(
-        self, file: Calibration, architecture: Architecture, shapes: Mapping[str, tuple[int, int]], source: str = ""
-    ):
+    def __init__(self, file: Calibration, plan: ModelPlan, kind: str, source: str = ""):
         self.file = file
-        recorded = printable(file.metadata.get("architecture", architecture.name)[:NAME_LETTERS])
+        shapes = plan.shapes
+        recorded = printable(file.metadata.get("architecture", kind)[:NAME_LETTERS])
         where = f"{printable(file.path.name)} was recorded on another model"
-        if recorded != architecture.name:
-            raise SVDQuantError(f"{where}: a {recorded}, this is a {architecture.name}. Record one with this model.")
+        if recorded != kind:
+            raise SVDQuantError(f"{where}: a {recorded}, this is a {kind}. Record one with this model.")
         for name in file:
             expected = shapes[name][1] if name in shapes else None
             if expected != file.channels(name):
@@ -46,7 +44,7 @@ class FittedCalibration(Mapping[str, InputStatistics]):
                     f"{where}: {name} has {file.channels(name)} inputs there, this model has {found}. Record one with "
                     "this model."
                 )
-        modulations = {name for name in shapes if _is_modulation(architecture, name)}
+        modulations = {layer.name for layer in plan.quantized if layer.is_modulation}
         counts = {name: file.counts(name).tokens for name in file}
         self._names = [n for n in file if counts[n] >= (1 if n in modulations else FEWEST_TOKENS)]
         self.notes = []
@@ -75,11 +73,6 @@ class FittedCalibration(Mapping[str, InputStatistics]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def _is_modulation(architecture: Architecture, name: str) -> bool:
-    linear = architecture.find_linear(name)
-    return linear is not None and bool(linear.modulation_chunks)
 
 
 def hash_file(path: Path) -> str:

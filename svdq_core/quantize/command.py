@@ -1,5 +1,6 @@
 """The command line's `quantize`: a 16-bit model file into an SVDQuant file, without ComfyUI."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,6 +16,8 @@ from ..checkpoint.save import writing
 from ..errors import SVDQuantError
 from .calibration_file import Calibration
 from .calibration_fit import FittedCalibration
+from .layout_plan import plan_layout
+from .model_plan import ModelPlan
 from .one_layer import quantize_part
 from .overrides import Overrides, layer_errors
 from .share import Share
@@ -24,7 +27,7 @@ from .to_file import Outcome, QuantizeJob, quantize_to_file
 
 WORST_SHOWN = 5
 TRIAL_SIZE = 1024  # of the layer that tells how fast a machine without GPU is
-TRIAL_TOKENS = 320 * 16  # what known_inputs.py sends through every layer
+TRIAL_TOKENS = 320 * 16  # rows of every layer when the model runs on noise
 
 
 @dataclass(frozen=True)
@@ -70,18 +73,28 @@ def quantize_file(
     if target.is_dir():
         raise SVDQuantError(f"{target} is a folder. Give the name of a file.")
     _refuse_existing(request)
+    if request.spec.method == "best" and request.calibration is None:
+        raise SVDQuantError(
+            "Method best rounds by what layers see. Give a calibration (--calibration), use Quantize Model in ComfyUI, "
+            "which runs the real model; or choose --method fast."
+        )
     checkpoint = Checkpoint(source)
     if target.exists() and any(target.samefile(file) for file in checkpoint.files):
         raise SVDQuantError(f"{target} is the source itself. Choose another name.")
     model = DenseModel(checkpoint)
-    layers = [name for name, _ in model.architecture.linears(model.counts)]
-    request.overrides.check(layers)
-    calibration = _open_calibration(request, model, layers)
+    plan = plan_dense(model)
+    request.overrides.check(plan.names)
+    calibration = _open_calibration(request, model.architecture.name, plan)
     share = Share.of_torchrun()
     device = choose_device(request.device, share)
     if share.first:
         for note in () if calibration is None else calibration.notes:
             say(f"note: {request.calibration}: {note}")
+        if calibration is None:
+            say(
+                "note: without ComfyUI the inputs of layers are taken for standard normal. Quantize Model in ComfyUI "
+                "runs the real model on noise, and a calibration (--calibration) records your prompts: both are better."
+            )
         for name in model.ignored:
             say(f"note: {name} has no place in a {model.architecture.title} model and is left out")
         if device.type == "cpu":
@@ -103,6 +116,7 @@ def quantize_file(
     decisive = (origin, recorded, str(request.spec), str(request.overrides.keep))
     job = QuantizeJob(
         architecture=model.architecture,
+        plan=plan,
         weights=model,
         names=list(model),
         spec=request.spec,
@@ -215,12 +229,17 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
-def _open_calibration(request: Request, model: DenseModel, layers: list[str]) -> FittedCalibration | None:
+def plan_dense(model: DenseModel) -> ModelPlan:
+    """What becomes of the model's layers, by its family's published layout."""
+    shapes = {name: model.shape(f"{name}.weight") for name, _ in model.architecture.linears(model.counts)}
+    parameters = sum(math.prod(model.shape(name)) for name in model)
+    return plan_layout(model.architecture, {n: (s[0], s[1]) for n, s in shapes.items()}, parameters)
+
+
+def _open_calibration(request: Request, kind: str, plan: ModelPlan) -> FittedCalibration | None:
     if request.calibration is None:
         return None
-    shapes = {name: model.shape(f"{name}.weight") for name in layers}
-    sizes = {name: (shape[0], shape[1]) for name, shape in shapes.items()}
-    return FittedCalibration(Calibration(request.calibration), model.architecture, sizes)
+    return FittedCalibration(Calibration(request.calibration), plan, kind)
 
 
 def _device_name(device: torch.device) -> str:

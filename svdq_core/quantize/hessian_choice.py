@@ -4,34 +4,21 @@ The narrowest first: they cost least, and are the most. Where not all of one wid
 FLUX.1: all of width 3072 take 6.8 GiB, all others another 42 GiB. PixArt: 0.7 and 2.2 GiB.
 """
 
-from collections.abc import Mapping
-
-from ..errors import ArchitectureError
-from ..models import Architecture
-from .whole_model import plan_for
+from .model_plan import ModelPlan
 
 
-def choose_hessians(
-    architecture: Architecture, shapes: Mapping[str, tuple[int, int]], budget: int
-) -> dict[str, tuple[tuple[int, int], ...]]:
+def choose_hessians(plan: ModelPlan, budget: int) -> dict[str, tuple[tuple[int, int], ...]]:
     """Host module name -> ranges of channels, for a Collector.
 
     Args:
-        shapes: host module name -> (out_features, in_features) of each Linear of the blocks.
+        plan: of the model.
         budget: bytes of main memory for the matrices.
     """
     candidates: dict[int, list[tuple[str, tuple[int, int]]]] = {}
-    for name, linear in architecture.linears(architecture.count_blocks([f"{n}.weight" for n in shapes], "host")):
-        if name not in shapes:
-            continue
-        plan = plan_for(linear, *shapes[name])
-        try:
-            plan.check(*shapes[name], name)
-        except ArchitectureError:  # stays in 16 bits
-            continue
-        if not plan.awq:
-            for span in dict.fromkeys(part.columns for part in plan.parts):
-                candidates.setdefault(span[1] - span[0], []).append((name, span))
+    for layer in plan.quantized:
+        if layer.parts is not None and not layer.is_modulation:
+            for span in dict.fromkeys(part.columns for part in layer.parts.parts):
+                candidates.setdefault(span[1] - span[0], []).append((layer.name, span))
     chosen: dict[str, tuple[tuple[int, int], ...]] = {}
     for width, sites in sorted(candidates.items()):
         count = min(len(sites), budget // (4 * width * width))

@@ -32,10 +32,12 @@ class LayerPlan:
     Args:
         parts: either stacked on rows (one input, one smoothing factor) or stacked on columns.
         awq: W4A16 without smoothing and low-rank branch, for modulation layers.
+        multiples: of outputs and inputs that the file can hold.
     """
 
     parts: tuple[PartPlan, ...]
     awq: bool = False
+    multiples: tuple[int, int] = (TILE, TILE)
 
     @staticmethod
     def whole(out_features: int, in_features: int, after_gelu: bool = False) -> "LayerPlan":
@@ -45,7 +47,7 @@ class LayerPlan:
     @staticmethod
     def modulation(out_features: int, in_features: int) -> "LayerPlan":
         """One AWQ part."""
-        return LayerPlan((PartPlan((0, out_features), (0, in_features)),), awq=True)
+        return LayerPlan((PartPlan((0, out_features), (0, in_features)),), True, (AWQ_ROWS, GROUP_SIZE_AWQ))
 
     @staticmethod
     def stack_rows(heights: tuple[int, ...], in_features: int) -> "LayerPlan":
@@ -74,7 +76,7 @@ class LayerPlan:
                     f"{name}: part rows {part.rows}, columns {part.columns} lies outside the weight of "
                     f"{out_features} x {in_features}. This model is not of the kind it was taken for."
                 )
-            multiple = (AWQ_ROWS, GROUP_SIZE_AWQ) if self.awq else (TILE, TILE)
+            multiple = self.multiples
             if (bottom - top) % multiple[0] or (right - left) % multiple[1]:
                 raise ArchitectureError(
                     f"{name}: {bottom - top} outputs and {right - left} inputs, expected multiples of {multiple[0]} "

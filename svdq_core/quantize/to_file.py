@@ -5,7 +5,7 @@ put together from them. Several processes, each on a GPU of its own, may share t
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,13 +24,15 @@ from ..layer import Part, QuantizedLayer
 from ..models import Architecture
 from ..quantized_model import QuantizedModel
 from ..values import FLOAT, check_values
+from .finished import Finished
 from .journal import Journal, StoredLayer
+from .model_plan import ModelPlan, PlannedLayer
 from .one_layer import PartReport
 from .overrides import Overrides
 from .share import Share
 from .spec import QuantSpec
 from .statistics import InputStatistics
-from .whole_model import other_tensors, quantize_layers
+from .whole_model import InputsOf, groups_of, is_kept, other_tensors, quantize_layers
 
 PENDING = 2  # layers that wait to be written while the next one is computed
 
@@ -40,7 +42,8 @@ class QuantizeJob:
     """What to make of which weights.
 
     Args:
-        architecture, weights, names, calibration: as quantize_layers.
+        architecture: of the model that the file will hold.
+        plan, weights, calibration, inputs: as quantize_layers. names: of all tensors of the weights.
         spec: settings.
         device: where the arithmetic runs.
         target: the file to write.
@@ -54,6 +57,7 @@ class QuantizeJob:
     """
 
     architecture: Architecture
+    plan: ModelPlan
     weights: Mapping[str, Tensor]
     names: list[str]
     spec: QuantSpec
@@ -62,6 +66,7 @@ class QuantizeJob:
     fingerprint: str
     metadata: Mapping[str, str] = field(default_factory=dict)
     calibration: Mapping[str, InputStatistics] | None = None
+    inputs: InputsOf | None = None
     overrides: Overrides = field(default_factory=Overrides)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     poll: Callable[[], None] = lambda: None
@@ -75,7 +80,7 @@ class Outcome:
 
     Args:
         reports: one for each quantized part, in the order of the model.
-        kept: one sentence for each layer that stays in 16 bits.
+        kept: what stays in 16 bits and why, a sentence for each layer or for several of one reason.
         notes: what the user should know about the file, one sentence each.
         resumed: layers that an earlier run had finished.
         tensors, nbytes: of the file.
@@ -117,55 +122,76 @@ def quantize_to_file(
         share.wait()
         return None
     with journal.locked():
-        for name in other_tensors(job.architecture, job.names):  # before the work, not after
+        for name in other_tensors(job.plan, job.names):  # before the work, not after
             check_values(job.weights[name], FLOAT, name)
         journal.names()
         share.wait()
-        resumed, names = _quantize(job, journal, form, share, on_layer)
+        resumed, units = _quantize(job, journal, form, share, on_layer)
         share.wait()
         started = time.perf_counter()
-        missing = set(names) - journal.names()
+        missing = set(units) - journal.names()
         if missing:
             raise SVDQuantError(f"{job.target}: {len(missing)} layers are missing: {min(missing)}, ... Start it again.")
-        outcome = _put_together(job, journal, form, names)
+        outcome = _put_together(job, journal, form, units)
         journal.remove()
     return replace(outcome, resumed=resumed, seconds=time.perf_counter() - started)
 
 
+def _units(plan: ModelPlan) -> dict[str, list[PlannedLayer]]:
+    """Name of its first layer -> layers that are quantized, and journalled, together."""
+    return {first: group for layers in plan.blocks.values() for first, group in groups_of(layers).items()}
+
+
 def _quantize(
     job: QuantizeJob, journal: Journal, form: Format, share: Share, on_layer: Callable
-) -> tuple[int, list[str]]:
-    """Fill the journal with this process's layers; how many were there, and the names of all."""
-    counts = job.architecture.count_blocks(job.names, "host")
-    names = [name for name, _ in job.architecture.linears(counts)]
-    done = journal.names() & set(names)
+) -> tuple[int, dict[str, list[PlannedLayer]]]:
+    """Fill the journal with this process's layers; how many were there, and all units."""
+    units = _units(job.plan)
+    done = journal.names() & set(units)
     share.wait()  # nobody adds to the journal before all have seen the same one
-    mine = share.of({name: _cost(job, name) for name in names if name not in done})
-    total, count = len(mine) + len(done), len(done)
+    mine = share.of({name: _cost(job, group) for name, group in units.items() if name not in done})
+    count = sum(len(units[name]) for name in done)
+    total = count + sum(len(units[name]) for name in mine)
+    resumed = count
     layers = quantize_layers(
-        job.architecture,
+        job.plan,
         job.weights,
-        job.names,
         job.spec,
         job.device,
         job.calibration,
+        job.inputs,
         wanted=mine.__contains__,
-        keep=job.overrides.keep,
+        keep=_whole_groups(job.overrides.keep, units),
         poll=job.poll,
         make_room=job.make_room,
     )
+    first_of = {layer.name: name for name, group in units.items() for layer in group}
+    waiting: dict[str, list[Finished]] = {}
     pending: list[Future] = []
     with ThreadPoolExecutor(1) as writer:  # the disk works while the next layer is computed
         for finished in layers:
-            tensors = _tensors(form, finished.pieces)
-            pending.append(writer.submit(journal.put, finished.name, tensors, finished.reports, finished.kept))
+            unit = first_of[finished.name]
+            members = waiting.setdefault(unit, [])
+            members.append(finished)
+            if len(members) == len(units[unit]):
+                members = waiting.pop(unit)
+                tensors = _tensors(form, {name: piece for f in members for name, piece in f.pieces.items()})
+                reports = [report for f in members for report in f.reports]
+                kept = "\n".join(f.kept for f in members if f.kept)
+                pending.append(writer.submit(journal.put, unit, tensors, reports, kept))
             if len(pending) > PENDING:
                 pending.pop(0).result()
             count += 1
             on_layer(count, total, finished.name)
         for future in pending:
             future.result()
-    return len(done), names
+    return resumed, units
+
+
+def _whole_groups(keep: Sequence[str], units: Mapping[str, list[PlannedLayer]]) -> tuple[str, ...]:
+    """The patterns, and the names of all layers that a file may hold as one with a layer that they name."""
+    named = [x.name for group in units.values() if any(is_kept(x.name, keep) for x in group) for x in group]
+    return (*keep, *named)
 
 
 def _tensors(form: Format, pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
@@ -174,66 +200,71 @@ def _tensors(form: Format, pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
     return {output.name: output.tensor() for output in outputs}
 
 
-def _overridden(job: QuantizeJob, journal: Journal, form: Format, names: list[str]) -> dict[str, StoredLayer]:
+def _overridden(
+    job: QuantizeJob, journal: Journal, form: Format, units: Mapping[str, list[PlannedLayer]]
+) -> dict[str, StoredLayer]:
     """What 4 bits turned out to hurt too much, in 16 bits; the journal stays: a resumed run chooses the same."""
-    chosen = job.overrides.choose([report for name in names for report in journal.get(name).reports])
+    chosen = job.overrides.choose([report for name in units for report in journal.get(name).reports])
     entries = {}
-    for name, why in chosen.items():
-        pieces = {
-            t: job.weights[t].to(job.spec.scale_dtype) for t in (f"{name}.weight", f"{name}.bias") if t in job.names
-        }
+    for unit, group in units.items():
+        reasons = [chosen[layer.name] for layer in group if layer.name in chosen]
+        if not reasons:
+            continue
+        keys = [f"{layer.name}.{end}" for layer in group for end in ("weight", "bias")]
+        pieces = {key: job.weights[key].to(job.spec.scale_dtype) for key in keys if key in job.weights}
         outputs = tuple(whole(key, tensor) for key, tensor in _tensors(form, pieces).items())
-        entries[name] = StoredLayer(name, outputs, (), why)
+        entries[unit] = StoredLayer(unit, outputs, (), "\n".join(reasons))
     return entries
 
 
-def _cost(job: QuantizeJob, name: str) -> float:
-    """How long a layer takes, in any unit: its weights, more for long inputs where their correlations count."""
-    linear = job.architecture.find_linear(name)
-    assert linear is not None  # the name comes from the architecture
-    rows, columns = linear.relative_size
-    if linear.modulation_chunks:
-        return 0.1 * rows * columns
-    return rows * columns * (1 + columns) if job.spec.method == "best" else rows * columns
+def _cost(job: QuantizeJob, group: Sequence[PlannedLayer]) -> float:
+    """How long a unit takes, in any unit: its weights, more for long inputs where their correlations count."""
+    weights, columns = sum(layer.weights for layer in group), group[0].in_features
+    if group[0].is_modulation:
+        return 0.1 * weights
+    return weights * (1 + columns) if job.spec.method == "best" else weights
 
 
-def _put_together(job: QuantizeJob, journal: Journal, form: Format, names: list[str]) -> Outcome:
-    plain = {name: job.weights[name] for name in other_tensors(job.architecture, job.names)} | dict(job.extras)
+def _put_together(job: QuantizeJob, journal: Journal, form: Format, units: Mapping[str, list[PlannedLayer]]) -> Outcome:
+    plain = {name: job.weights[name] for name in other_tensors(job.plan, job.names)} | dict(job.extras)
     plain = {name: tensor.to("cpu", job.spec.scale_dtype) for name, tensor in plain.items()}
     outline = QuantizedModel(job.architecture, plain={n: t.to("meta") for n, t in plain.items()})
-    instead = _overridden(job, journal, form, names)
+    instead = _overridden(job, journal, form, units)
     reports, kept, announced = [], [], []
-    for name in names:
-        entry = instead.get(name) or journal.get(name)
-        _add_outline(outline, entry)
-        reports += entry.reports
-        kept += [entry.kept] if entry.kept else []
-        announced += [Output(o.name, o.shape, o.dtype, tuple) for o in entry.outputs]
+    for name, group in units.items():
+        stored = instead.get(name) or journal.get(name)
+        _add_outline(outline, stored, group)
+        reports += stored.reports
+        kept += stored.kept.splitlines()
+        announced += [Output(o.name, o.shape, o.dtype, tuple) for o in stored.outputs]
     if not outline.layers:
-        raise SVDQuantError(f"{job.target}: no layer is left to be quantized; nothing was written. {kept[0]}")
+        why = next(iter(kept + job.plan.reasons()), "")
+        raise SVDQuantError(f"{job.target}: no layer is left to be quantized; nothing was written. {why}")
     outside = [output for host, tensor in plain.items() for output in form.outputs(host, tensor)]
+    form.finish()
 
     def made() -> Iterator[Output]:
         job.verify()
         yield from outside
-        for name in names:
+        for name in units:
             yield from (instead.get(name) or journal.get(name)).outputs
 
     outputs = outside + announced
     nbytes = sum(output.nbytes for output in outputs)
     require_space(job.target, nbytes)
     write_stream(job.target, outputs, form.metadata(outline) | dict(job.metadata), made())
-    return Outcome(reports, kept, list(form.notes), 0, len(outputs), nbytes, 0.0)
+    return Outcome(reports, kept + job.plan.reasons(), list(form.notes), 0, len(outputs), nbytes, 0.0)
 
 
-def _add_outline(outline: QuantizedModel, entry: StoredLayer) -> None:
+def _add_outline(outline: QuantizedModel, stored: StoredLayer, group: Sequence[PlannedLayer]) -> None:
     """Note schemes, ranks and names, which is all that metadata are made of."""
-    nothing = torch.empty(0, device="meta")
-    if not entry.reports:
-        outline.plain[f"{entry.name}.weight"] = nothing
-        return
-    parts = tuple(
-        Part(r.scheme, r.rows, r.columns, tensors={"proj_up": torch.empty(0, r.rank, device="meta")})
-        for r in entry.reports
-    )
-    outline.layers[entry.name] = QuantizedLayer(parts[-1].columns[1], parts[-1].rows[1], parts)
+    for layer in group:
+        reports = [report for report in stored.reports if report.layer == layer.name]
+        if not reports:
+            outline.plain[f"{layer.name}.weight"] = torch.empty(0, device="meta")
+            continue
+        parts = tuple(
+            Part(r.scheme, r.rows, r.columns, tensors={"proj_up": torch.empty(0, r.rank, device="meta")})
+            for r in reports
+        )
+        outline.layers[layer.name] = QuantizedLayer(layer.in_features, layer.out_features, parts)

@@ -1,17 +1,21 @@
-"""A whole model: every Linear of its blocks, one at a time."""
+"""A whole model: every Linear that its plan quantizes, one group that shares an input at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from itertools import accumulate, pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import ArchitectureError
-from ..layer import QuantizedLayer
-from ..models import Architecture, LinearMap
+from ..layer import Part, QuantizedLayer
+from ..models import Architecture
 from ..quantized_model import QuantizedModel
+from ..stack import slice_rows
 from .finished import Finished
-from .known_inputs import KNOWN_INPUTS
+from .model_plan import ModelPlan, PlannedLayer
 from .one_layer import PartReport, quantize_layer
 from .part_plan import LayerPlan
 from .room import attempt
@@ -19,123 +23,204 @@ from .spec import QuantSpec
 from .statistics import InputStatistics
 
 
+class BlockInputs(Protocol):
+    """What layers see when the model runs; blocks are asked for in the order of the plan."""
+
+    def of_block(self, block: str) -> Mapping[str, InputStatistics]:
+        """Statistics by module name of the Linears of a block, as far as they are known."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more will be asked for."""
+        ...
+
+
+# weights on the device of the run -> inputs made with them
+InputsOf = Callable[[Mapping[str, Tensor]], BlockInputs]
+
+
 def quantize_model(
     architecture: Architecture,
+    plan: ModelPlan,
     weights: Mapping[str, Tensor],
     names: list[str],
     spec: QuantSpec,
     device: torch.device,
     on_layer: Callable[[str], None] = lambda name: None,
     calibration: Mapping[str, InputStatistics] | None = None,
+    inputs: InputsOf | None = None,
 ) -> tuple[QuantizedModel, list[PartReport], list[str]]:
-    """Quantize all Linears of a model's blocks; everything else is taken over in spec.scale_dtype.
+    """Quantize what the plan says; everything else is taken over in spec.scale_dtype.
 
     Args:
+        architecture: of the model that comes out.
         weights: host tensor name -> tensor of any float dtype.
         names: all host tensor names.
         device: where the arithmetic runs; results come back to the CPU.
         on_layer: called with the name of each Linear when it is done; what it raises ends the run.
-        calibration: recorded inputs by host module name; the others are worked out from the weights.
+        calibration: recorded inputs by host module name.
+        inputs: makes those of the others; None: they are assumed to be standard normal.
 
     Returns:
-        The model, a report for each part, and one sentence for each layer that stays in 16 bits.
+        The model, a report for each part, and one sentence for each layer that stays in 16 bits against the plan.
 
     Raises:
         SVDQuantError: a weight is not finite, or a result does not fit; see quantize_layer.
     """
     model, reports, kept = QuantizedModel(architecture), [], []
-    for finished in quantize_layers(architecture, weights, names, spec, device, calibration):
+    for finished in quantize_layers(plan, weights, spec, device, calibration, inputs):
         if finished.layer is not None:
             model.layers[finished.name] = _to_cpu(finished.layer)
         model.plain |= {name: tensor.cpu() for name, tensor in finished.plain.items()}
         reports += finished.reports
         kept += [finished.kept] if finished.kept else []
         on_layer(finished.name)
-    model.plain |= {name: weights[name].to(spec.scale_dtype) for name in other_tensors(architecture, names)}
+    model.plain |= {name: weights[name].to(spec.scale_dtype) for name in other_tensors(plan, names)}
     return model, reports, kept
 
 
 def quantize_layers(
-    architecture: Architecture,
+    plan: ModelPlan,
     weights: Mapping[str, Tensor],
-    names: list[str],
     spec: QuantSpec,
     device: torch.device,
     calibration: Mapping[str, InputStatistics] | None = None,
+    inputs: InputsOf | None = None,
     wanted: Callable[[str], bool] = lambda name: True,
     keep: Sequence[str] = (),
     poll: Callable[[], None] = lambda: None,
     make_room: Callable[[], None] = lambda: None,
 ) -> Iterator[Finished]:
-    """Quantize Linears one after the other, holding one block's weights at a time; arguments as quantize_model.
+    """Quantize Linears one group after the other, holding one block's weights at a time; arguments as quantize_model.
+
+    Layers of one group read one tensor: they get one smoothing factor and share the input side of their low-rank
+    branch, so that the runtime quantizes and projects their input once.
 
     Args:
-        wanted: which Linears, by host module name; what comes out of one does not depend on the others.
+        wanted: which groups, by the name of their first layer; what comes out of one does not depend on the others.
         keep: patterns of host module names, with * and ?, that stay in 16 bits.
         poll: called many times within each layer; what it raises ends the run.
         make_room: called when the device has no memory left, before another try; see room.py.
     """
-    counts = architecture.count_blocks(names, "host")
-    held = _BlockWeights(weights, device)
-    kind = KNOWN_INPUTS.get(architecture.name)
-    inputs = None if kind is None else kind(held, names, spec.seed, device)
+    held = BlockWeights(weights, device, {layer.name: layer.block for layer in plan})
+    source = None if inputs is None else inputs(held)
     calibration = calibration or {}
-    for block in architecture.blocks:
-        for index in range(counts[block.host]):
-            prefix = f"{block.host}.{index}"
-            linears = {f"{prefix}.{linear.host}": linear for linear in block.linears}
-            linears = {name: linear for name, linear in linears.items() if wanted(name)}
-            quantized = [name for name in linears if not _is_kept(name, (*keep, *architecture.kept))]
-            known = {name: calibration[name] for name in quantized if name in calibration}
-            if inputs is not None and len(known) < len(quantized):
-                drawn = attempt(lambda _, p=prefix, i=inputs: i.of_block(p), device, make_room, prefix, anywhere=False)
+    try:
+        for block, layers in plan.blocks.items():
+            groups = [group for first, group in groups_of(layers).items() if wanted(first)]
+            asked = [layer.name for group in groups for layer in group if not is_kept(layer.name, keep)]
+            known = {name: calibration[name] for name in asked if name in calibration}
+            if source is not None and len(known) < len(asked):
+                drawn = attempt(lambda _, b=block, s=source: s.of_block(b), device, make_room, block, anywhere=False)
                 known = {**drawn, **known}
-            for name, linear in linears.items():
-                weight = held[f"{name}.weight"]
-                bias = held[f"{name}.bias"] if f"{name}.bias" in names else None
-                if name not in quantized:
-                    why = "as asked" if _is_kept(name, keep) else f"as in files of {architecture.title}"
-                    yield _in_16_bits(name, weight, bias, spec, f"{name}: stays in 16 bits {why}.")
-                    continue
-                try:
-                    layer, reports = attempt(
-                        lambda place, w=weight, b=bias, m=linear, n=name: quantize_layer(
-                            w.to(place),
-                            None if b is None else b.to(place),
-                            plan_for(m, *w.shape),
-                            spec,
-                            n,
-                            known.get(n),  # noqa: B023  called at once
-                            poll,
-                        ),
-                        device,
-                        make_room,
-                        name,
-                    )
-                    yield Finished(name, layer, reports=tuple(reports))
-                except ArchitectureError as error:
-                    yield _in_16_bits(name, weight, bias, spec, str(error))
+            for group in groups:
+                chosen = [layer for layer in group if not is_kept(layer.name, keep)]
+                yield from _quantize_group(chosen, held, known, spec, device, poll, make_room)
+                for layer in group:
+                    if layer not in chosen:
+                        yield _in_16_bits(layer.name, held, spec, f"{layer.name}: stays in 16 bits as asked.")
+    finally:
+        if source is not None:
+            source.close()
 
 
-def other_tensors(architecture: Architecture, names: list[str]) -> list[str]:
-    """The host tensors that belong to no Linear of a block."""
-    return [name for name in names if architecture.find_linear(name.rpartition(".")[0]) is None]
+def groups_of(layers: Sequence[PlannedLayer]) -> dict[str, list[PlannedLayer]]:
+    """Name of its first layer -> the layers of a block that are quantized as one, since they read one tensor."""
+    found: dict[tuple, list[PlannedLayer]] = {}
+    for layer in layers:
+        assert layer.parts is not None, "asked of a layer that stays in 16 bits"
+        alone = layer.is_modulation or len(layer.parts.parts) > 1
+        part = next(iter(layer.parts.parts))
+        key = (layer.name if alone else layer.group, alone, part.after_gelu, layer.in_features)
+        found.setdefault(key, []).append(layer)
+    return {group[0].name: group for group in found.values()}
 
 
-class _BlockWeights(Mapping[str, Tensor]):
-    """Weights on the device, those of the last block asked for kept: its inputs and its quantization both read them."""
+def _quantize_group(
+    group: Sequence[PlannedLayer],
+    held: "BlockWeights",
+    known: Mapping[str, InputStatistics],
+    spec: QuantSpec,
+    device: torch.device,
+    poll: Callable[[], None],
+    make_room: Callable[[], None],
+) -> Iterator[Finished]:
+    if not group:
+        return
+    names = [layer.name for layer in group]
+    first, plan = group[0], group[0].parts
+    assert plan is not None
+    if len(group) > 1:
+        whole = LayerPlan.whole(sum(x.out_features for x in group), first.in_features, plan.parts[0].after_gelu)
+        plan = replace(whole, multiples=plan.multiples)
+    statistics = next((known[name] for name in names if name in known), None)
 
-    def __init__(self, weights: Mapping[str, Tensor], device: torch.device):
-        self.weights, self.device = weights, device
+    def run(place: torch.device) -> tuple[QuantizedLayer, list[PartReport]]:
+        weight, bias = _stacked(names, held, place)
+        return quantize_layer(weight, bias, plan, spec, first.name, statistics, poll)
+
+    try:
+        layer, reports = attempt(run, device, make_room, first.name)
+    except ArchitectureError as error:
+        for name in names:
+            yield _in_16_bits(name, held, spec, str(error).replace(first.name, name))
+        return
+    if len(group) == 1:
+        yield Finished(first.name, layer, reports=tuple(reports))
+        return
+    for (top, bottom), member in zip(
+        pairwise(accumulate((x.out_features for x in group), initial=0)), group, strict=True
+    ):
+        bias = None if layer.bias is None or f"{member.name}.bias" not in held else layer.bias[top:bottom]
+        part = layer.parts[0]
+        piece = slice_rows(part, top, bottom)
+        own = Part(part.scheme, (0, bottom - top), part.columns, part.act_unsigned, piece.tensors)
+        if part.act_unsigned and layer.bias is not None:
+            bias = layer.bias[top:bottom]  # it holds the shift of the input
+        report = replace(reports[0], layer=member.name, rows=(0, bottom - top))
+        yield Finished(member.name, QuantizedLayer(member.in_features, bottom - top, (own,), bias), reports=(report,))
+
+
+def _stacked(names: Sequence[str], held: "BlockWeights", place: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Weights on top of each other, and their biases; zeros stand for biases that a layer lacks."""
+    weights = [held[f"{name}.weight"].to(place) for name in names]
+    keys = [f"{name}.bias" for name in names]
+    if not any(key in held for key in keys):
+        return (weights[0] if len(weights) == 1 else torch.cat(weights)), None
+    biases = [held[k].to(place) if k in held else w.new_zeros(len(w)) for k, w in zip(keys, weights, strict=True)]
+    return (weights[0], biases[0]) if len(weights) == 1 else (torch.cat(weights), torch.cat(biases))
+
+
+def other_tensors(plan: ModelPlan, names: list[str]) -> list[str]:
+    """The host tensors that belong to no Linear that the plan quantizes."""
+    quantized = set(plan.names)
+    return [name for name in names if name.rpartition(".")[0] not in quantized]
+
+
+class BlockWeights(Mapping[str, Tensor]):
+    """Weights on the device, those of the last block asked for kept: its inputs and its quantization both read them.
+
+    Args:
+        weights: host tensor name -> tensor.
+        blocks: module name -> name of its block.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], device: torch.device, blocks: Mapping[str, str]):
+        self.weights, self.device, self.blocks = weights, device, blocks
         self._block, self._held = "", {}
 
     def __getitem__(self, name: str) -> Tensor:
-        block = ".".join(name.split(".")[:2])
+        block = self.blocks.get(name.rpartition(".")[0], "")
+        if not block:
+            return self.weights[name].to(self.device)
         if block != self._block:
             self._block, self._held = block, {}
         if name not in self._held:
             self._held[name] = self.weights[name].to(self.device)
         return self._held[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.weights
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.weights)
@@ -144,28 +229,14 @@ class _BlockWeights(Mapping[str, Tensor]):
         return len(self.weights)
 
 
-def _is_kept(name: str, keep: Sequence[str]) -> bool:
+def is_kept(name: str, keep: Sequence[str]) -> bool:
+    """Whether one of the patterns names this layer."""
     return any(fnmatchcase(name, pattern) for pattern in keep)
 
 
-def _in_16_bits(name: str, weight: Tensor, bias: Tensor | None, spec: QuantSpec, why: str) -> Finished:
-    tensors = {f"{name}.weight": weight} | ({} if bias is None else {f"{name}.bias": bias})
+def _in_16_bits(name: str, held: BlockWeights, spec: QuantSpec, why: str) -> Finished:
+    tensors = {key: held[key] for key in (f"{name}.weight", f"{name}.bias") if key in held}
     return Finished(name, plain={n: t.to(spec.scale_dtype) for n, t in tensors.items()}, kept=why)
-
-
-def plan_for(linear: LinearMap, out_features: int, in_features: int) -> LayerPlan:
-    """How a Linear of these sizes splits into parts."""
-    gelu = tuple(index in linear.unsigned for index in range(len(linear.sources)))
-    if linear.modulation_chunks:
-        return LayerPlan.modulation(out_features, in_features)
-    if len(linear.sources) == 1:
-        return LayerPlan.whole(out_features, in_features, gelu[0])
-    if linear.split is None:
-        raise ValueError(f"{linear.host}: several sources and no rule how they split it")
-    sizes = linear.split(out_features, in_features)
-    if linear.stack == "rows":
-        return LayerPlan.stack_rows(sizes, in_features)
-    return LayerPlan.stack_columns(out_features, sizes, gelu)
 
 
 def _to_cpu(layer: QuantizedLayer) -> QuantizedLayer:

@@ -49,7 +49,7 @@ def completed(api: dict, nodes: dict) -> dict:
 
     def defaults(node):
         optional = nodes[node["class_type"]]["input"].get("optional", {})
-        return {name: about[1]["default"] for name, about in optional.items() if "default" in about[1]}
+        return {name: about[1]["default"] for name, about in optional.items() if "default" in (about[1:] or [{}])[0]}
 
     return {key: {**node, "inputs": defaults(node) | node["inputs"]} for key, node in api.items()}
 

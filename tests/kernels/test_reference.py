@@ -175,7 +175,7 @@ def test_gelu_inside_equals_gelu_in_front(compute):
     layer, x = draw_layer(), draw_tokens()
     bias = layer.pop("bias")
     after = torch.nn.functional.gelu(x.float(), approximate="tanh").to(x.dtype)
-    shared = {"scheme": "int4", "compute": compute, "bias": bias, "act_unsigned": True}
+    shared = {"scheme": "int4", "mode": compute, "bias": bias, "act_unsigned": True}
     assert_same(run_layer(x, layer, gelu=True, **shared), run_layer(after, layer, **shared))
 
 

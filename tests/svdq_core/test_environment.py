@@ -101,6 +101,12 @@ def test_a_sound_ada_card_gets_int4(machine):
     assert "4-bit tensor cores" in text
 
 
+def test_paths_that_are_not_taken_say_why(machine):
+    text = machine()()
+    assert "why not FP4 tensor cores: sm_89 has none" in text
+    assert "why not FP4 tensor cores" not in machine(failure="RuntimeError: no compiler")()
+
+
 def test_blackwell_gets_fp4(machine):
     assert "e.g. svdq-fp4_r32-flux.1-dev" in machine((12, 0), 16.0, built_for=("sm_120",))()
 

@@ -29,6 +29,12 @@ from .layout import (
 GROWS = "COMFY_AUTOGROW_V3"  # as many inputs as are linked
 CHOICE_WITH_MORE = "COMFY_DYNAMICCOMBO_V3"  # a combo whose choice decides which further inputs there are
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", CHOICE_WITH_MORE)
+REPORTS = {  # node -> pixels of what it says on itself after a run
+    "SVDQuantModelLoader": 120,
+    "SVDQuantLoraLoader": 70,
+    "SVDQuantQuantizeModel": 260,
+    "SVDQuantExportModel": 70,
+}
 PICTURE_NODES = ("LoadImage", "PreviewImage", "SaveImage")
 TEXT_NODES = ("PreviewAny",)
 NOTE_COLUMNS, NOTE_LINE = 54, 15  # characters of a line of a note, and its height
@@ -114,7 +120,7 @@ def node_size(node: dict, object_info: dict) -> tuple[int, int]:
             width = WIDE_NODE_WIDTH if multiline else width
     if class_type in TEXT_NODES:
         height, width = height + TEXT, WIDE_NODE_WIDTH
-    return width, height + 10 + PICTURE * (class_type in PICTURE_NODES)
+    return width, height + 10 + PICTURE * (class_type in PICTURE_NODES) + REPORTS.get(class_type, 0)
 
 
 def to_ui_form(

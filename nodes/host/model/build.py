@@ -11,11 +11,12 @@ from ....svdq_core.errors import ArchitectureError
 from ....svdq_core.models import SUPPORTED
 from ....svdq_core.quantized_model import QuantizedModel
 from ....svdq_core.runtime import describe_model, folds_gelu, resolve_compute
+from ....svdq_core.shared_input import SharedInput
 from ..attention import choose_attention
 from ..graphs.forward import install_graphs
 from .fold import fold_gelus, speed_up_gelus, wants_folding
 from .patcher import adopt
-from .quantized_linear import operations
+from .quantized_linear import SVDQuantLinear, operations
 from .weights_in import to_state_dict
 
 
@@ -72,6 +73,10 @@ def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = Fal
     if where:
         fold_gelus(patcher.model, where)
     speed_up_gelus(patcher.model)
+    slot = SharedInput()
+    for module in patcher.model.modules():
+        if isinstance(module, SVDQuantLinear):
+            module.shared = slot
     patcher = adopt(patcher)
     # on the model, which all clones share: what a file needs beyond the weights
     patcher.model.svdquant_architecture = model.architecture

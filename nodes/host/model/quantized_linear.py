@@ -18,6 +18,7 @@ from ....svdq_core.apply_layer import apply_blob, dense_bias, dense_weight
 from ....svdq_core.blob import BlobLayout, to_blob
 from ....svdq_core.errors import ArchitectureError
 from ....svdq_core.layer import QuantizedLayer
+from ....svdq_core.shared_input import SharedInput
 from ....svdq_core.stack import as_in_files
 from ..lora.factors import add_bias, add_lora
 from ..lora.plan import LoraPlan
@@ -53,6 +54,7 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
     gelu: str | None = None  # "input" or "output": where the layer applies a GELU; see fold.py
     gelu_from = 0  # first column of the output that it is applied to
     lora: LoraPlan | None = None
+    shared: SharedInput | None = None  # the model's slot for what several layers read; set by build_model
     saved_as: tuple[Tensor, BlobLayout] | None = None  # while the host saves: the blob that it shall see
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None):
@@ -208,9 +210,8 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
         layer, gelu = (weight, self.layout_text, bias), None if self.wrapped else self.gelu
         if self.lora is None or not self.lora.reads_input:
             sides = x.cut_at([part.columns for part in self.layout.parts]) if isinstance(x, Joined) else x
-            return apply_blob(
-                *layer, sides, self.compute, lora_down=down, lora_up=up, gelu=gelu, gelu_from=self.gelu_from
-            )
+            options = {"gelu": gelu, "gelu_from": self.gelu_from, "shared": None if self.wrapped else self.shared}
+            return apply_blob(*layer, sides, self.compute, lora_down=down, lora_up=up, **options)
         x = x.done() if isinstance(x, Joined) else x
         if gelu == "input":  # what is added reads it, too
             x = torch.nn.functional.gelu(x, approximate="tanh")

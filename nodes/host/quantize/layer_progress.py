@@ -27,6 +27,11 @@ class LayerProgress:
         """Raise the host's interruption if the user pressed cancel."""
         comfy.model_management.throw_exception_if_processing_interrupted()
 
+    @staticmethod
+    def show(text: str) -> None:
+        """A text below the running node, until the next one."""
+        _show(text)
+
     def step(self, count: int, total: int, name: str) -> None:
         """A layer is done.
 

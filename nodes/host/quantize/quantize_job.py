@@ -10,12 +10,13 @@ from ....svdq_core.checkpoint.metadata import pack_version
 from ....svdq_core.quantize import QuantSpec
 from ....svdq_core.quantize.calibration_file import Calibration
 from ....svdq_core.quantize.calibration_fit import FittedCalibration, hash_file
+from ....svdq_core.quantize.model_plan import ModelPlan
 from ....svdq_core.quantize.overrides import Overrides
 from ....svdq_core.quantize.to_file import QuantizeJob
-from ..model.dense_weights import DenseWeights, architecture_of, compute_device, plain_extras
+from ..model.dense_weights import DenseWeights, compute_device, plain_extras
 from ..model.model_hash import patches_hash, weights_hash
 from .layer_progress import LayerProgress
-from .record_calibration import layer_shapes
+from .plan_patcher import HostPlan, plan_patcher
 
 
 def fit_calibration(weights: DenseWeights, path: Path) -> FittedCalibration:
@@ -24,27 +25,30 @@ def fit_calibration(weights: DenseWeights, path: Path) -> FittedCalibration:
     Raises:
         CheckpointError: it is no calibration file. SVDQuantError: it was recorded on another model.
     """
-    architecture = architecture_of(weights.patcher)
-    shapes = layer_shapes(weights.patcher, architecture)
-    return FittedCalibration(Calibration(path), architecture, shapes, weights_hash(weights.patcher))
+    found = plan_patcher(weights.patcher)
+    return FittedCalibration(Calibration(path), found.plan, found.architecture.name, weights_hash(weights.patcher))
 
 
 def make_job(
-    weights: DenseWeights, target: Path, spec: QuantSpec, overrides: Overrides, calibration: FittedCalibration | None
+    found: HostPlan,
+    weights: DenseWeights,
+    target: Path,
+    spec: QuantSpec,
+    overrides: Overrides,
+    calibration: FittedCalibration | None,
 ) -> QuantizeJob:
     """Everything checked that can be checked before the work.
 
     Args:
+        found: what its layers become.
         weights: of the full-precision MODEL; its patches are baked in.
         calibration: recorded inputs, or None.
 
     Raises:
         SVDQuantError: a pattern matches no layer.
-        ArchitectureError: the model is of no family that can be quantized here.
     """
     patcher = weights.patcher
-    architecture = architecture_of(patcher)
-    overrides.check(list(layer_shapes(patcher, architecture)))
+    overrides.check(found.plan.names)
     source, patches = weights_hash(patcher), patches_hash(patcher)
     recorded = "none"
     if calibration is not None:
@@ -61,7 +65,8 @@ def make_job(
     }
     settings = (source, patches, method, recorded.rpartition(" ")[2], str(overrides), pack_version(), made_with)
     return QuantizeJob(
-        architecture=architecture,
+        architecture=found.architecture,
+        plan=found.plan,
         weights=weights,
         names=weights.names,
         spec=spec,
@@ -70,6 +75,7 @@ def make_job(
         fingerprint="; ".join(settings),
         metadata=metadata,
         calibration=calibration,
+        inputs=found.inputs_of(patcher.model, spec.seed, device),
         overrides=overrides,
         extras=plain_extras(patcher),
         poll=LayerProgress.poll,
@@ -78,18 +84,14 @@ def make_job(
     )
 
 
-def layer_costs(patcher) -> dict[str, float]:
-    """Layer -> how long it takes, in any unit, in the order of the model."""
-    architecture = architecture_of(patcher)
-    shapes = layer_shapes(patcher, architecture)
-    awq = {name for name in shapes if getattr(architecture.find_linear(name), "modulation_chunks", 0)}
-    return {name: rows * columns * (0.1 if name in awq else 1.0) for name, (rows, columns) in shapes.items()}
+def layer_costs(plan: ModelPlan) -> dict[str, float]:
+    """Layer -> how long it takes, in any unit, in the order of the run."""
+    return {layer.name: layer.weights * (0.1 if layer.is_modulation else 1.0) for layer in plan.quantized}
 
 
-def reserve_room(patcher, spec: QuantSpec) -> None:
-    """Ask the host for the memory that the largest layer takes; it unloads models where it must."""
-    shapes = layer_shapes(patcher, architecture_of(patcher)).values()
-    rows, columns = max(shapes, key=lambda shape: shape[0] * shape[1])
+def reserve_room(patcher, plan: ModelPlan, spec: QuantSpec) -> None:
+    """Ask ComfyUI for the memory that the largest layer takes; it unloads models where it must."""
+    rows, columns = max(plan.shapes.values(), key=lambda shape: shape[0] * shape[1])
     # float32: the weight and its temporaries; with GPTQ a handful of Hessian-sized matrices
     nbytes = 4 * (12 * rows * columns + (8 * columns * columns if spec.method == "best" else 0))
     comfy.model_management.free_memory(nbytes, compute_device(patcher))

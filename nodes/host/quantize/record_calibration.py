@@ -22,14 +22,13 @@ from torch import Tensor
 
 from ....svdq_core.checkpoint.read_errors import reading
 from ....svdq_core.errors import SVDQuantError
-from ....svdq_core.models import Architecture
 from ....svdq_core.quantize.calibrate import Collector
 from ....svdq_core.quantize.calibration_file import RECORD_AGAIN, Calibration
 from ....svdq_core.quantize.hessian_choice import choose_hessians
 from ..files import output_path
-from ..model.dense_weights import architecture_of
 from ..model.model_hash import weights_hash
 from ..model.quantized_linear import is_quantized
+from .plan_patcher import plan_patcher
 
 logger = logging.getLogger("svdquant")
 
@@ -45,7 +44,7 @@ class RunningCalibration:
 
     Args:
         name: of its file. take: another number is another calibration.
-        source: hash of the model's weights without LoRAs. architecture: its family.
+        source: hash of the model's weights without LoRAs. kind: of model.
         layers: host name -> (out_features, in_features) of what is to be seen.
         collector: what gathers.
         before: metadata of the file that it goes on from.
@@ -56,13 +55,13 @@ class RunningCalibration:
         name: str,
         take: int,
         source: str,
-        architecture: Architecture,
+        kind: str,
         layers: dict[str, tuple[int, int]],
         collector: Collector,
         before: dict[str, str] | None = None,
     ):
         before = before or {}
-        self.name, self.take, self.source, self.architecture = name, take, source, architecture
+        self.name, self.take, self.source, self.kind = name, take, source, kind
         self.layers, self.collector = layers, collector
         self.prompts, self.interrupted = int(before.get("prompts", 0)), int(before.get("interrupted", 0))
         self.calls = int(before.get("calls", 0))
@@ -112,7 +111,7 @@ class RunningCalibration:
             "name": self.name,
             "take": str(self.take),
             "source": self.source,
-            "architecture": self.architecture.name,
+            "architecture": self.kind,
             "prompts": str(self.prompts),
             "interrupted": str(self.interrupted),
             "calls": str(self.calls),
@@ -154,19 +153,19 @@ def start_calibration(patcher, name: str, take: int, tokens: int, hessian_mib: i
 
     Raises:
         SVDQuantError: the model is quantized already, or is not the one that this calibration began with.
-        ArchitectureError: it is of no family that can be quantized here.
+        ArchitectureError: its layers cannot be told apart; see plan_patcher.
     """
     if is_quantized(patcher):
         raise SVDQuantError(
             "This model is an SVDQuant model already. Record with the full-precision model that is to be quantized."
         )
     path = calibration_path(name)
-    architecture, source = architecture_of(patcher), weights_hash(patcher)
+    found, source = plan_patcher(patcher), weights_hash(patcher)
     calibration = _alive.get(name)
     if calibration is None or calibration.take != take:
-        calibration = _open(path, name, take, source, architecture, layer_shapes(patcher, architecture), tokens)
+        calibration = _open(path, name, take, source, found.architecture.name, found.plan.shapes, tokens)
         if not calibration.collector.names():
-            hessians = choose_hessians(architecture, calibration.layers, hessian_mib << 20)
+            hessians = choose_hessians(found.plan, hessian_mib << 20)
             calibration.collector = Collector(tokens=tokens, hessians=hessians)
     if calibration.source != source:
         raise SVDQuantError(
@@ -182,9 +181,7 @@ def start_calibration(patcher, name: str, take: int, tokens: int, hessian_mib: i
     return clone
 
 
-def _open(
-    path: Path, name: str, take: int, source: str, architecture: Architecture, layers, tokens: int
-) -> RunningCalibration:
+def _open(path: Path, name: str, take: int, source: str, kind: str, layers, tokens: int) -> RunningCalibration:
     """A new calibration, or one that goes on from the file of the same take."""
     collector, before = Collector(tokens=tokens), None
     if path.exists():
@@ -196,7 +193,7 @@ def _open(
         else:
             logger.info("calibration %s starts over with take %d", name, take)
     with reading(str(path), RECORD_AGAIN):  # its metadata are texts of anybody's
-        return RunningCalibration(name, take, source, architecture, layers, collector, before)
+        return RunningCalibration(name, take, source, kind, layers, collector, before)
 
 
 def calibration_of(patcher) -> RunningCalibration:
@@ -211,14 +208,6 @@ def calibration_of(patcher) -> RunningCalibration:
             "This MODEL does not record. Connect the MODEL that comes out of Start Calibration, or of a node behind it."
         )
     return wrappers[0].__self__
-
-
-def layer_shapes(patcher, architecture: Architecture) -> dict[str, tuple[int, int]]:
-    """Host name -> (out_features, in_features) of every Linear of the blocks, in the order of the model."""
-    network = patcher.model.diffusion_model
-    counts = architecture.count_blocks(network.state_dict(), "host")
-    modules = {name: network.get_submodule(name) for name, _ in architecture.linears(counts)}
-    return {name: (module.out_features, module.in_features) for name, module in modules.items()}
 
 
 def calibration_path(name: str) -> Path:

@@ -85,6 +85,32 @@ def test_other_tensors_are_found_again():
         assert torch.equal(out, expected(x, blob))
 
 
+def test_a_call_may_have_several_results():
+    runs = 0
+
+    def add(x, constant):
+        nonlocal runs
+        done = replay.replay("several", (x,))
+        if isinstance(done, tuple):
+            return done
+        assert isinstance(done, replay.Call)
+        with done as call:
+            runs += 1
+            first, second = torch.empty_like(x), torch.empty(2, x.numel(), dtype=torch.int32)
+            KERNEL.launch(x.numel(), x, None, first, constant)
+            KERNEL.launch(x.numel(), first, x, second[1], constant)
+            KERNEL.launch(x.numel(), first, None, second[0], constant)
+            call.result = first, second
+        return call.result
+
+    for _ in range(3):
+        x = numbers()
+        first, second = add(x, 4)
+        assert torch.equal(first, x + 4)
+        assert torch.equal(second, torch.stack(((x + 8)[0], (2 * x + 8)[0])))
+    assert runs == 1
+
+
 def test_another_shape_or_situation_is_recorded_by_itself():
     layer, blob = Layer(), numbers(40)[0]
     for x in (numbers(8), numbers(16), numbers(8), numbers(16)):

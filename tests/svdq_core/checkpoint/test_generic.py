@@ -55,3 +55,14 @@ def test_damage_is_found(wan, tmp_path):
     cut = tensors | {"blocks.0.ffn.2.weight": tensors["blocks.0.ffn.2.weight"][:-64].clone()}
     with pytest.raises(CheckpointError, match="its layout does not fit its weight"):
         read_checkpoint(Checkpoint(write_tensors(tmp_path / "c.safetensors", cut)))
+
+
+def test_names_with_and_without_a_prefix_are_refused(wan, tmp_path):
+    """A stray tensor keeps the prefix of the others from being taken off; they are no names of ComfyUI then."""
+    save_model(tmp_path / "b.safetensors", wan, FORMATS["svdquant"](wan.architecture))
+    written = Checkpoint(tmp_path / "b.safetensors")
+    tensors = {f"diffusion_model.{name}": written[name] for name in written}
+    model = read_checkpoint(Checkpoint(write_tensors(tmp_path / "c.safetensors", tensors)))
+    assert model.layers.keys() == wan.layers.keys()
+    with pytest.raises(CheckpointError, match="others have none"):
+        read_checkpoint(Checkpoint(write_tensors(tmp_path / "d.safetensors", tensors | {"extra": torch.ones(3)})))

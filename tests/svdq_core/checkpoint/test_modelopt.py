@@ -63,6 +63,15 @@ def test_every_module_becomes_its_dense_weight(made, tmp_path):
     assert {layer.parts[0].rank for layer in model.layers.values()} == {0, 16}
 
 
+def test_layers_outside_the_blocks(made, tmp_path):
+    tensors = dict(made[0])
+    layer, truth = quantized(32, W, False, torch.Generator().manual_seed(8))
+    tensors |= {f"proj_out.{end}": tensor for end, tensor in layer.items()}
+    model = read_checkpoint(Checkpoint(write_tensors(tmp_path / "m.safetensors", tensors)))
+    assert torch.allclose(dense_weight(model.layers["proj_out"]), truth, atol=1e-6)
+    assert "proj_out.weight" not in model.plain and "img_in.weight" in model.plain
+
+
 def test_a_branch_on_raw_activations_would_be_another(made):
     """Were the branch taken as nunchaku's, the weights would be off by far more than is allowed above."""
     tensors, truth = made

@@ -14,6 +14,7 @@ from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint, want
 from svdquant_pack.svdq_core.checkpoint.formats import FORMATS, save_model
 from svdquant_pack.svdq_core.convert import convert
 from svdquant_pack.svdq_core.errors import ArchitectureError, CheckpointError
+from svdquant_pack.svdq_core.models import CHROMA
 from svdquant_pack.svdq_core.quantized_model import QuantizedModel
 from svdquant_pack.svdq_core.stack import same_bits
 
@@ -183,6 +184,18 @@ class TestEdit2511:
     def test_a_tensor_of_the_file_is_kept(self, tmp_path):
         model = read(qwen_image("int4"), tmp_path, __index_timestep_zero__=torch.empty(0))
         assert model.plain["__index_timestep_zero__"].numel() == 0
+
+
+def test_chroma_under_nunchakus_newer_names(tmp_path):
+    """A newer name of a norm looks like the other publisher's, and is not."""
+    file = chroma("int4", tonera=False)
+    for block, table in CHROMA.newer_names.items():
+        for older, newer in table.items():
+            end = "" if older.endswith(".weight") else "."
+            old, new = f"{block}.0.{older}{end}", f"{block}.0.{newer}{end}"
+            file.tensors = {n.replace(old, new) if n.startswith(old) else n: t for n, t in file.tensors.items()}
+    assert "transformer_blocks.0.attn.norm_q.weight" in file.tensors
+    assert_same(read(file, tmp_path), file)
 
 
 class TestPieces:

@@ -81,6 +81,13 @@ class TestT5:
         assert torch.equal(part["wscales"][0], part["wscales"][1])
         assert not torch.equal(part["wscales"][1], part["wscales"][2])
 
+    def test_embeddings_that_are_stored_twice(self, tmp_path):
+        with safe_open(path_of("t5_awq"), "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].clone()
+        model = read_text_encoder(Checkpoint(write_tensors(tmp_path / "t5.safetensors", tensors)))
+        assert model.plain.keys() == read("t5_awq").plain.keys()
+
     def test_a_diffusion_model_is_refused(self):
         with pytest.raises(CheckpointError, match="no 4-bit T5 text encoder"):
             read_text_encoder(Checkpoint(path_of("krea2_int4")))
@@ -106,3 +113,38 @@ class TestT5:
         with pytest.raises(CheckpointError) as caught:
             read_text_encoder(Checkpoint(path))
         assert sentence in str(caught.value) and "SelfAttention.v" in str(caught.value)
+
+
+def skipped_refiners(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Refiners in 16 bits, as nunchaku keeps them: q, k, v apart, both halves of the MLP as one layer."""
+    draw = torch.Generator().manual_seed(2)
+    added = {}
+    for kind in ("noise_refiner", "context_refiner"):
+        for name, source in tensors.items():
+            if name.startswith("layers.0.") and (".norm_" in name or "norm1" in name or "norm2" in name):
+                added[f"{kind}.0.{name.removeprefix('layers.0.')}"] = source.clone()
+            if name.startswith("layers.0.adaLN") and kind == "noise_refiner":
+                added[f"{kind}.0.{name.removeprefix('layers.0.')}"] = source.clone()
+        shapes = {f"attention.to_{n}": (128, 128) for n in ("q", "k", "v", "out.0")}
+        shapes |= {"feed_forward.net.0.proj": (512, 128), "feed_forward.net.2": (128, 256)}
+        for name, shape in shapes.items():
+            added[f"{kind}.0.{name}.weight"] = torch.randn(*shape, generator=draw).bfloat16()
+    return tensors | added
+
+
+def test_refiners_in_16_bits(tmp_path):
+    checkpoint = Checkpoint(path_of("zimage_nvfp4"))
+    tensors = skipped_refiners({name: checkpoint[name] for name in checkpoint})
+    path = write_tensors(tmp_path / "skip.safetensors", tensors, checkpoint.metadata)
+    model = read_checkpoint(Checkpoint(path))
+    before = "context_refiner.0"
+    qkv = torch.cat([tensors[f"{before}.attention.to_{n}.weight"] for n in "qkv"])
+    assert torch.equal(model.plain[f"{before}.attention.qkv.weight"], qkv)
+    first, second = tensors[f"{before}.feed_forward.net.0.proj.weight"].chunk(2)
+    assert torch.equal(model.plain[f"{before}.feed_forward.w3.weight"], first)
+    assert torch.equal(model.plain[f"{before}.feed_forward.w1.weight"], second)
+    save_model(tmp_path / "again.safetensors", model, FORMATS["nunchaku"](model.architecture))
+    after = Checkpoint(tmp_path / "again.safetensors")
+    assert '"skip_refiners": true' in after.metadata["quantization_config"]
+    assert set(after) == set(tensors)
+    assert [name for name in tensors if not same_bits(after[name], tensors[name])] == []

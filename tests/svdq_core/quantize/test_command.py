@@ -108,7 +108,7 @@ def test_other_settings_start_over(source, tmp_path):
     folder = journal_folder(target)
     folder.mkdir()
     save_file({"x": torch.zeros(1)}, folder / "double_blocks.0.img_mod.lin.layer", {"fingerprint": "another"})
-    done = run(source, target, "--keep", NAMES[0], "--keep", "*.linear2", "--method", "best", "--precision", "nvfp4")
+    done = run(source, target, "--keep", NAMES[0], "--keep", "*.linear2", "--precision", "nvfp4")
     assert done.returncode == 0, done.stderr
     assert "start over" in done.stderr and "earlier run" not in done.stdout
     model = read_checkpoint(Checkpoint(target))
@@ -157,8 +157,9 @@ def test_a_folder_of_diffusers_tells_the_image_size(tmp_path):
         (("{source}", "{new}", "--calibration", "{source}"), "not a calibration file"),
         (("{source}", "{new}", "--device", "cuda:9"), "--device cuda:9"),
         (("{source}", "{new}", "--rank", "7"), "rank 7"),
+        (("{source}", "{new}", "--method", "best"), "Give a calibration (--calibration)"),
     ],
-    ids=["onto itself", "target is there", "quantized source", "pattern", "calibration", "device", "rank"],
+    ids=["onto itself", "target is there", "quantized source", "pattern", "calibration", "device", "rank", "best"],
 )
 def test_what_cannot_be_done_is_said(source, made, tmp_path, arguments, sentence):
     places = {"source": source, "made": made[0], "new": tmp_path / "new.safetensors"}

@@ -35,6 +35,7 @@ from quantize_time import peak_memory
 from synthetic_model import Size, write_model
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, dense_read
 from svdquant_pack.svdq_core.quantize.to_file import QuantizeJob, quantize_to_file
+from svdquant_pack.svdq_core.quantize.command import plan_dense
 from svdquant_pack.svdq_core.quantize.spec import QuantSpec
 from svdquant_pack.svdq_core.quantize.statistics import InputStatistics
 class Drawn(dict):
@@ -45,7 +46,8 @@ source, cpu = Path({folder!r}) / "source.safetensors", torch.device("cpu")
 size = write_model(source, Size("flux", 256, (1, {blocks})), cpu)
 model = dense_read.DenseModel(Checkpoint(source))
 spec, target = QuantSpec(rank=0, score_tokens=32), source.with_name("out.safetensors")
-quantize_to_file(QuantizeJob(model.architecture, model, list(model), spec, cpu, target, "x", calibration=Drawn()))
+plan, known = plan_dense(model), {{"calibration": Drawn()}}
+quantize_to_file(QuantizeJob(model.architecture, plan, model, list(model), spec, cpu, target, "x", **known))
 print(peak_memory(), size)
 """
 

@@ -11,6 +11,7 @@ from svdquant_pack.svdq_core.errors import CheckpointError, SVDQuantError
 from svdquant_pack.svdq_core.models import FLUX, PIXART
 from svdquant_pack.svdq_core.quantize import QuantSpec, whole_model
 from svdquant_pack.svdq_core.quantize.journal import journal_folder
+from svdquant_pack.svdq_core.quantize.layout_plan import plan_weights
 from svdquant_pack.svdq_core.quantize.overrides import Overrides
 from svdquant_pack.svdq_core.quantize.to_file import QuantizeJob, quantize_to_file
 
@@ -29,7 +30,15 @@ def dense():
 
 def job(architecture, weights, target, **changes) -> QuantizeJob:
     return QuantizeJob(
-        architecture, weights, list(weights), SPEC, torch.device("cpu"), target, "fingerprint", **changes
+        architecture,
+        plan_weights(architecture, weights),
+        weights,
+        list(weights),
+        SPEC,
+        torch.device("cpu"),
+        target,
+        "fingerprint",
+        **changes,
     )
 
 

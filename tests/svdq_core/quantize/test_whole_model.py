@@ -13,6 +13,7 @@ from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.errors import SVDQuantError
 from svdquant_pack.svdq_core.models import FLUX
 from svdquant_pack.svdq_core.quantize import InputStatistics, QuantSpec, quantize_layer, whole_model
+from svdquant_pack.svdq_core.quantize.layout_plan import plan_weights
 from svdquant_pack.svdq_core.quantize.whole_model import quantize_layers, quantize_model
 
 SPEC = QuantSpec(score_tokens=32, rank=16)
@@ -31,7 +32,9 @@ def dense():
 @pytest.fixture(scope="module")
 def result(dense):
     done = []
-    return *quantize_model(FLUX, dense, list(dense), SPEC, torch.device("cpu"), done.append), done
+    return *quantize_model(
+        FLUX, plan_weights(FLUX, dense), dense, list(dense), SPEC, torch.device("cpu"), done.append
+    ), done
 
 
 def test_every_linear_of_the_blocks_is_quantized(dense, result):
@@ -74,7 +77,9 @@ def test_the_memory_of_a_layer_is_free_at_once(dense, method):
         widths = {name.removesuffix(".weight"): t.shape[-1] for name, t in dense.items() if name.endswith(".weight")}
         tokens = {width: torch.randn(64, width, generator=generator) for width in set(widths.values())}
         calibration = {name: InputStatistics.from_tokens(tokens[width]) for name, width in widths.items()}
-    layers = quantize_layers(FLUX, dense, list(dense), replace(SPEC, method=method), torch.device("cpu"), calibration)
+    layers = quantize_layers(
+        plan_weights(FLUX, dense), dense, replace(SPEC, method=method), torch.device("cpu"), calibration
+    )
     gc.collect()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
@@ -98,7 +103,7 @@ def test_stopping_ends_the_run_at_once(dense):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        quantize_model(FLUX, dense, list(dense), SPEC, torch.device("cpu"), stop)
+        quantize_model(FLUX, plan_weights(FLUX, dense), dense, list(dense), SPEC, torch.device("cpu"), stop)
     assert len(seen) == 1
 
 
@@ -111,7 +116,7 @@ def test_a_layer_can_be_left_in_the_middle(dense):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(quantize_layers(FLUX, dense, list(dense), SPEC, torch.device("cpu"), poll=stop))
+        list(quantize_layers(plan_weights(FLUX, dense), dense, SPEC, torch.device("cpu"), poll=stop))
     assert len(seen) == 3
 
 
@@ -127,12 +132,12 @@ def test_no_memory_is_no_end(dense, monkeypatch):
 
     monkeypatch.setattr(whole_model, "quantize_layer", short_of_memory)
     found = quantize_layers(
-        FLUX, dense, list(dense), SPEC, torch.device("cpu"), make_room=lambda: freed.append(len(calls))
+        plan_weights(FLUX, dense), dense, SPEC, torch.device("cpu"), make_room=lambda: freed.append(len(calls))
     )
     found = {f.name: f.layer for f in found}
     assert freed == [2, 5] and len(calls) == 13 + 2
     monkeypatch.undo()
-    expected = quantize_model(FLUX, dense, list(dense), SPEC, torch.device("cpu"))[0].layers
+    expected = quantize_model(FLUX, plan_weights(FLUX, dense), dense, list(dense), SPEC, torch.device("cpu"))[0].layers
     assert all(torch.equal(to_blob(found[name])[0], to_blob(expected[name])[0]) for name in expected)
 
 
@@ -141,7 +146,7 @@ def test_a_broken_weight_is_named(dense):
     broken["double_blocks.0.img_attn.proj.weight"] = dense["double_blocks.0.img_attn.proj.weight"].clone()
     broken["double_blocks.0.img_attn.proj.weight"][3, 5] = float("nan")
     with pytest.raises(SVDQuantError, match=r"double_blocks\.0\.img_attn\.proj: the weight holds NaN"):
-        quantize_model(FLUX, broken, list(broken), SPEC, torch.device("cpu"))
+        quantize_model(FLUX, plan_weights(FLUX, broken), broken, list(broken), SPEC, torch.device("cpu"))
 
 
 def test_a_calibration_comes_before_what_the_weights_say(dense, result):
@@ -149,14 +154,17 @@ def test_a_calibration_comes_before_what_the_weights_say(dense, result):
     tokens = torch.randn(64, dense[f"{name}.weight"].shape[1], generator=torch.Generator().manual_seed(0))
     tokens[:, 17] *= 40
     calibration = {name: InputStatistics.from_tokens(tokens)}
-    model = quantize_model(FLUX, dense, list(dense), SPEC, torch.device("cpu"), calibration=calibration)[0]
+    model = quantize_model(
+        FLUX, plan_weights(FLUX, dense), dense, list(dense), SPEC, torch.device("cpu"), calibration=calibration
+    )[0]
     factor = model.layers[name].parts[0]["smooth_factor"].float()
     assert factor[17] > 4 * factor.median()
     other = "double_blocks.0.img_attn.qkv"
     assert torch.equal(to_blob(model.layers[other])[0], to_blob(result[0].layers[other])[0])
 
 
-def test_best_needs_no_recording(dense):
-    spec = replace(SPEC, method="best")
-    _, reports, _ = quantize_model(FLUX, dense, list(dense), spec, torch.device("cpu"))
-    assert {r.rounding for r in reports if r.scheme == "int4"} == {"gptq"}
+def test_best_needs_inputs(dense):
+    with pytest.raises(SVDQuantError, match="method best needs"):
+        quantize_model(
+            FLUX, plan_weights(FLUX, dense), dense, list(dense), replace(SPEC, method="best"), torch.device("cpu")
+        )
