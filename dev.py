@@ -89,7 +89,7 @@ COMMANDS = {
         "measure the quality of every way to quantize the demo's FLUX",
         ("{root}/research/evaluate/run.py", "--output", "{root}/output/evaluate"),
         developer=True,
-        needs="research/evaluate/run.py",
+        needs="research/evaluate/start.py",
     ),
     "bench": Command(
         "time one layer, or with --step a whole step, in every mode on a GPU",

@@ -12,7 +12,7 @@ from torch import Tensor
 from svdquant_pack.kernels import reference
 from svdquant_pack.kernels.layer_call import COMPUTE_MODES
 from svdquant_pack.kernels.packing import pack_nibbles
-from svdquant_pack.kernels.weights import dequantize, find_channel_scales
+from svdquant_pack.kernels.part_weights import dequantize, find_channel_scales
 from svdquant_pack.svdq_core.apply_layer import apply_blob
 from svdquant_pack.svdq_core.blob import to_blob
 from svdquant_pack.svdq_core.layer import Part, QuantizedLayer

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ..kernels.epilogue import NOTHING_MORE, Epilogue
-from ..kernels.factors import branch_of
 from ..kernels.format import GELU_SHIFT
+from ..kernels.joined_factors import branch_of
 from ..kernels.launching.replay import Call, replay
 from ..kernels.layer_call import Factors, LayerCall
+from ..kernels.part_weights import dequantize
 from ..kernels.paths.layer_paths import run
-from ..kernels.weights import dequantize
 from .blob import BlobLayout
 from .layer import Part, QuantizedLayer
 from .shared_input import SharedCall, SharedInput, can_share, run_shared

@@ -8,8 +8,8 @@ from ..kernels.choose_compute import choose_compute
 from ..kernels.gpus import generation, why_no_triton
 from ..kernels.ladder import say_once, steps_left_behind
 from ..kernels.layer_call import COMPUTE_MODES
+from ..kernels.part_weights import find_channel_scales
 from ..kernels.tiles import folds_gelu as generation_folds_gelu
-from ..kernels.weights import find_channel_scales
 from .layer import Part, QuantizedLayer, with_tensors
 from .quantized_model import QuantizedModel
 from .stack import as_in_files, join_inputs

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from svdquant_pack.kernels.epilogue import NOTHING_MORE, Epilogue
-from svdquant_pack.kernels.factors import branch_of
+from svdquant_pack.kernels.joined_factors import branch_of
 from svdquant_pack.kernels.layer_call import Factors, LayerCall
 from svdquant_pack.kernels.paths import layer_paths
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import reference
 from ..epilogue import settle
 from ..layer_call import Int8Weight, LayerCall, QuantizedAct
-from ..weights import dequantize
+from ..part_weights import dequantize
 from .path import Path
 
 

@@ -13,7 +13,7 @@ from ..epilogue import settle
 from ..format import GROUP_SIZE_INT4, GROUP_SIZE_NVFP4
 from ..layer_call import LayerCall
 from ..packing import unpack_int4, unpack_uint4
-from ..weights import dequantize, rows_of
+from ..part_weights import dequantize, rows_of
 from .on_cpu import int8_weight
 from .path import Path
 

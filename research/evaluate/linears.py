@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ...kernels.format import GELU_SHIFT
+from ...kernels.part_weights import dequantize
 from ...kernels.reference import requantize_int8
-from ...kernels.weights import dequantize
 from ...svdq_core.apply_layer import apply_layer, dense_bias, dense_weight
 from ...svdq_core.layer import QuantizedLayer, with_tensors
 from ...svdq_core.quantize.fit import Fit

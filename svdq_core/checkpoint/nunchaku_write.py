@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.format import GELU_SHIFT
-from ...kernels.weights import dequantize
+from ...kernels.part_weights import dequantize
 from .. import layouts
 from ..errors import ArchitectureError
 from ..layer import Part, QuantizedLayer

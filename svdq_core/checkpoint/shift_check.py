@@ -10,7 +10,7 @@ import math
 from torch import Tensor
 
 from ...kernels.format import GELU_SHIFT
-from ...kernels.weights import dequantize
+from ...kernels.part_weights import dequantize
 from ..errors import CheckpointError
 from ..layer import Part
 

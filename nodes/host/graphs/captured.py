@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ....svdq_core.runtime import kernels_given_up
+from .addresses import Weights
 from .inputs import StaticInputs
-from .weights import Weights
 
 # ||graph - eager|| / ||eager|| of the first replay: bit-equal where cuBLAS chooses alike; anything above is a fault
 TOLERANCE = 1e-2

@@ -17,10 +17,10 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
+from .addresses import Weights
 from .captured import Captured, CudaGraph, UnequalError, WaitsError
 from .inputs import UnseenError, split
 from .rules import KEY, SWITCH, for_graph, for_model, why_not
-from .weights import Weights
 
 logger = logging.getLogger("svdquant")
 

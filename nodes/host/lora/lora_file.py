@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ....svdq_core.errors import LoraError, SVDQuantError
 from .identity import is_finite, tensors_in
+from .lora_report import LoraReport, ignored_keys, refuse_nothing, refuse_quantized_model, weight_key
 from .misfit import beyond, misfit, shown
 from .open_file import open_lora, shown_name
 from .patches import resizes
-from .report import LoraReport, ignored_keys, refuse_nothing, refuse_quantized_model, weight_key
 from .spellings import split_key, to_host_names
 
 

@@ -9,9 +9,9 @@ from problems import REAL, activations, awq_layer, int4_layer, int8_layer, nvfp4
 from svdquant_pack.kernels import gpus, ladder, reference
 from svdquant_pack.kernels.epilogue import Epilogue
 from svdquant_pack.kernels.layer_call import COMPUTE_MODES
+from svdquant_pack.kernels.part_weights import dequantize
 from svdquant_pack.kernels.paths import layer_paths, path
 from svdquant_pack.kernels.paths.layer_paths import paths_for
-from svdquant_pack.kernels.weights import dequantize
 
 LAYERS = {"int4": int4_layer, "nvfp4": nvfp4_layer, "int8": int8_layer}
 # What a mode's fastest path may do to the reference: w4a8 only reorders sums, the others may round both sides to 16

@@ -5,8 +5,8 @@ import torch
 from checkpoint_files import TINY
 from model_compare import differences
 
+from svdquant_pack.kernels.part_weights import dequantize
 from svdquant_pack.kernels.reference import requantize_int8
-from svdquant_pack.kernels.weights import dequantize
 from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.checkpoint.formats import FORMATS, QUANTIZED_FORMAT, quantized_format, save_model

@@ -13,7 +13,7 @@ from lite_folders import lite_tensors, write_lite
 from svdquant_pack.kernels import reference
 from svdquant_pack.kernels.format import GELU_SHIFT
 from svdquant_pack.kernels.packing import pack_nibbles
-from svdquant_pack.kernels.weights import dequantize
+from svdquant_pack.kernels.part_weights import dequantize
 from svdquant_pack.svdq_core import layouts
 from svdquant_pack.svdq_core.apply_layer import apply_layer, dense_bias, dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint, to_nunchaku

@@ -6,7 +6,7 @@ from layer_calls import run_layer
 from planted_layers import draw_tokens, draw_weight, nearest_tensors, output_error
 
 from svdquant_pack.kernels.format import GELU_SHIFT
-from svdquant_pack.kernels.weights import dequantize
+from svdquant_pack.kernels.part_weights import dequantize
 from svdquant_pack.svdq_core.blob import to_blob
 from svdquant_pack.svdq_core.errors import ArchitectureError, SVDQuantError
 from svdquant_pack.svdq_core.quantize import InputStatistics, LayerPlan, QuantSpec, quantize_layer, quantize_part

@@ -4,7 +4,7 @@ import comfy.lora
 import pytest
 
 from svdquant_pack.nodes.host.lora.lora_file import apply_lora_file
-from svdquant_pack.nodes.host.lora.report import refuse_nothing
+from svdquant_pack.nodes.host.lora.lora_report import refuse_nothing
 from svdquant_pack.svdq_core.errors import LoraError
 
 

@@ -1,7 +1,7 @@
 """python dev.py evaluate: measures every way to quantize the demo's FLUX against the unquantized model.
 
 Writes OUTPUT/evaluation.md with the tables, OUTPUT/results.json with every figure of every caption, and two plots. With
-several GPUs, or to keep one busy: torchrun --nproc-per-node N research/evaluate/run.py (several processes may share
+several GPUs, or to keep one busy: torchrun --nproc-per-node N research/evaluate/start.py (several processes may share
 a GPU).
 """
 

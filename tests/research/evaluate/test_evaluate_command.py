@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from svdquant_pack import ROOT
-from svdquant_pack.research.evaluate import command
+from svdquant_pack.research.evaluate import evaluate_command as command
 from svdquant_pack.research.evaluate.methods import ways
 
 
@@ -20,7 +20,7 @@ def test_two_processes_measure_every_way_once(tmp_path):
         "torch.distributed.run",
         "--nproc-per-node",
         "2",
-        str(ROOT / "research/evaluate/run.py"),
+        str(ROOT / "research/evaluate/start.py"),
     ]
     options = ["--captions", "4", "--calibration", "2", "--steps", "2", "--ways", "nearest_w4a4", "nf4", "arithmetic"]
     folders = ["--output", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--device", "cpu"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sampling import sample_flux
 
-from svdquant_pack.nodes.host.graphs.weights import Weights
+from svdquant_pack.nodes.host.graphs.addresses import Weights
 from svdquant_pack.nodes.host.model.build import load_model
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from problems import activations, int4_layer, nvfp4_layer
 
 from svdquant_pack.kernels import reference
 from svdquant_pack.kernels.layer_call import COMPUTE_MODES
-from svdquant_pack.kernels.weights import dequantize, find_channel_scales
+from svdquant_pack.kernels.part_weights import dequantize, find_channel_scales
 
 LAYERS = {"int4": int4_layer, "nvfp4": nvfp4_layer}
 
