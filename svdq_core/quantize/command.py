@@ -16,6 +16,7 @@ from ..checkpoint.save import writing
 from ..errors import SVDQuantError
 from .calibration_file import Calibration
 from .calibration_fit import FittedCalibration
+from .known_inputs import KNOWN_INPUTS
 from .layout_plan import plan_layout
 from .model_plan import ModelPlan
 from .one_layer import quantize_part
@@ -73,15 +74,16 @@ def quantize_file(
     if target.is_dir():
         raise SVDQuantError(f"{target} is a folder. Give the name of a file.")
     _refuse_existing(request)
-    if request.spec.method == "best" and request.calibration is None:
-        raise SVDQuantError(
-            "Method best rounds by what layers see. Give a calibration (--calibration), use Quantize Model in ComfyUI, "
-            "which runs the real model; or choose --method fast."
-        )
     checkpoint = Checkpoint(source)
     if target.exists() and any(target.samefile(file) for file in checkpoint.files):
         raise SVDQuantError(f"{target} is the source itself. Choose another name.")
     model = DenseModel(checkpoint)
+    blocks = KNOWN_INPUTS.get(model.architecture.name)
+    if request.spec.method == "best" and request.calibration is None and blocks is None:
+        raise SVDQuantError(
+            "Method best rounds by what layers see. Give a calibration (--calibration), use Quantize Model in ComfyUI, "
+            "which runs the real model; or choose --method fast."
+        )
     plan = plan_dense(model)
     request.overrides.check(plan.names)
     calibration = _open_calibration(request, model.architecture.name, plan)
@@ -90,7 +92,7 @@ def quantize_file(
     if share.first:
         for note in () if calibration is None else calibration.notes:
             say(f"note: {request.calibration}: {note}")
-        if calibration is None:
+        if calibration is None and blocks is None:
             say(
                 "note: without ComfyUI the inputs of layers are taken for standard normal. Quantize Model in ComfyUI "
                 "runs the real model on noise, and a calibration (--calibration) records your prompts: both are better."
@@ -131,6 +133,7 @@ def quantize_file(
             "svdquant_made_with": f"torch {torch.__version__}, {_device_name(device)}",
         },
         calibration=calibration,
+        inputs=None if blocks is None else lambda held: blocks(held, list(model), request.spec.seed, device),
         overrides=request.overrides,
         extras=position_size(model),
         verify=verify,
