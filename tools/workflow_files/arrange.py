@@ -51,7 +51,7 @@ def wire_points(ends: np.ndarray) -> np.ndarray:
     t = np.arange(1, POINTS)[:, None] / POINTS
     parts = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3)
     controls = (start, start + reach, end - reach, end)
-    return sum(part * control[:, None] for part, control in zip(parts, controls, strict=True))
+    return np.sum([part * control[:, None] for part, control in zip(parts, controls, strict=True)], axis=0)
 
 
 def hidden_wires(boxes: dict[int, Box], wires: list[Wire], places: Places) -> list[tuple[Wire, int]]:
@@ -67,7 +67,7 @@ def _behind(boxes: dict[int, Box], ends: np.ndarray, places: Places) -> np.ndarr
     left, top, right, bottom = (frames[:, side] for side in range(4))
     points = wire_points(ends)
     x, y = points[..., 0, None], points[..., 1, None]
-    return ((x > left + 3) & (x < right - 3) & (y > top - TITLE) & (y < bottom)).any(axis=1)
+    return np.any((x > left + 3) & (x < right - 3) & (y > top - TITLE) & (y < bottom), axis=1)
 
 
 class Arrangement:

@@ -198,8 +198,9 @@ class Watch(TorchFunctionMode):
             found = [self._tag(a) for a in operands if a.numel() == out.numel()]
             self._tags[place] = "gated" if len(found) > 1 and any(tag in ACTIVATIONS for tag in found) else None
         elif name in ("cat", "concat") and args and isinstance(args[0], (tuple, list)):
-            dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-            parts = [(self._tag(part), part.shape[-1]) for part in args[0]]
+            joined, *more = args
+            dim = kwargs.get("dim", more[0] if more else 0)
+            parts = [(self._tag(part), part.shape[-1]) for part in joined]
             if dim in (-1, out.ndim - 1):
                 self._tags[place] = tuple(parts)
             else:
