@@ -1,5 +1,6 @@
 """Fixtures of all tests: seed, poisoned memory, the real host in process and as a server, visible skips."""
 
+import os
 import shutil
 import sys
 import tempfile
@@ -17,6 +18,9 @@ from comfyui_source import find_host
 from in_process_host import InProcessHost, make_importable
 
 import svdquant_pack
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, by whichever test file comes first
 
 NO_HOST = "needs ComfyUI: set COMFYUI_PATH to its folder, or run `python dev.py test`"
 HOST_TESTS = {Path(__file__).parent / name for name in ("nodes", "families")}

@@ -4,7 +4,6 @@ The interpreter computes in numpy what the hardware would, element by element, s
 float16 and integers: it has no bfloat16 products and cuts bfloat16 off instead of rounding it.
 """
 
-import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +16,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # for problems.py and the PTX in
 
 NO_TRITON = "needs Triton: pip install triton"
 ON_GPU = torch.cuda.is_available()
-if not ON_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, so before any kernel
 
 _BOTH_16_BIT = "both sides are rounded to 16 bits, 2^-{} each, and torch lets cuBLAS add parts of k in 16 bits"
 _BRANCH = "sums in another order, rounded once; torch lets cuBLAS add parts of k in 16 bits"
