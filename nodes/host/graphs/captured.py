@@ -100,7 +100,7 @@ class Captured:
         weights: Weights,
         make_graph: Callable[[torch.device], Any] = CudaGraph,
     ):
-        self._inputs, self._weights = StaticInputs(call), weights
+        self._inputs, self._weights = StaticInputs(call, expected.device), weights
         self._graph = make_graph(expected.device)
         before = kernels_given_up()
         self._out = self._graph.capture(lambda: compute(self._inputs.call))

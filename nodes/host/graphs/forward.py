@@ -110,7 +110,7 @@ def run_graphed(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     except UnseenError as error:
         logger.debug("No CUDA graph: %s", error)
         return as_usual()
-    if any(tensor.device != x.device for tensor in tensors):
+    if any(tensor.device.type not in (x.device.type, "cpu") for tensor in tensors):
         return as_usual()
     form = graphs.form(key, model.current_patcher.patches_uuid)
     if form.graph is not None:

@@ -55,14 +55,16 @@ class StaticInputs:
 
     Args:
         call: nested lists and dictionaries; its tensors are copied, and never written to.
+        device: where all of them go. Samplers keep conditionings in main memory, and the host moves them in each step.
     """
 
-    def __init__(self, call: Any):
+    def __init__(self, call: Any, device: torch.device):
+        self.device = device
         self._places: list[Tensor] = []
         self.call = replace(call, self._place)
 
     def _place(self, tensor: Tensor) -> Tensor:
-        place = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+        place = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self.device)
         place.copy_(tensor)
         self._places.append(place)
         return place

@@ -49,7 +49,7 @@ def test_replace_keeps_the_structure():
 
 def test_later_calls_land_in_the_same_places():
     first, second = [torch.randn(2, 3).T, {"a": torch.randn(4)}], [torch.randn(2, 3).T, {"a": torch.randn(4)}]
-    static, found = StaticInputs(first), []
+    static, found = StaticInputs(first, torch.device("cpu")), []
     places = [static.call[0].data_ptr(), static.call[1]["a"].data_ptr()]
     assert torch.equal(static.call[0], first[0]) and static.call[0].stride() == first[0].stride()
     split(second, found)
@@ -57,3 +57,8 @@ def test_later_calls_land_in_the_same_places():
     assert torch.equal(static.call[0], second[0]) and torch.equal(static.call[1]["a"], second[1]["a"])
     assert places == [static.call[0].data_ptr(), static.call[1]["a"].data_ptr()]
     assert first[0].data_ptr() not in places
+
+
+def test_conditionings_in_main_memory_get_places_on_the_device():
+    static = StaticInputs([torch.randn(2, 3), {"context": torch.randn(4)}], torch.device("meta"))
+    assert static.call[0].device.type == static.call[1]["context"].device.type == "meta"
