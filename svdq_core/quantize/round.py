@@ -67,7 +67,7 @@ def fit_scales_in_torch(
     if grid.group_size is None:
         dtype = torch.float32
     tensor = _tensor_scale(residual, grid, dtype)
-    return GroupScales(_fastest_search(residual, grid, dtype, importance, sweep, tensor), tensor)
+    return GroupScales(_search(residual, grid, dtype, importance, sweep, tensor), tensor)
 
 
 def round_by_absmax(residual: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:

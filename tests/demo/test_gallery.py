@@ -55,7 +55,7 @@ def test_a_lora_that_does_nothing_fails(stand_in, lenient, monkeypatch):
 
 
 def test_subjects_show_one_two_and_three_objects():
-    assert [len(read_caption(subject.caption).objects) for subject in gallery.SUBJECTS] == [1, 2, 3]
+    assert [len(read_caption(subject.caption).objects) for subject in gallery.SUBJECTS] == [3, 2, 1]
 
 
 def test_a_wrong_caption_fails_except_in_naive_columns(stand_in):

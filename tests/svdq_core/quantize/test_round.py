@@ -94,3 +94,15 @@ def test_awq_constant_group_is_exact():
     codes, scales, zeros = round_awq(weight, torch.bfloat16)
     restored = dequantize_awq(pack_nibbles(codes), scales.T.contiguous(), zeros.T.contiguous())
     assert torch.equal(restored, weight)
+
+
+def test_scales_in_torch_ask_no_kernel(monkeypatch):
+    from svdquant_pack.svdq_core.quantize import round as round_module
+
+    def refuse(*_):
+        raise AssertionError("the ladder begins with a kernel")
+
+    monkeypatch.setattr(round_module, "descend", refuse)
+    residual = torch.randn(8, 128)
+    round_module.fit_scales_in_torch(residual, INT4, torch.bfloat16)
+    round_module.round_by_absmax(residual, INT4, torch.bfloat16)

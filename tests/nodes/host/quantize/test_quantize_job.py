@@ -131,10 +131,14 @@ def test_two_runs_to_one_name(host, dense):
         f"with Journal(Path({str(path)!r}), 'x').locked(): print('locked', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "locked\n"
-        with pytest.raises(SVDQuantError, match=r"another run is writing this file\. Wait for it, or choose another"):
-            quantize(host, dense, filename_prefix="shared")
-        other.kill()  # as a crash: the system lets go of the lock
+        try:
+            assert other.stdout.readline() == "locked\n"
+            with pytest.raises(
+                SVDQuantError, match=rf"another run is writing this file \(process {other.pid} on .*Wait"
+            ):
+                quantize(host, dense, filename_prefix="shared")
+        finally:
+            other.kill()  # as a crash: the system lets go of the lock
     assert Path(quantize(host, dense, filename_prefix="shared")[1]) == path
     assert path.exists() and not journal_folder(path).exists()
 
