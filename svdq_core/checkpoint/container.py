@@ -18,7 +18,8 @@ DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 DIFFUSERS_INDEX = f"{DIFFUSERS_FILE}.index.json"
 DIFFUSERS_FOLDER = "transformer"  # of a whole pipeline
 
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "model.model.", "model.")  # what others put in front
+# what others put in front of names
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "model.model.", "model.")
 SIDECAR_SUFFIX = ".config.yaml"
 MAX_CONFIG_BYTES = 10_000_000
 MAX_NAME_LENGTH = 300  # names end up in messages
