@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import torch
 from compile_reports import nvidia_report
-from cross_compile import compile_case
+from cross_compile import compile_case, row_of
 from problems import packed_codes, scales
 from ptx_machine import PtxMachine
 
@@ -39,7 +39,7 @@ def main(M: int, N: int, K: int, R: int, act_unsigned: bool, dtype: str, gpu: in
     flags = {"UNSIGNED": act_unsigned, "BFLOAT16": dtype == "bfloat16", "HAS_BIAS": True}
     warps = {"num_warps": tile["WARPS_M"] * tile["WARPS_N"]}
     compiled = compile_case(
-        f"sm_{gpu}",
+        row_of(f"sm_{gpu}"),
         "gemm_w4a4_native",
         "_gemm_w4a4_native_kernel",
         types,
