@@ -90,7 +90,9 @@ def test_quantizing_counts_layers_and_names_them(server):
     values, maxima = zip(*heard.progress["quantize"], strict=True)
     assert list(values) == sorted(values) and values[-1] == maxima[-1] > 10
     texts = heard.texts["quantize"]
-    assert all("blocks.0." in text and " of " in text for text in texts) and len(texts) >= 1
+    plan, *layers = texts
+    assert "layers" in plan  # what will become of the model, before the first of them
+    assert layers and all("blocks.0." in text and " of " in text for text in layers), texts
 
 
 def test_exporting_counts_layers(server):
