@@ -15,6 +15,7 @@ from svdquant_pack.svdq_core.checkpoint.dense_read import DenseModel
 from svdquant_pack.svdq_core.checkpoint.formats import FORMATS, quantized_format, save_model
 from svdquant_pack.svdq_core.models import FLUX2, MINIMAX_H3
 from svdquant_pack.svdq_core.quantize import QuantSpec
+from svdquant_pack.svdq_core.quantize.layout_plan import plan_weights
 from svdquant_pack.svdq_core.quantize.whole_model import quantize_model
 from svdquant_pack.svdq_core.quantized_model import QuantizedModel
 
@@ -139,7 +140,8 @@ def test_the_dense_model_is_quantized_again(make, tmp_path):
     first = file.family.blocks[0].host if file.family.name == "sdxl" else ""
     few = {n: t for n, t in dense.items() if not first or n.startswith(first) or "blocks" not in n}
     spec = QuantSpec(rank=16)
-    made, reports, kept = quantize_model(dense.architecture, few, list(few), spec, torch.device("cpu"))
+    plan = plan_weights(dense.architecture, few)
+    made, reports, kept = quantize_model(dense.architecture, plan, few, list(few), spec, torch.device("cpu"))
     assert [text for text in kept if "as in files of" not in text] == []
     assert reports and made.layers.keys() == {n for n in model.layers if f"{n}.weight" in few}
     form = FORMATS[quantized_format(made.architecture, "int4")](made.architecture)

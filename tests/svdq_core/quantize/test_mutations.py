@@ -16,6 +16,7 @@ from svdquant_pack.svdq_core.quantize.calibrate import Collector
 from svdquant_pack.svdq_core.quantize.calibration_file import Calibration
 from svdquant_pack.svdq_core.quantize.calibration_fit import FittedCalibration
 from svdquant_pack.svdq_core.quantize.journal import Journal, journal_folder, stored_bytes
+from svdquant_pack.svdq_core.quantize.layout_plan import plan_layout
 
 FILES = 600  # of each kind
 SLOWEST = 10.0  # seconds for one; the machine may be busy
@@ -131,18 +132,18 @@ def run(original, path, use, capsys, kind):
 
 
 def test_calibrations(tmp_path, capsys):
-    collector, g = Collector(tokens=40, hessians={LAYER: ((0, 64),)}), torch.Generator().manual_seed(0)
+    collector, g = Collector(tokens=40, hessians={LAYER: ((0, 128),)}), torch.Generator().manual_seed(0)
     for _ in range(2):
-        collector.add(LAYER, torch.randn(2, 50, 64, generator=g))
+        collector.add(LAYER, torch.randn(2, 50, 128, generator=g))
     path = tmp_path / "recorded.safetensors"
     collector.save(path, {"architecture": "flux", "source": "x", "prompts": "3", "times": "[0.5]"})
 
     def use(where):
         calibration = Calibration(path)
-        fitted = FittedCalibration(calibration, FLUX, {LAYER: (64, 64)})
+        fitted = FittedCalibration(calibration, plan_layout(FLUX, {LAYER: (128, 128)}, 0), "flux")
         for name in fitted:
             found = fitted[name]
-            assert found.channels == 64 and bool(torch.isfinite(found.mean_square).all()), where
+            assert found.channels == 128 and bool(torch.isfinite(found.mean_square).all()), where
         Collector.resume(calibration, tokens=20)
 
     use("as it was")
