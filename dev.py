@@ -87,7 +87,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "measure the quality of every way to quantize the demo's FLUX",
-        ("{root}/research/evaluate/run.py", "--output", "{root}/output/evaluate"),
+        ("{root}/research/evaluate/start.py", "--output", "{root}/output/evaluate"),
         developer=True,
         needs="research/evaluate/start.py",
     ),

@@ -56,7 +56,7 @@ def test_a_seed_gives_the_same_flux(tmp_path):
 def test_two_processes_train_one_flux_and_go_on(tmp_path):
     def torchrun(steps):
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2"]
-        command += ["--master-addr", "127.0.0.1", "--master-port", "29533", ROOT / "demo" / "training" / "stage.py"]
+        command += ["--master-addr", "127.0.0.1", "--master-port", "29533", ROOT / "research" / "training" / "stage.py"]
         command += ["train_flux", "--output", tmp_path, "--side", "32", "--batch", "2", "--pictures", "4"]
         done = subprocess.run(
             [*command, "--steps", str(steps)], capture_output=True, text=True, timeout=300, check=False
