@@ -188,9 +188,7 @@ def test_joined_inputs_compute_the_same_and_come_apart_bit_for_bit(scheme):
     x = torch.randn(5, 128)
     for compute in ("w4a4", "w4a8", "w4a16"):
         found, expected = apply_layer(joined, x, compute), apply_layer(layer, x, compute)
-        assert float((found - expected).norm() / expected.norm()) < 1e-6, (
-            compute
-        )  # the product blocks its sums by width
+        assert float((found - expected).norm() / expected.norm()) < 1e-6, compute  # its sums are blocked by width
     blob, layout = to_blob(joined)
     back = as_in_files(type(layout).from_json(layout.to_json()).read(blob, joined.bias))
     assert join_inputs(back).parts[0].pieces == part.pieces
