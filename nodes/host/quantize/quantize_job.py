@@ -77,7 +77,7 @@ def make_job(
         calibration=calibration,
         inputs=found.inputs_of(patcher.model, spec.seed, device),
         overrides=overrides,
-        extras=plain_extras(patcher),
+        extras=plain_extras(patcher.model),
         poll=LayerProgress.poll,
         make_room=make_room,
         verify=(lambda: None) if calibration is None else calibration.file.check_unchanged,
