@@ -131,7 +131,9 @@ def _add_quantize(commands: argparse._SubParsersAction) -> None:
     quantize.add_argument("source", type=Path, metavar="IN", help="a .safetensors file, or a folder of diffusers")
     quantize.add_argument("target", type=Path, metavar="OUT", help="the .safetensors file to write")
     quantize.add_argument(
-        "--host", metavar="DIR", help="the ComfyUI whose model classes to use (COMFYUI_PATH, or the one around); or none"
+        "--host",
+        metavar="DIR",
+        help="the ComfyUI whose model classes to use (COMFYUI_PATH, or the one around); or none",
     )
     quantize.add_argument("--precision", choices=PRECISIONS, default="int4", help="of the weights (int4)")
     quantize.add_argument(

@@ -65,6 +65,7 @@ class NoiseInputs:
         side = max(request.side, VIDEO_SIDE if video else PICTURE_SIDE)
         frames = FRAMES if video else request.frames
         self.request = replace(request, side=side, frames=frames, tokens=TEXT_TOKENS, batch=PICTURES)
+        self._smaller = replace(self.request, side=request.side, frames=request.frames)
         self.model, self.blocks, self.weights = model, dict(blocks), weights
         self.seed, self.device = seed, device
         self._left: set[str] = set()  # blocks that the running forwards have left behind
@@ -112,7 +113,11 @@ class NoiseInputs:
         """Forwards that stand before the first block: one of all pictures, or one for each if the model takes one."""
         self.close()
         problems: list[BaseException] = []
-        for count in (1, PICTURES):
+        smaller = self._smaller if self._smaller != self.request else None  # some models have a largest size
+        for request, count in ((self.request, 1), (self.request, PICTURES), (smaller, 1), (smaller, PICTURES)):
+            if request is None:
+                continue
+            self.request = request
             twin = self._twin()
             forwards = [_Forward(self, twin, index, count) for index in range(count)]
             try:
@@ -282,7 +287,15 @@ class _Forward:
             self._block, self._seen = block, []
         rows = next((rows for other, version, rows in self._seen if other() is x and version == x._version), None)
         if rows is None:
-            rows = x.reshape(-1, x.shape[-1]).clone()  # what comes next may change x
+            rows = self._rows(name, x)
             self._seen.append((weakref.ref(x), x._version, rows))
         before = self.inputs.get(name)
         self.inputs[name] = rows if before is None else torch.cat((before, rows))
+
+    def _rows(self, name: str, x: Tensor) -> Tensor:
+        """A copy of rows of x, which may change afterwards; no more of them than will count."""
+        rows, most = x.reshape(-1, x.shape[-1]), MOST_ROWS // self.count
+        if len(rows) <= most:
+            return rows.clone()
+        chosen = torch.randperm(len(rows), generator=named_generator(self.owner.seed, f"rows of {name}"))[:most]
+        return rows[chosen.to(x.device)]

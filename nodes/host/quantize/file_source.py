@@ -132,7 +132,9 @@ def _tensors(checkpoint: Checkpoint) -> tuple[dict[str, LazyTensor], tuple[str, 
         return lazy, tuple(dense.ignored)
     return {
         name: LazyTensor.of(
-            checkpoint.shape(name), TORCH_DTYPES.get(checkpoint.dtype(name), torch.float32), lambda n=name: checkpoint[n]
+            checkpoint.shape(name),
+            TORCH_DTYPES.get(checkpoint.dtype(name), torch.float32),
+            lambda n=name: checkpoint[n],
         )
         for name in checkpoint
     }, ()

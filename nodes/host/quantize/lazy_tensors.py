@@ -45,7 +45,8 @@ class LazyTensor(Tensor):
             return cls._wrap(out, lambda: func(*_each(args, _read), **_each(kwargs, _read)))
         if isinstance(out, (tuple, list)) and any(isinstance(o, Tensor) for o in out):
             return type(out)(
-                cls._wrap(o, lambda i=i: func(*_each(args, _read), **_each(kwargs, _read))[i]) for i, o in enumerate(out)
+                cls._wrap(o, lambda i=i: func(*_each(args, _read), **_each(kwargs, _read))[i])
+                for i, o in enumerate(out)
             )
         return out
 
