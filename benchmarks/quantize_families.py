@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -173,10 +174,8 @@ def _measure(name: str, device, options: argparse.Namespace) -> list[dict]:
 
 def _forget_peak() -> None:
     """So that the most memory is that from now on; Linux alone can."""
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        pass
 
 
 def row_of(found: dict) -> tuple[str, bool]:

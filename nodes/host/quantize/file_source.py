@@ -56,15 +56,15 @@ def open_source(checkpoint: Checkpoint, seed: int, device: torch.device) -> Sour
         ArchitectureError: it has no repeated blocks, or cannot be run.
     """
     model, weights, ignored = open_model(checkpoint)
-    found = plan_host_model(model)
+    found, extras = plan_host_model(model), plain_extras(model)
     return SourceModel(
-        found.architecture,
-        found.plan,
-        weights,
-        found.inputs_of(model, seed, device),
-        plain_extras(model),
-        ignored,
-        found.notes,
+        architecture=found.architecture,
+        plan=found.plan,
+        weights=weights,
+        inputs=found.inputs_of(model, seed, device),
+        extras=extras,
+        ignored=tuple(name for name in ignored if name not in extras),
+        notes=found.notes,
     )
 
 
