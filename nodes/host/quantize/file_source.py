@@ -71,7 +71,7 @@ def open_source(checkpoint: Checkpoint, seed: int, device: torch.device) -> Sour
 def open_model(checkpoint: Checkpoint) -> tuple[comfy.model_base.BaseModel, LazyWeights, tuple[str, ...]]:
     """ComfyUI's model without its large weights, all weights under its names, and what it has no place for."""
     _refuse_quantized(checkpoint)
-    lazy, ignored = _tensors(checkpoint)
+    lazy, ignored = host_tensors(checkpoint)
     with torch.inference_mode(False), torch.no_grad():
         prefix = comfy.model_detection.unet_prefix_from_state_dict(lazy)
         lazy = {n.removeprefix(prefix): t for n, t in lazy.items()} if all(n.startswith(prefix) for n in lazy) else lazy
@@ -119,25 +119,26 @@ def _refuse_quantized(checkpoint: Checkpoint) -> None:
         )
 
 
-def _tensors(checkpoint: Checkpoint) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
+def host_tensors(checkpoint: Checkpoint) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
     """Under ComfyUI's names, also where a described family has those of diffusers; and what was left out."""
-    try:
-        dense = DenseModel(checkpoint)
-    except CheckpointError:
-        dense = None
+    dense = _described(checkpoint)
     if dense is not None and dense.has_names_of_diffusers:
-        lazy = {n: LazyTensor.of(dense.shape(n), torch.bfloat16, lambda n=n: dense[n]) for n in dense}
+        lazy = {n: _lazy(dense, n, torch.bfloat16) for n in dense}
         for name, tensor in position_size(dense).items():
             lazy[name] = LazyTensor.of(tuple(tensor.shape), tensor.dtype, lambda tensor=tensor: tensor)
         return lazy, tuple(dense.ignored)
-    return {
-        name: LazyTensor.of(
-            checkpoint.shape(name),
-            TORCH_DTYPES.get(checkpoint.dtype(name), torch.float32),
-            lambda n=name: checkpoint[n],
-        )
-        for name in checkpoint
-    }, ()
+    return {n: _lazy(checkpoint, n, TORCH_DTYPES.get(checkpoint.dtype(n), torch.float32)) for n in checkpoint}, ()
+
+
+def _described(checkpoint: Checkpoint) -> DenseModel | None:
+    try:
+        return DenseModel(checkpoint)
+    except CheckpointError:
+        return None
+
+
+def _lazy(source: DenseModel | Checkpoint, name: str, dtype: torch.dtype) -> LazyTensor:
+    return LazyTensor.of(source.shape(name), dtype, lambda: source[name])
 
 
 def _check_shapes(file: str, weights: LazyWeights, wanted: dict[str, Tensor]) -> None:
