@@ -46,6 +46,7 @@ def load_model_with_status(
     mode, reason = resolve_compute(compute, model.precision, comfy.model_management.get_torch_device())
     names = " + ".join(printable(Path(p).name) for p in (path, base) if p is not None)
     status = describe_model(names, model, mode, reason)
+    status = "; ".join((status, *model.notes))
     patcher = build_model(model, mode, disable_dynamic)
     patcher.cached_patcher_init = (load_model, (path, compute, base))
     install_graphs(patcher)
