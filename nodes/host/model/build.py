@@ -59,7 +59,7 @@ def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = Fal
     Raises:
         ArchitectureError: the host does not know a model of these sizes.
     """
-    device, state_dict = comfy.model_management.get_torch_device(), to_state_dict(model, compute)
+    state_dict = to_state_dict(model, compute)
     options = {"custom_operations": operations(compute)}
     patcher = comfy.sd.load_diffusion_model_state_dict(
         state_dict, options, metadata=dict(model.metadata), disable_dynamic=disable_dynamic
@@ -69,7 +69,21 @@ def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = Fal
             f"ComfyUI does not recognise this {model.architecture.title} model. Supported: {SUPPORTED}. "
             "Update ComfyUI, or check that the file is complete."
         )
-    where = wants_folding(folds_gelu(device, compute))
+    patcher = finish(patcher, compute)
+    # on the model, which all clones share: what a file needs beyond the weights
+    patcher.model.svdquant_architecture = model.architecture
+    patcher.model.svdquant_metadata = dict(model.metadata)
+    known = patcher.model.diffusion_model.state_dict()
+    patcher.model.svdquant_unused = {name: t for name, t in model.plain.items() if name not in known}
+    return patcher
+
+
+def finish(patcher, compute: str):
+    """The MODEL of ours for ComfyUI's own one that holds quantized layers; modules are changed where they are.
+
+    Folds GELUs into layers, gives the model the slot for inputs that several layers read, and takes care of patches.
+    """
+    where = wants_folding(folds_gelu(comfy.model_management.get_torch_device(), compute))
     if where:
         fold_gelus(patcher.model, where)
     speed_up_gelus(patcher.model)
@@ -77,10 +91,4 @@ def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = Fal
     for module in patcher.model.modules():
         if isinstance(module, SVDQuantLinear):
             module.shared = slot
-    patcher = adopt(patcher)
-    # on the model, which all clones share: what a file needs beyond the weights
-    patcher.model.svdquant_architecture = model.architecture
-    patcher.model.svdquant_metadata = dict(model.metadata)
-    known = patcher.model.diffusion_model.state_dict()
-    patcher.model.svdquant_unused = {name: t for name, t in model.plain.items() if name not in known}
-    return patcher
+    return adopt(patcher)
