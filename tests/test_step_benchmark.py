@@ -32,7 +32,8 @@ def table(text: str, head: str) -> dict[str, list[str]]:
 
 def test_every_format_and_a_whole_image():
     text = run("--pixels", "64,96", "--batch", "1,2", "--image", "--image-steps", "2")
-    for head in ("flux1, 64 x 64, batch 1: 32 tokens", "flux1, 64 x 64, batch 2: 64 tokens", "flux1, 96 x 96, batch 2: 104 tokens"):
+    sizes = "64 x 64, batch 1: 32", "64 x 64, batch 2: 64", "96 x 96, batch 2: 104"
+    for head in (f"flux1, {size} tokens" for size in sizes):
         rows = table(text, head)
         for name in (
             "BF16",
