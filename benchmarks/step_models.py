@@ -172,7 +172,7 @@ def make_model(name: str, subject: Subject):
     model.device = device
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
     if name in OURS:
-        patcher = finish(patcher, name)
+        patcher = finish(patcher, name, device)
         model.svdquant_unused = {}
     return patcher
 
