@@ -190,7 +190,7 @@ def _read_linear(
         joined = join_pieces([QuantizedLayer(p.in_features, p.out_features, (p,), b) for _, p, b in parts], alike=True)
         if joined is not None:
             parts = [(parts[0][0], joined.parts[0], joined.bias)]
-    return combine(checkpoint.name, linear.stack, parts, arena, linear.bias, input_name)
+    return combine(checkpoint.name, linear.stack, parts, arena=arena, has_bias=linear.bias, input_name=input_name)
 
 
 def _is_modulation(tensors: dict[str, Tensor], linear: LinearMap) -> bool:
