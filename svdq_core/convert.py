@@ -87,7 +87,8 @@ def convert(
     finally:
         checkpoint.release()
     nbytes = sum(output.nbytes for output in outputs)
-    return Converted(dialect.title, tuple(form.notes), len(outputs), nbytes, time.perf_counter() - started)
+    notes = (*plan.notes, *form.notes)
+    return Converted(dialect.title, notes, len(outputs), nbytes, time.perf_counter() - started)
 
 
 def _refuse_existing(target: Path, overwrite: bool) -> None:
