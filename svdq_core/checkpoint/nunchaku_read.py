@@ -140,7 +140,7 @@ def plan_plain(plan: Plan, block: BlockMap, index: int, spelling: Spelling, pref
 
 def _plan_quantized_plain(plan: Plan, block: BlockMap, index: int, host: str, stored: StoredLayer) -> None:
     """A Linear that most writers leave in 16 bits: rows in plain order, signed activations."""
-    whole = LinearMap(host, (stored.name,), shape=(None, None), bias=f"{host}.bias" in block.plain)
+    whole = LinearMap(host, (stored[0],), shape=(None, None), bias=f"{host}.bias" in block.plain)
     plan_quantized(plan, f"{block.host}.{index}.{host}", whole, [stored])
 
 
