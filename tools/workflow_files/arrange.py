@@ -1,7 +1,7 @@
 """Finds places for the nodes of a workflow at which no wire runs behind a node that it does not belong to.
 
-The columns are those of layout.columns_of_stage. First the order in each column is tried, then every node is moved up and
-down until its wires are short and straight.
+The columns are those of layout.columns_of_stage. First the order in each column is tried, then every node is moved up
+and down until its wires are short and straight.
 """
 
 import itertools

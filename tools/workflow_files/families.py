@@ -60,8 +60,8 @@ def krea_2_turbo() -> Workflow:
 
 def qwen_image() -> Workflow:
     note = (
-        "The Lightning LoRA is part of this file, so 4 steps at cfg 1 are enough. With **svdq-int4_r32-qwen-image** take "
-        "20 steps and cfg 4."
+        "The Lightning LoRA is part of this file, so 4 steps at cfg 1 are enough. With **svdq-int4_r32-qwen-image** "
+        "take 20 steps and cfg 4."
     )
     workflow, loader = _start(
         "qwen-image", "Qwen-Image, Lightning", "Text to picture in 4 steps.", files.QWEN_IMAGE, note

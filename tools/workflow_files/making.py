@@ -166,8 +166,8 @@ def compare_bf16() -> Workflow:
 def convert() -> Workflow:
     note = (
         "Reads every SVDQuant form that this pack knows, the folders of older releases included, and writes one file "
-        "to **output/diffusion_models**. A LoRA put between the two nodes becomes part of the file, as additional rank. "
-        "The same without ComfyUI: **python dev.py convert IN OUT**."
+        "to **output/diffusion_models**. A LoRA put between the two nodes becomes part of the file, as additional "
+        "rank. The same without ComfyUI: **python dev.py convert IN OUT**."
     )
     workflow = Workflow("convert", "convert a model", "Writes an SVDQuant model in another file format.", note)
     loader = parts.svdquant_loader(workflow, files.svdquant_flux("flux.1-dev"))
@@ -213,8 +213,8 @@ def pixart_sigma() -> Workflow:
 def pixart_sigma_quantize() -> Workflow:
     file: ModelFile = files.PIXART_BF16
     note = (
-        f"Rename the downloaded **diffusion_pytorch_model.safetensors** to **{file.name}**. The 4-bit file is written to "
-        f"**output/diffusion_models/{files.PIXART_SVDQUANT.name}**; *pixart-sigma* loads it."
+        f"Rename the downloaded **diffusion_pytorch_model.safetensors** to **{file.name}**. The 4-bit file is written "
+        f"to **output/diffusion_models/{files.PIXART_SVDQUANT.name}**; *pixart-sigma* loads it."
     )
     workflow = Workflow(
         "pixart-sigma-quantize", "quantize PixArt-Sigma", "Makes a 4-bit file of PixArt-Sigma, and draws.", note

@@ -12,7 +12,6 @@ from typing import Any
 from .arrange import Places, Wire, arrange
 from .layout import (
     LOADER_WIDTH,
-    MARGIN,
     NODE_WIDTH,
     NOTE_WIDTH,
     SLOT,

@@ -96,9 +96,9 @@ def ui_form(workflow: Workflow, object_info: dict) -> dict:
 def demo_ui_form(name: str, api: dict, object_info: dict) -> dict:
     """A workflow of the demo as the page saves it."""
     note = (
-        f"# Read me first: the demo, {name}\n\nIt runs with the small models and the two nodes of **demo/**, which "
-        "**python dev.py demo** puts into a ComfyUI of its own (**demo/install.py**). Text encoders are not needed. The "
-        "captions that the model knows: **demo/scenes.py**.\n"
+        f"# Read me first: the demo, {name}\n\nIt runs with the small models and nodes of the pack's demo folder. A git "
+        "clone of the pack has them: **python demo/install.py COMFYUI** puts them into your ComfyUI; restart it "
+        "afterwards. There is no text encoder: the captions that the model knows are in demo/scenes.py.\n"
     )
     places = read_places().get(f"demo/{name}")
     return to_ui_form(f"demo/{name}", api, object_info, note=note, places=places)
