@@ -96,8 +96,8 @@ def ui_form(workflow: Workflow, object_info: dict) -> dict:
 def demo_ui_form(name: str, api: dict, object_info: dict) -> dict:
     """A workflow of the demo as the page saves it."""
     note = (
-        f"# Read me first: the demo, {name}\n\nIt runs with the small models and nodes of the pack's demo folder. A git "
-        "clone of the pack has them: **python demo/install.py COMFYUI** puts them into your ComfyUI; restart it "
+        f"# Read me first: the demo, {name}\n\nIt runs with the small models and nodes of the pack's demo folder. A "
+        "git clone of the pack has them: **python demo/install.py COMFYUI** puts them into your ComfyUI; restart it "
         "afterwards. There is no text encoder: the captions that the model knows are in demo/scenes.py.\n"
     )
     places = read_places().get(f"demo/{name}")
