@@ -86,6 +86,7 @@ class ComfyFile:
     def __init__(
         self,
         family="flux",
+        *,
         spelling="comfy-quants",
         tiled=False,
         basis="raw",

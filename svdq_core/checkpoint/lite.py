@@ -169,4 +169,4 @@ def _read_linear(
                 part = replace(part, act_unsigned=True)
             parts.append((name, part, bias))
     # what ComfyUI sums over two inputs, diffusers keeps as one module; what it stacks, diffusers keeps apart
-    return combine(checkpoint.name, "rows", parts, arena, linear.bias, input_name)
+    return combine(checkpoint.name, "rows", parts, arena=arena, has_bias=linear.bias, input_name=input_name)
