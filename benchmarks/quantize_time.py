@@ -22,7 +22,7 @@ from synthetic_model import SIZES, Size, SyntheticCalibration, write_model  # no
 
 from svdquant_pack.svdq_core.checkpoint.container import Checkpoint  # noqa: E402
 from svdquant_pack.svdq_core.checkpoint.dense_read import DenseModel  # noqa: E402
-from svdquant_pack.svdq_core.quantize.command import Request, quantize_file  # noqa: E402
+from svdquant_pack.svdq_core.quantize.command import QuantizeRequest, quantize_file  # noqa: E402
 from svdquant_pack.svdq_core.quantize.overrides import Overrides  # noqa: E402
 from svdquant_pack.svdq_core.quantize.source_model import OpenSource, open_described, plan_dense  # noqa: E402
 from svdquant_pack.svdq_core.quantize.spec import QuantSpec  # noqa: E402
@@ -65,7 +65,7 @@ def measure(options: argparse.Namespace) -> dict:
     try:
         with stages.timed():
             if calibration is None:
-                request = Request(source, target, spec, Overrides(), device=options.device, overwrite=True)
+                request = QuantizeRequest(source, target, spec, Overrides(), device=options.device, overwrite=True)
                 quantize_file(request, lambda line: sys.stderr.write(f"{line}\n"), on_layer, opener)
             else:
                 model = DenseModel(Checkpoint(source))

@@ -30,7 +30,7 @@ WORST_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Request:
+class QuantizeRequest:
     """What the user asked for.
 
     Args:
@@ -53,7 +53,7 @@ class Request:
 
 
 def quantize_file(
-    request: Request,
+    request: QuantizeRequest,
     say: Callable[[str], None],
     on_layer: Callable[[int, int, str], None] = lambda *step: None,
     open_source: OpenSource = open_described,
@@ -142,7 +142,7 @@ def quantize_file(
             say(line)
 
 
-def _refuse_existing(request: Request) -> None:
+def _refuse_existing(request: QuantizeRequest) -> None:
     if request.target.exists() and not request.overwrite:
         raise SVDQuantError(
             f"{request.target} exists already. Choose another name, or allow it to be replaced (--overwrite)."
@@ -187,7 +187,7 @@ def describe(outcome: Outcome, target: Path, seconds: float) -> list[str]:
 
 
 def _announce(
-    request: Request, model: SourceModel, calibration: FittedCalibration | None, device: torch.device
+    request: QuantizeRequest, model: SourceModel, calibration: FittedCalibration | None, device: torch.device
 ) -> list[str]:
     """What to say before the work, a line each."""
     lines = model.plan.describe(request.spec)
@@ -205,7 +205,7 @@ def _announce(
     return lines
 
 
-def _open_calibration(request: Request, kind: str, plan: ModelPlan) -> FittedCalibration | None:
+def _open_calibration(request: QuantizeRequest, kind: str, plan: ModelPlan) -> FittedCalibration | None:
     if request.calibration is None:
         return None
     return FittedCalibration(Calibration(request.calibration), plan, kind)

@@ -37,7 +37,7 @@ def test_quantize_save_load_forward(name, host, monkeypatch, tmp_path):
     with torch.inference_mode(), detected_as(FAMILIES[name]):
         dense = load_dense(name)
         found, weights = plan_patcher(dense), DenseWeights(dense)
-        job = make_job(found, weights, path, SPEC, Overrides(), None)
+        job = make_job(found, weights, path, spec=SPEC, overrides=Overrides(), calibration=None)
         memory = _remember_layers(job, monkeypatch)
         outcome = quantize_to_file(job)
         made, loaded = build_model(memory, "w4a16"), load_model(str(path), "w4a16")
@@ -106,7 +106,7 @@ def test_layers_of_files_are_told_without_a_table(host, monkeypatch, tmp_path):
     with torch.inference_mode(), detected_as(FAMILIES[name]):
         dense = load_dense(name)
         found, weights = plan_patcher(dense), DenseWeights(dense)
-        job = make_job(found, weights, path, SPEC, Overrides(), None, "comfy")
+        job = make_job(found, weights, path, spec=SPEC, overrides=Overrides(), calibration=None, form="comfy")
         quantize_to_file(job)
         loaded = load_model(str(path), "w4a16")
     assert any(key.endswith(".comfy_quant") for key in Checkpoint(path))

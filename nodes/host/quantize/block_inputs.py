@@ -52,6 +52,7 @@ class NoiseInputs:
         model: comfy.model_base.BaseModel,
         request: Request,
         blocks: Mapping[str, str],
+        *,
         weights: Mapping[str, Tensor],
         seed: int,
         device: torch.device,
@@ -128,7 +129,10 @@ class NoiseInputs:
                 continue
             self.request = request
             twin = self._twin()
-            forwards = [NoiseForward(self, twin, index, count, MOST_ROWS // count) for index in range(count)]
+            forwards = [
+                NoiseForward(self, twin, index=index, count=count, most_rows=MOST_ROWS // count)
+                for index in range(count)
+            ]
             try:
                 for forward in forwards:
                     forward.begin()

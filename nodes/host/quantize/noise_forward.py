@@ -33,7 +33,9 @@ class NoiseForward:
         most_rows: of an input that are kept.
     """
 
-    def __init__(self, owner: "NoiseInputs", twin: comfy.model_base.BaseModel, index: int, count: int, most_rows: int):
+    def __init__(
+        self, owner: "NoiseInputs", twin: comfy.model_base.BaseModel, *, index: int, count: int, most_rows: int
+    ):
         self.owner, self.twin, self.index, self.count, self.most_rows = owner, twin, index, count, most_rows
         self.inputs: dict[str, Tensor] = {}
         self._block, self._preparing = "", True
@@ -115,7 +117,9 @@ class NoiseForward:
         each = pictures // self.count
         mine = slice(self.index * each, (self.index + 1) * each)
         latent, sigmas = latent[mine].to(owner.device), sigmas[mine].to(owner.device)
-        conditions = make_conditions(twin, latent, shapes, replace(request, batch=each), generator, sizes[mine])
+        conditions = make_conditions(
+            twin, latent, shapes, replace(request, batch=each), generator=generator, strength=sizes[mine]
+        )
         self._preparing = False
         twin.apply_model(latent, sigmas, **conditions)
         if self._block:

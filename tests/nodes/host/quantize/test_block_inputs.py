@@ -26,7 +26,7 @@ def inference_mode():
 def noise_inputs(patcher) -> NoiseInputs:
     found = plan_patcher(patcher)
     assert found.request is not None
-    return NoiseInputs(patcher.model, found.request, found.blocks, DenseWeights(patcher), 0, CPU)
+    return NoiseInputs(patcher.model, found.request, found.blocks, weights=DenseWeights(patcher), seed=0, device=CPU)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from svdquant_pack.nodes.host.quantize.lazy_tensors import LazyWeights
 from svdquant_pack.nodes.host.quantize.plan_patcher import plan_patcher
 from svdquant_pack.svdq_core.checkpoint import Checkpoint
 from svdquant_pack.svdq_core.errors import CheckpointError
-from svdquant_pack.svdq_core.quantize.command import Request, quantize_file
+from svdquant_pack.svdq_core.quantize.command import QuantizeRequest, quantize_file
 from svdquant_pack.svdq_core.quantize.overrides import Overrides
 
 CPU = torch.device("cpu")
@@ -57,7 +57,8 @@ def test_the_command_takes_what_comfyui_knows(host, monkeypatch, tmp_path):
     name, path, target = "wan_t2v", tmp_path / "dense.safetensors", tmp_path / "svdq.safetensors"
     dense, lines = write_dense(name, path), []
     with detected_as(FAMILIES[name]):
-        quantize_file(Request(path, target, SPEC, Overrides(), device="cpu"), lines.append, open_source=open_source)
+        request = QuantizeRequest(path, target, SPEC, Overrides(), device="cpu")
+        quantize_file(request, lines.append, open_source=open_source)
         with torch.inference_mode():
             loaded = load_model(str(target), "w4a16")
     assert "layers in int4" in lines[0] and any("reads the prompt as it came" in line for line in lines)
