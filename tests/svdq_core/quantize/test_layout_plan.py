@@ -13,7 +13,8 @@ def shapes_of(architecture, width: int, blocks: int = 1) -> dict[str, tuple[int,
     """Of all Linears of as many blocks of each kind; relative sizes stand in the description."""
     counts = {block.host: blocks for block in architecture.blocks}
     return {
-        name: tuple(int(width * side) for side in linear.relative_size) for name, linear in architecture.linears(counts)
+        name: (int(width * linear.relative_size[0]), int(width * linear.relative_size[1]))
+        for name, linear in architecture.linears(counts)
     }
 
 
