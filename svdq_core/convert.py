@@ -86,7 +86,7 @@ def convert(
     finally:
         checkpoint.release()
     nbytes = sum(output.nbytes for output in outputs)
-    return Conversion(dialect.title, tuple(form.notes), len(outputs), nbytes, time.perf_counter() - started)
+    return Conversion(dialect.title, (*plan.notes, *form.notes), len(outputs), nbytes, time.perf_counter() - started)
 
 
 def _refuse_existing(target: Path, overwrite: bool) -> None:

@@ -105,6 +105,8 @@ def attend(function, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor |
     if mask is None and not more and function is _hosts_own() and _suits(q, k, v, heads, options):
         if torch.compiler.is_compiling():
             return _attend_cudnn(q, k, v, heads, options)
+        if not prefers_cudnn_attention(q.device):  # a copy of the model on another GPU, by the host's multi-GPU nodes
+            return function(q, k, v, heads, mask, *more, **options)
         call = q.dtype, q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride()
         if not _refused or call not in _refused:
             try:

@@ -27,12 +27,14 @@ class Dialect:
         name: stable id; title: for messages.
         find_mark: something in a checkpoint that only this dialect has, or None.
         plan: how it is read.
+        tiled: layers lie in nunchaku's tiles; only such files may lack what is not quantized.
     """
 
     name: str
     title: str
     find_mark: Callable[[Checkpoint], str | None]
     plan: Callable[[Checkpoint], Plan]
+    tiled: bool = False
 
     def read_plan(self, checkpoint: Checkpoint) -> Plan:
         """How to read a checkpoint of this dialect.
@@ -42,7 +44,7 @@ class Dialect:
         """
         with reading(checkpoint.name):
             plan = self.plan(checkpoint)
-            if not needs_base(checkpoint, plan.architecture):
+            if not (self.tiled and needs_base(checkpoint, plan.architecture)):
                 refuse_base(checkpoint, plan.architecture)
             return plan
 
@@ -73,7 +75,7 @@ DIALECTS = (
     Dialect("native", "deepcompressor's own output", _find_native, plan_deepcompressor),
     Dialect("comfy", "comfy-native", _find_comfy, plan_comfy),
     Dialect("modelopt", "NVIDIA ModelOpt's NVFP4_SVD", _ending(MARK), plan_modelopt),
-    Dialect("nunchaku", "nunchaku", _ending(".qweight"), _plan_tiled),
+    Dialect("nunchaku", "nunchaku", _ending(".qweight"), _plan_tiled, tiled=True),
 )
 
 
@@ -108,7 +110,7 @@ def wanted_second_file(checkpoint: Checkpoint) -> str:
     Raises:
         CheckpointError: as plan_checkpoint.
     """
-    if find_dialect(checkpoint).name != "nunchaku" or is_row_major(checkpoint):
+    if not find_dialect(checkpoint).tiled or is_row_major(checkpoint):
         return ""
     family = recognize_source(checkpoint.name, checkpoint)
     return family.base_file if needs_base(checkpoint, family) else ""

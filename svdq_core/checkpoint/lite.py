@@ -41,7 +41,18 @@ def is_lite(checkpoint: Checkpoint) -> bool:
         return True
     factors = [name for name in checkpoint if name.endswith((".smooth", ".smooth_factor"))]
     bare = bool(factors) and not any(f"{name}_orig" in checkpoint for name in factors)
-    return bare and factors[0].endswith("_factor") and not _has_plus_one(checkpoint)
+    return bare and factors[0].endswith("_factor") and not _has_plus_one(checkpoint) and not _is_fused(checkpoint)
+
+
+def _is_fused(checkpoint: Checkpoint) -> bool:
+    """Whether layers have names that only nunchaku's files have: diffuse-compressor writes such without the factors."""
+    family = recognize_source(checkpoint.name, checkpoint)
+    for block in family.blocks:
+        for linear in block.linears:
+            there = all(f"{block.source}.0.{source}.qweight" in checkpoint for source in linear.sources)
+            if there and linear.sources not in block.alternatives(linear):
+                return True
+    return False
 
 
 def _has_plus_one(checkpoint: Checkpoint) -> bool:

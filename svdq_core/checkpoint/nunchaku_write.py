@@ -91,7 +91,7 @@ class NunchakuFormat(Format):
         if place is not None and place.rest in place.block.plain:
             form = place.block.plain_map(place.rest)
             spelling = writing_spelling(self.architecture)
-            spelled = [spelling.layer(place.block.source, place.index, s) for s in form.sources]
+            spelled = [spelling.layer(place.block.plain_prefix, place.index, s) for s in form.sources]
             tensor = tensor.unflatten(0, (form.rows, -1)) if form.rows else tensor
             for name, piece in zip(spelled, tensor.chunk(len(spelled)), strict=True):
                 yield whole(name, piece)

@@ -7,6 +7,7 @@ changing a LoRA never sends a model through the memory of the CPU.
 """
 
 from contextlib import contextmanager
+from functools import partial
 
 import comfy.model_patcher
 
@@ -189,6 +190,16 @@ class _SVDQuantPatching:
         if type(copy) is comfy.model_patcher.ModelPatcher:  # what disable_dynamic=True hands back
             copy.__class__ = SVDQuantPatcher
         return copy
+
+    def deepclone_multigpu(self, new_load_device=None, models_cache=None):
+        """The host's copy for another GPU, read for that one: modes and layouts are chosen by what runs a model."""
+        initial = self.cached_patcher_init
+        if initial is not None and new_load_device is not None:
+            self.cached_patcher_init = (partial(initial[0], load_device=new_load_device), *initial[1:])
+        try:  # the copy keeps it: asked for another of itself, the host wants that for the same GPU
+            return super().deepclone_multigpu(new_load_device=new_load_device, models_cache=models_cache)
+        finally:
+            self.cached_patcher_init = initial
 
 
 class SVDQuantPatcher(_SVDQuantPatching, comfy.model_patcher.ModelPatcher):

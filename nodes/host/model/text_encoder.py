@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import comfy.model_management
 import comfy.sd
-import comfy.utils
 import torch
 from torch import Tensor
 
 from ....svdq_core.checkpoint import Checkpoint, read_text_encoder
+from ....svdq_core.checkpoint.read_errors import printable, reading
+from ....svdq_core.checkpoint.safetensors_file import SafetensorsFile
 from ....svdq_core.checkpoint.t5_read import is_t5
+from ....svdq_core.checkpoint.whole_file import SAFETENSORS_ENDINGS, read_whole
 from ....svdq_core.errors import SVDQuantError
 from ....svdq_core.quantized_model import QuantizedModel
 from .patcher import adopt
@@ -29,13 +32,21 @@ OTHERS = {
 }
 
 
-def load_text_encoder(paths: list[str], embeddings: list[str], kind: str, device: str, disable_dynamic: bool = False):
+def load_text_encoder(
+    paths: list[str],
+    embeddings: list[str],
+    kind: str,
+    device: str,
+    disable_dynamic: bool = False,
+    load_device: torch.device | None = None,
+):
     """Load text encoder files, one of them a 4-bit T5, as the host's CLIP.
 
     Args:
         paths: files. embeddings: folders with textual inversions. kind: a key of OTHERS.
         device: "default" or "cpu": where it runs.
         disable_dynamic: the host asks for one without dynamic VRAM this way.
+        load_device: what will run it; None: where the host wants it.
 
     Raises:
         CheckpointError, SVDQuantError: a file is no text encoder that is wanted here.
@@ -53,12 +64,15 @@ def load_text_encoder(paths: list[str], embeddings: list[str], kind: str, device
         raise SVDQuantError(
             f"type {kind} takes {wanted}, and {len(paths)} file{'s were' if len(paths) > 1 else ' was'} chosen."
         )
-    state_dicts = [
-        to_state_dict(_read(path), COMPUTE) if path in quantized else _read_unquantized(path) for path in paths
-    ]
     options: dict = {"custom_operations": operations(COMPUTE)}
     if device == "cpu":
         options["load_device"] = options["offload_device"] = torch.device("cpu")
+    if load_device is not None:
+        options["load_device"] = load_device
+    target = options.get("load_device", comfy.model_management.text_encoder_device())
+    state_dicts = [
+        to_state_dict(_read(path), COMPUTE, target) if path in quantized else read_unquantized(path) for path in paths
+    ]
     clip = comfy.sd.load_text_encoder_state_dicts(
         state_dicts,
         embedding_directory=embeddings,
@@ -72,8 +86,8 @@ def load_text_encoder(paths: list[str], embeddings: list[str], kind: str, device
     return clip
 
 
-def _load_patcher(paths: list[str], embeddings: list[str], kind: str, device: str, disable_dynamic: bool = False):
-    return load_text_encoder(paths, embeddings, kind, device, disable_dynamic).patcher
+def _load_patcher(*given, **more):
+    return load_text_encoder(*given, **more).patcher
 
 
 def _holds_layers(path: str) -> bool:
@@ -84,17 +98,26 @@ def _read(path: str) -> QuantizedModel:
     return read_text_encoder(Checkpoint(Path(path)))
 
 
-def _read_unquantized(path: str) -> dict[str, Tensor]:
-    """A text encoder that stays as it is.
+def read_unquantized(path: str) -> dict[str, Tensor]:
+    """A text encoder that stays as it is, in memory of its own: a mapped file must not change as long as it is used.
 
     Raises:
+        CheckpointError: it cannot be read, or changed meanwhile.
         SVDQuantError: it is quantized in a way of ComfyUI's own, whose layers are others than ours.
     """
-    tensors = comfy.utils.load_torch_file(path, safe_load=True)
-    marks = [name for name in tensors if name == "scaled_fp8" or name.endswith((".comfy_quant", ".scale_weight"))]
+    name = printable(Path(path).name)
+    if Path(path).suffix.lower() in SAFETENSORS_ENDINGS:
+        file = SafetensorsFile(Path(path), name)
+        tensors = {key: file.read(key) for key in file.names()}
+        file.check_unchanged()
+        file.release()
+    else:
+        with reading(name):
+            tensors = read_whole(Path(path))
+    marks = [key for key in tensors if key == "scaled_fp8" or key.endswith((".comfy_quant", ".scale_weight"))]
     if marks:
         raise SVDQuantError(
-            f"{Path(path).name} is quantized by ComfyUI's own means ({marks[0]}), which cannot be mixed with a 4-bit "
-            "T5 in one CLIP. Choose the 16-bit file."
+            f"{name} is quantized by ComfyUI's own means ({marks[0]}), which cannot be mixed with a 4-bit T5 in one "
+            "CLIP. Choose the 16-bit file."
         )
     return tensors

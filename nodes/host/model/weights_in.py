@@ -1,6 +1,6 @@
 """A quantized model as the state dict that the host builds its own class from."""
 
-import comfy.model_management
+import torch
 from torch import Tensor
 
 from ....svdq_core.apply_layer import dense_bias, dense_weight
@@ -15,14 +15,13 @@ from .placeholder import Packed, placeholder
 READ_BY_THE_HOST = ("patch_embed.text_proj", "patch_embed.proj", "t_embedder.mlp.0", "img_in", "img_in.proj")
 
 
-def to_state_dict(model: QuantizedModel, compute: str) -> dict[str, Tensor]:
+def to_state_dict(model: QuantizedModel, compute: str, device: torch.device) -> dict[str, Tensor]:
     """Plain tensors, and placeholders of packed ones; the layers of `model` are used up, one by one.
 
     Args:
-        compute: the mode that will run the layers.
+        compute, device: the mode that will run the layers, and where.
     """
-    state_dict, device = dict(model.plain), comfy.model_management.get_torch_device()
-    dtype = model.half_dtype
+    state_dict, dtype = dict(model.plain), model.half_dtype
     for name in list(model.layers):
         layer = model.layers.pop(name)
         if name in READ_BY_THE_HOST:

@@ -32,6 +32,7 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(attention, "cudnn_first", spy)
     monkeypatch.setattr(attention, "why_not_cudnn", lambda device: None)
+    monkeypatch.setattr(attention, "prefers_cudnn_attention", lambda device: True)
     monkeypatch.setattr(attention, "DEVICES", ("cpu", "cuda"))
     monkeypatch.setattr(attention, "DTYPES", (torch.float32, torch.bfloat16))
     monkeypatch.setattr(attention, "LEAST_TOKENS", 16)
@@ -156,6 +157,12 @@ def test_another_nodes_override_wins(host, path, asked):
     model.model_options["transformer_options"][OVERRIDE] = theirs
     sample_flux(model)
     assert seen and asked == []
+
+
+def test_a_copy_on_another_gpu_keeps_what_is_faster_there(asked, monkeypatch):
+    q, k, v = (draw(1, 40, 256) for _ in range(3))
+    monkeypatch.setattr(attention, "prefers_cudnn_attention", lambda device: False)
+    assert torch.equal(call(q, k, v), SDPA(q, k, v, 4)) and asked == []
 
 
 def test_an_override_that_was_there_first_stays(model, asked):

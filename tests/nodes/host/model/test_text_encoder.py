@@ -9,6 +9,7 @@ import comfy.ops
 import comfy.sd
 import comfy.utils
 import pytest
+import safetensors.torch
 import torch
 from comfy_extras.nodes_model_merging import CLIPSave
 from safetensors.torch import save_file
@@ -17,7 +18,7 @@ from tiny_files import DATA
 
 from svdquant_pack.nodes.host.model.placeholder import Packed, placeholder
 from svdquant_pack.nodes.host.model.quantized_linear import SVDQuantLinear
-from svdquant_pack.nodes.host.model.text_encoder import load_text_encoder
+from svdquant_pack.nodes.host.model.text_encoder import load_text_encoder, read_unquantized
 from svdquant_pack.svdq_core.apply_layer import dense_weight
 from svdquant_pack.svdq_core.blob import BlobLayout
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_text_encoder
@@ -190,6 +191,27 @@ def test_a_file_beside_it_that_comfyui_quantized(tmp_path):
     save_file({"text_model.x.weight": torch.zeros(2, 2), "scaled_fp8": torch.zeros(2)}, tmp_path / "fp8.safetensors")
     with pytest.raises(SVDQuantError, match=r"fp8\.safetensors is quantized by ComfyUI's own means"):
         load("flux", tmp_path / "fp8.safetensors")
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_a_file_beside_it_is_read_and_not_mapped(clip_l, tmp_path, ending):
+    path = tmp_path / f"l.{ending}"
+    if ending == "pt":
+        torch.save(safetensors.torch.load_file(clip_l), path)
+    else:
+        path.write_bytes(clip_l.read_bytes())
+    tensors = read_unquantized(str(path))
+    before = {name: t.clone() for name, t in tensors.items()}
+    path.write_bytes(b"\xff" * path.stat().st_size)  # a mapping would show it; one of a file cut short, SIGBUS
+    assert all(torch.equal(t, before[name]) for name, t in tensors.items())
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_a_file_beside_it_that_is_cut_off(clip_l, tmp_path, ending):
+    path = tmp_path / f"cut.{ending}"
+    path.write_bytes(clip_l.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=rf"cut\.{ending}: "):
+        load("flux", path)
 
 
 def test_a_damaged_file(tmp_path):
