@@ -21,7 +21,7 @@ from synthetic_model import SIZES, Size, SyntheticCalibration, write_model  # no
 from svdquant_pack.svdq_core.checkpoint.container import Checkpoint  # noqa: E402
 from svdquant_pack.svdq_core.checkpoint.dense_read import DenseModel  # noqa: E402
 from svdquant_pack.svdq_core.quantize.command import (  # noqa: E402
-    Request,
+    QuantizeRequest,
     plan_dense,
     quantize_file,
 )
@@ -65,7 +65,7 @@ def measure(options: argparse.Namespace) -> dict:
     try:
         with stages.timed():
             if calibration is None:
-                request = Request(source, target, spec, Overrides(), device=options.device, overwrite=True)
+                request = QuantizeRequest(source, target, spec, Overrides(), device=options.device, overwrite=True)
                 quantize_file(request, lambda line: sys.stderr.write(f"{line}\n"), on_layer)
             else:
                 model = DenseModel(Checkpoint(source))

@@ -55,7 +55,7 @@ def _quantize(options: argparse.Namespace) -> None:
     spec = _import("quantize.spec").QuantSpec(
         options.precision, options.activations, options.rank, options.method, options.seed
     )
-    request = command.Request(
+    request = command.QuantizeRequest(
         options.source,
         options.target,
         spec,

@@ -81,6 +81,7 @@ def gemm_nvfp4(
     ascales: Tensor,
     qweight: Tensor,
     wscales: Tensor,
+    *,
     x_down: Tensor,
     proj_up: Tensor,
     bias: Tensor | None = None,

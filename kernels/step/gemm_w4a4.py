@@ -81,6 +81,7 @@ def gemm_w4a4(
     ascales: Tensor,
     qweight_codes: Tensor,
     wscales: Tensor,
+    *,
     x_down: Tensor,
     proj_up: Tensor,
     bias: Tensor | None = None,

@@ -128,6 +128,7 @@ def quantize_act(
     smooth_factor: Tensor,
     proj_down: Tensor,
     scheme: str,
+    *,
     output: str = "packed",
     act_unsigned: bool = False,
     gelu: bool = False,

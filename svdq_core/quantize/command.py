@@ -32,7 +32,7 @@ TRIAL_TOKENS = 320 * 16  # rows of every layer when the model runs on noise
 
 
 @dataclass(frozen=True)
-class Request:
+class QuantizeRequest:
     """What the user asked for.
 
     Args:
@@ -55,7 +55,7 @@ class Request:
 
 
 def quantize_file(
-    request: Request,
+    request: QuantizeRequest,
     say: Callable[[str], None],
     on_layer: Callable[[int, int, str], None] = lambda *step: None,
 ) -> None:
@@ -155,7 +155,7 @@ def quantize_file(
             say(line)
 
 
-def _refuse_existing(request: Request) -> None:
+def _refuse_existing(request: QuantizeRequest) -> None:
     if request.target.exists() and not request.overwrite:
         raise SVDQuantError(
             f"{request.target} exists already. Choose another name, or allow it to be replaced (--overwrite)."
@@ -239,7 +239,7 @@ def plan_dense(model: DenseModel) -> ModelPlan:
     return plan_layout(model.architecture, {n: (s[0], s[1]) for n, s in shapes.items()}, parameters)
 
 
-def _open_calibration(request: Request, kind: str, plan: ModelPlan) -> FittedCalibration | None:
+def _open_calibration(request: QuantizeRequest, kind: str, plan: ModelPlan) -> FittedCalibration | None:
     if request.calibration is None:
         return None
     return FittedCalibration(Calibration(request.calibration), plan, kind)

@@ -1,8 +1,8 @@
 """The host's real page in a real browser; skipped, with the reason, where one of the two cannot be had.
 
 What it takes: a Chromium of the system (tools/chromium.py); `python dev.py test` installs the rest where it finds one.
-Screenshots of a run lie in output/browser/. To test another page than the pinned one, unpack its wheel and name the
-folder: COMFYUI_FRONT_END=.../comfyui_frontend_package/static python dev.py test tests/browser
+Screenshots of a run lie in output/browser/. Another page than the pinned one:
+python dev.py test --front-end 1.58.1 tests/browser (it sets COMFYUI_FRONT_END).
 """
 
 import os

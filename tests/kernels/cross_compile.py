@@ -241,7 +241,7 @@ def _hopper(sum_and_gelu: bool, cut: bool) -> tuple:
     return "gemm_w4a8_hopper", "_gemm_w4a8_hopper_kernel", arguments, constants
 
 
-def compile_case(gpu: Generation, module: str, kernel: str, arguments: dict, constants: dict, odd: tuple = ODD):
+def compile_case(gpu: Generation, module: str, kernel: str, arguments: dict, constants: dict, *, odd: tuple = ODD):
     """The compiled kernel of one case; sizes not in `odd` are promised to be multiples of 16."""
     room = "quantizer" if module in QUANTIZER else "step"
     function = getattr(import_module(f"{KERNELS}.{room}.{module}"), kernel)

@@ -34,7 +34,9 @@ SOURCES = {
         folder / "lite", lite_pixart_tensors(write_pixart(folder / "pixart.safetensors"))
     ),
     "comfy flux": lambda folder: ComfyFile().write(folder / "comfy.safetensors"),
-    "comfy tiled": lambda folder: ComfyFile("pixart", "comfy-kitchen", tiled=True).write(folder / "t.safetensors"),
+    "comfy tiled": lambda folder: ComfyFile("pixart", spelling="comfy-kitchen", tiled=True).write(
+        folder / "t.safetensors"
+    ),
     "comfy pixart": lambda folder: ComfyFile("pixart").write(folder / "comfy.safetensors"),
     "deepcompressor": lambda folder: write_native(folder / "run", flux_folder()),
     "deepcompressor pixart": lambda folder: write_native(folder / "run", pixart_folder()),

@@ -57,6 +57,7 @@ class NoiseInputs:
         model: comfy.model_base.BaseModel,
         request: Request,
         blocks: Mapping[str, str],
+        *,
         weights: Mapping[str, Tensor],
         seed: int,
         device: torch.device,
@@ -266,7 +267,9 @@ class _Forward:
         each = PICTURES // self.count
         mine = slice(self.index * each, (self.index + 1) * each)
         latent, sigmas = latent[mine].to(owner.device), sigmas[mine].to(owner.device)
-        conditions = make_conditions(twin, latent, shapes, replace(request, batch=each), generator, sizes[mine])
+        conditions = make_conditions(
+            twin, latent, shapes, replace(request, batch=each), generator=generator, strength=sizes[mine]
+        )
         self._preparing = False
         twin.apply_model(latent, sigmas, **conditions)
         if self._block:

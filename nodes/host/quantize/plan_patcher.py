@@ -49,7 +49,7 @@ class HostPlan:
             return None
 
         def make(weights: Mapping[str, Tensor]) -> BlockInputs:
-            return NoiseInputs(model, request, self.blocks, weights, seed, device)
+            return NoiseInputs(model, request, self.blocks, weights=weights, seed=seed, device=device)
 
         return make
 

@@ -33,6 +33,7 @@ def make_job(
     found: HostPlan,
     weights: DenseWeights,
     target: Path,
+    *,
     spec: QuantSpec,
     overrides: Overrides,
     calibration: FittedCalibration | None,

@@ -82,13 +82,13 @@ STOPPED = """
 import sys
 sys.path.insert(0, {tools!r})
 from pathlib import Path
-from svdquant_pack.svdq_core.quantize.command import Request, quantize_file
+from svdquant_pack.svdq_core.quantize.command import QuantizeRequest, quantize_file
 from svdquant_pack.svdq_core.quantize.overrides import Overrides
 from svdquant_pack.svdq_core.quantize.spec import QuantSpec
 def stop(done, total, name):
     if done == 5:
         raise KeyboardInterrupt
-quantize_file(Request(Path({source!r}), Path({target!r}), QuantSpec(rank=16), Overrides()), print, stop)
+quantize_file(QuantizeRequest(Path({source!r}), Path({target!r}), QuantSpec(rank=16), Overrides()), print, stop)
 """
 
 
@@ -176,6 +176,6 @@ def test_what_cannot_be_done_is_said(source, made, tmp_path, arguments, sentence
 
 def test_best_needs_inputs(source, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "KNOWN_INPUTS", {})  # as for a family whose blocks are not written down
-    request = command.Request(source, tmp_path / "new.safetensors", QuantSpec(method="best"), Overrides())
+    request = command.QuantizeRequest(source, tmp_path / "new.safetensors", QuantSpec(method="best"), Overrides())
     with pytest.raises(SVDQuantError, match=r"Give a calibration \(--calibration\)"):
         command.quantize_file(request, print)

@@ -74,7 +74,7 @@ def test_smoothing_on_known_inputs_is_better_on_them(weights, inputs):
     statistics = inputs.of_block("double_blocks.0")[name]
     plan = plan_for(next(li for li in FLUX.blocks[0].linears if li.host == "img_mlp.0"), *weight.shape)
     errors = [
-        output_error(quantize_layer(weight, bias, plan, spec, name, s)[0], weight, bias, statistics.tokens)
+        output_error(quantize_layer(weight, bias, plan, spec, name, statistics=s)[0], weight, bias, statistics.tokens)
         for s in (statistics, None)
     ]
     assert errors[0] < 0.9 * errors[1]
@@ -93,7 +93,7 @@ def test_the_mean_of_a_modulation_survives_its_rounding(weights, inputs):
     plan = plan_for(FLUX.blocks[1].linears[0], *weight.shape)
     errors = []
     for statistics in (inputs.of_block("single_blocks.0")[name], None):
-        layer = quantize_layer(weight, bias, plan, spec, name, statistics)[0]
+        layer = quantize_layer(weight, bias, plan, spec, name, statistics=statistics)[0]
         part = layer.parts[0]
         rounded = dequantize_awq(part["qweight"], part["wscales"], part["wzeros"])
         difference = x @ (rounded - weight).T + (layer.bias.float() - bias)
