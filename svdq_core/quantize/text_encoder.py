@@ -82,12 +82,13 @@ def plan_text_encoder(checkpoint: Checkpoint) -> ModelPlan:
         why = _why_not(names, rows, columns)
         for name in names:
             parts = None if why else LayerPlan.modulation(rows, columns)
-            block = name[: next(_NUMBER.finditer(name)).end()]
+            found = _NUMBER.search(f"{name}.")
+            block = name[: found.end()] if found else ""
             layers[name] = PlannedLayer(name, block, rows, columns, parts, name, why)
     plan = ModelPlan(TITLE, sum(math.prod(shape) for shape in shapes.values()), layers)
     if not plan.names:
         raise CheckpointError(
-            f"{checkpoint.name}: no repeated layers with weights of this kind: no text encoder that could become smaller."
+            f"{checkpoint.name}: no repeated layers of Linears: no text encoder that could become smaller."
         )
     return plan
 
