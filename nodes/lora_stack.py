@@ -117,5 +117,15 @@ def active_rows(inputs: Mapping[str, Any]) -> list[Row]:
     for number in range(1, MOST_ROWS + 1):
         name = inputs.get(f"loras.lora_{number}") or NONE
         if name != NONE and inputs.get(f"loras.on_{number}", True):
-            rows.append(Row(number, name, float(inputs.get(f"loras.strength_{number}", 1.0))))
+            rows.append(_row(number, name, inputs.get(f"loras.strength_{number}", 1.0)))
     return rows
+
+
+def _row(number: int, name: Any, strength: Any) -> Row:
+    """A row whose values the host has not looked at: validate_inputs has taken that upon itself."""
+    if not isinstance(name, str):
+        raise LoraError(f"row {number}: {str(name)[:80]} is no name of a file. Choose one from the list.")
+    try:
+        return Row(number, name, float(strength))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise LoraError(f"row {number}: its strength is {str(strength)[:80]}. Give a number.") from error
