@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from comfy_api.latest import io, ui
 
 from ..svdq_core.errors import LoraError
+from .checked_inputs import checked
 from .host import files
 from .host.lora.lora_file import apply_lora_file
 
@@ -89,6 +90,7 @@ class SVDQuantLoraStack(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, **inputs) -> io.NodeOutput:
         rows, lines, known = active_rows(inputs), [], set(files.list_loras())
         absent = [row for row in rows if row.name not in known]
@@ -117,15 +119,8 @@ def active_rows(inputs: Mapping[str, Any]) -> list[Row]:
     for number in range(1, MOST_ROWS + 1):
         name = inputs.get(f"loras.lora_{number}") or NONE
         if name != NONE and inputs.get(f"loras.on_{number}", True):
-            rows.append(_row(number, name, inputs.get(f"loras.strength_{number}", 1.0)))
+            if not isinstance(name, str):  # the host leaves the lists of this node to it
+                raise LoraError(f"row {number}: {type(name).__name__} is no name of a file. Choose one from the list.")
+            strength = inputs.get(f"loras.strength_{number}")
+            rows.append(Row(number, name, 1.0 if strength is None else float(strength)))
     return rows
-
-
-def _row(number: int, name: Any, strength: Any) -> Row:
-    """A row whose values the host has not looked at: validate_inputs has taken that upon itself."""
-    if not isinstance(name, str):
-        raise LoraError(f"row {number}: {str(name)[:80]} is no name of a file. Choose one from the list.")
-    try:
-        return Row(number, name, float(strength))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise LoraError(f"row {number}: its strength is {str(strength)[:80]}. Give a number.") from error
