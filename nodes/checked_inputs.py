@@ -59,8 +59,8 @@ def _check(widget: Any, value: Any, own_lists: bool) -> Any:
             ", ..." if len(widget.options) > SHOWN_OPTIONS else ""
         )
         raise _refused(name, value, f"one of its list: {options or 'nothing, the list is empty'}. Refresh the page")
-    if kind in ("MODEL", "CLIP") and not hasattr(value, "clone"):
-        raise _refused(name, value, f"a {kind}; is the node in front of it muted or bypassed?")
+    if kind == "MODEL" and not (hasattr(value, "model") and hasattr(value, "clone")):
+        raise _refused(name, value, "a MODEL; is the node in front of it muted or bypassed?")
     if kind == "LATENT" and not (isinstance(value, dict) and isinstance(value.get("samples"), Tensor)):
         raise _refused(name, value, "a LATENT")
     if kind == "IMAGE" and not isinstance(value, Tensor):

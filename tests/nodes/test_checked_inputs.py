@@ -69,6 +69,7 @@ def test_every_input_refuses_what_it_cannot_be(host, good, node):
             continue
         bad = NO_NUMBERS if kind in ("INT", "FLOAT") else (*NO_TEXTS, *((7, "caf\udce9") if kind == "COMBO" else ()))
         bad = (None, 7, "text", [], {}) if kind in ("MODEL", "IMAGE") else bad
+        bad = (*bad, torch.zeros(3)) if kind == "MODEL" else bad
         bad = (None, "text", [], {}, torch.zeros(3)) if kind == "BOOLEAN" else bad
         for value in bad:
             if value is None and widget.optional:
