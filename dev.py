@@ -38,6 +38,7 @@ from dev_environment import (  # noqa: E402
     SetupError,
     say,
 )
+from front_end import front_end_folder  # noqa: E402
 
 DEFAULT = "default"  # the value of --torch and --python that takes a kept choice back
 CHOICES = DEV_FOLDER / "choices.json"  # --torch and --python, as last given
@@ -80,7 +81,7 @@ COMMANDS = {
     ),
     "test": Command(
         "run the tests; further arguments go to pytest",
-        ("-m", "pytest"),
+        ("-m", "pytest", "-n", "auto"),  # tests/workers.py
         in_checkout=True,
         developer=True,
         needs="tests/conftest.py",
@@ -141,6 +142,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     kept = f'kept for later runs until "{DEFAULT}" is given'
     parser.add_argument("--torch", metavar="SPEC", help=f"torch requirement instead of {DEFAULT_TORCH}; {kept}")
     parser.add_argument("--python", metavar="EXE", help=f"build on the packages of this Python; {kept}")
+    page = "release of ComfyUI's page (comfyui-frontend-package), or a folder with one, that the browser tests open"
+    parser.add_argument("--front-end", metavar="VERSION", help=page)
     return parser.parse_known_args(argv)
 
 
@@ -250,6 +253,8 @@ def main(argv: list[str]) -> int:
                 return show_help(name)
             return run_command(name, command, environment.python, HOST_FOLDER, rest)
         python, host = set_up(options)
+        if options.front_end:
+            os.environ["COMFYUI_FRONT_END"] = str(front_end_folder(python, options.front_end))
         return run_command(name, command, python, host, rest)
     except (HostSourceError, SetupError) as error:
         say(f"error: {error}")

@@ -42,13 +42,12 @@ class Table:
         print(f"| {name} | {state} | {numbers} | {result}{'' if good else ' **WRONG**'} |", flush=True)
 
 
-class Run:
+class Forward:
     """One forward of the host's apply_model, its time, and what is on the card afterwards."""
 
     def __init__(self, family, config: dict, sizes: dict, patcher):
         import comfy.model_management
         import comfy.model_prefetch
-        import torch
         from families.models import on_device
         from families.network import Sizes
 
@@ -60,28 +59,25 @@ class Run:
         _synchronize(device)
         start = time.perf_counter()
         dtype = patcher.model.get_dtype_inference()
-        with torch.inference_mode():
-            patcher.pre_run()
-            given = on_device(device, given)
-            text = given["c_crossattn"] = given["c_crossattn"].to(dtype)
-            assert text.device == device
-            self.out = patcher.model.apply_model(
-                latent.to(device), wanted.number(family.sigma).to(device), **given
-            ).float()
+        patcher.pre_run()
+        given = on_device(device, given)
+        text = given["c_crossattn"] = given["c_crossattn"].to(dtype)
+        assert text.device == device
+        self.out = patcher.model.apply_model(latent.to(device), wanted.number(family.sigma).to(device), **given).float()
         _synchronize(device)
         self.ms = 1e3 * (time.perf_counter() - start)
         comfy.model_prefetch.cleanup_prefetch_queues()
         self.size, self.loaded = patcher.model_size() / 2**20, patcher.loaded_size() / 2**20
         self.taken = (_taken(device)) / 2**20
 
-    def same(self, other: "Run") -> tuple[bool, str]:
+    def same(self, other: "Forward") -> tuple[bool, str]:
         import torch
 
         if torch.equal(self.out, other.out):
             return True, "same bits"
         return False, f"differs by {self.error(other):.1e}"
 
-    def error(self, other: "Run") -> float:
+    def error(self, other: "Forward") -> float:
         return float((self.out - other.out).norm() / other.out.norm())
 
 
@@ -188,27 +184,26 @@ class States:
             self.config, self.sizes = self.family.tiny_config, {}
         self.layers = self.family.layers(self.config)
 
-    def run(self, patcher) -> Run:
-        return Run(self.family, self.config, self.sizes, patcher)
+    def run(self, patcher) -> Forward:
+        return Forward(self.family, self.config, self.sizes, patcher)
 
-    def check(self, state: str, patcher, expected: Run) -> None:
+    def check(self, state: str, patcher, expected: Forward) -> None:
         run = self.run(patcher)
         self.table.row(self.name, state, run, *run.same(expected))
 
     def load(self):
         """Our MODEL, and the host's dense one of the same weights."""
         import comfy.sd
-        import torch
         from families.models import detected_as
 
         from svdquant_pack.nodes.host.model.build import build_model
 
         model = random_model(self.name, self.family, self.config, self.args.device)
         dense = dense_model(model, self.args.device)
-        with detected_as(self.family, self.config), torch.inference_mode():
+        with detected_as(self.family, self.config):
             return build_model(model, self.args.compute), comfy.sd.load_diffusion_model_state_dict(dense)
 
-    def all(self, before: "tuple[States, object, Run] | None"):
+    def all(self, before: "tuple[States, object, Forward] | None"):
         import comfy.model_management
         import comfy.sd
         import torch
@@ -249,18 +244,16 @@ class States:
             self.check(f"in turn with {other.name}", ours, plain)
         return self, ours, plain
 
-    def _saved(self, ours, plain: Run) -> None:
+    def _saved(self, ours, plain: Forward) -> None:
         import comfy.utils
-        import torch
         from families.models import detected_as
 
         from svdquant_pack.nodes.host.model.build import load_model
 
         path = self.args.folder / f"{self.name}.safetensors"
-        with torch.inference_mode():
-            comfy.utils.save_torch_file(ours.state_dict_for_saving(), str(path), metadata=self.family.metadata)
-            with detected_as(self.family, self.config):
-                again = load_model(str(path), self.args.compute)
+        comfy.utils.save_torch_file(ours.state_dict_for_saving(), str(path), metadata=self.family.metadata)
+        with detected_as(self.family, self.config):
+            again = load_model(str(path), self.args.compute)
         self.check(f"saved by the host ({path.stat().st_size >> 20} MiB), loaded", again, plain)
         path.unlink()
 
@@ -282,8 +275,9 @@ def main() -> int:
 
     print(torch.__version__, "CPU" if args.cpu else torch.cuda.get_device_name(), args.compute)
     table, before = Table(args.mode), None
-    for name in args.models.split(","):
-        before = States(name, args, table).all(before)
+    with torch.inference_mode():  # as ComfyUI runs its nodes
+        for name in args.models.split(","):
+            before = States(name, args, table).all(before)
     print(f"{table.failures} failures")
     return 1 if table.failures else 0
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from svdquant_pack.svdq_core.layer import QuantizedLayer
+    from svdquant_pack.svdq_core.layer import Part, QuantizedLayer
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = 128  # channels of an attention head
@@ -112,7 +112,8 @@ class Draw:
 
         return torch.randint(-128, 128, (n, k // 2), generator=self.generator, device=self.device, dtype=torch.int8)
 
-    def _part(self, rows: tuple[int, int], columns: tuple[int, int], unsigned: bool = False):
+    def part(self, rows: tuple[int, int], columns: tuple[int, int], unsigned: bool = False) -> "Part":
+        """An int4 part."""
         import torch
 
         from svdquant_pack.svdq_core.layer import Part
@@ -128,7 +129,8 @@ class Draw:
         }
         return Part("int4", rows, columns, unsigned, tensors)
 
-    def _awq(self, n: int, k: int):
+    def awq(self, n: int, k: int) -> "Part":
+        """A modulation layer's part."""
         import torch
 
         from svdquant_pack.svdq_core.layer import Part
@@ -142,12 +144,12 @@ class Draw:
         from svdquant_pack.svdq_core.layer import QuantizedLayer
 
         if "mod" in name:
-            parts = (self._awq(n, k),)
+            parts = (self.awq(n, k),)
         elif name.endswith("linear1"):
-            parts = self._part((0, 3 * k), (0, k)), self._part((3 * k, n), (0, k))
+            parts = self.part((0, 3 * k), (0, k)), self.part((3 * k, n), (0, k))
             parts[1].tensors["smooth_factor"] = parts[0]["smooth_factor"]  # as in every file that we have
         elif name.endswith("linear2"):
-            parts = self._part((0, n), (0, n)), self._part((0, n), (n, k), True)
+            parts = self.part((0, n), (0, n)), self.part((0, n), (n, k), True)
         else:
-            parts = (self._part((0, n), (0, k), name.endswith("mlp.2")),)
+            parts = (self.part((0, n), (0, k), name.endswith("mlp.2")),)
         return QuantizedLayer(k, n, parts, self.normal(n, scale=0.02))

@@ -1,9 +1,10 @@
-"""One denoising step of a FLUX.1-dev-size model in ComfyUI, and a whole image: ours, BF16, and what others run.
+"""One denoising step of a model in ComfyUI, and a whole image: ours, BF16, and what others run.
 
     COMFYUI_PATH=... python benchmarks/step.py                            tables of times and memory, as Markdown
     COMFYUI_PATH=... python benchmarks/step.py --rows bf16,w4a8,w4a8+lora --pixels 512,1024 --batch 1,4
     COMFYUI_PATH=... python benchmarks/step.py --image                    and one image of 20 steps from noise to latent
-    COMFYUI_PATH=... python benchmarks/step.py --depth 2 --singles 2      a small model: shows whether it runs
+    COMFYUI_PATH=... python benchmarks/step.py --model zimage             another family than FLUX.1-dev
+    COMFYUI_PATH=... python benchmarks/step.py --tiny                     a small model: shows whether it runs
     COMFYUI_PATH=... python benchmarks/step.py --seconds 120              start nothing new after two minutes
 
 A row is a format, and what is done to it: bf16, fp8, int8, int8-convrot, w4a4-convrot (ComfyUI's own), gguf-q4, nf4
@@ -13,9 +14,10 @@ A row is a format, and what is done to it: bf16, fp8, int8, int8-convrot, w4a4-c
     +lora             a LoRA of rank 16 on every quantized layer, unmerged
     +compile          every block under torch.compile with fullgraph=True, which fails at a graph break
 
-Weights are random and made on the GPU; 512 text tokens. All models stay on the GPU, and rows take turns, so that all
-of them see the same clocks: a time is the median of its turns, each the mean of some steps in a row. Resident: weights
-and buffers. Peak: that, and what torch had allocated at most beside it during a step.
+A model is a family of tests/families in its published sizes: flux1, zimage, krea2, qwen_image, minimax_h3, ... Weights
+are random and made on the GPU; 512 text tokens. All models stay on the GPU, and rows take turns, so that all of them
+see the same clocks: a time is the median of its turns, each the mean of some steps in a row. Resident: weights and
+buffers. Peak: that, and what torch had allocated at most beside it during a step.
 """
 
 import argparse
@@ -28,8 +30,8 @@ from statistics import median
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "tools")]
 from command_line import typed  # noqa: E402  (the folders above hold these)
 from machine import header  # noqa: E402
-from random_flux import HIDDEN, start_host  # noqa: E402
-from step_models import FORMATS, OURS  # noqa: E402
+from random_flux import start_host  # noqa: E402
+from step_models import FORMATS, OURS, Subject  # noqa: E402
 from step_row import WORDS, Step, compile_blocks, distance  # noqa: E402
 
 ROWS = "bf16,bf16+cudnn,fp8,int8,int8-convrot,w4a4-convrot,gguf-q4,nf4,w4a8,w4a8+flash,w4a8+graph,w4a8+lora,w4a4"
@@ -43,12 +45,13 @@ class Bench:
         self.options, self.notes, self.started = options, [], time.perf_counter()
         self.steps: list[Step] = []
         models: dict = {}
+        self.subject = Subject(options)
         for row in options.rows:
             if self.late():
                 self.notes.append(f"{row}: left out, {options.seconds:g} s had passed")
                 continue
             try:
-                self.steps.append(Step(row, options, models))
+                self.steps.append(Step(row, self.subject, models))
             except Exception as error:
                 if row.split("+")[0] in OURS:
                     raise
@@ -82,8 +85,9 @@ class Bench:
             for step in ready:
                 if not (self.late() and step.times):
                     step.block()
-        tokens = batch * ((pixels // 16) ** 2 + self.options.text)
-        size = f"{pixels} x {pixels}, batch {batch}: {tokens} tokens"
+        video = f" x {self.options.frames} frames of the latent" if self.subject.is_video else ""
+        tokens = f": {ready[0].tokens()} tokens" if ready else ""
+        size = f"{self.options.model}, {pixels} x {pixels}{video}, batch {batch}{tokens}"
         print(f"| {size} | ms | | turns | resident GiB | peak GiB | differs |")
         print("|---" * 7 + "|")
         base = median(ready[0].times) if ready else 0.0
@@ -145,9 +149,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=_numbers, default=[1], help="images at once, as 1,4")
     parser.add_argument("--image", action="store_true", help="also time whole images, for each size")
     parser.add_argument("--image-steps", type=int, default=20)
-    parser.add_argument("--depth", type=int, default=19, help="double blocks (default: 19)")
-    parser.add_argument("--singles", type=int, default=38, help="single blocks (default: 38)")
-    parser.add_argument("--hidden", type=int, default=HIDDEN, help="a multiple of 128 (default: 3072)")
+    parser.add_argument("--model", default="flux1", help="a family of tests/families (default: flux1)")
+    parser.add_argument("--blocks", type=int, help="at most so many blocks of each kind (default: all)")
+    parser.add_argument("--tiny", action="store_true", help="the tiny model that the tests use")
+    parser.add_argument("--frames", type=int, default=9, help="of a video's latent")
     parser.add_argument("--text", type=int, default=512, help="text tokens")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=8, help="steps in a row that one turn takes")
@@ -162,6 +167,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     options = parse(argv)
+    if options.image and options.model != "flux1":
+        sys.stderr.write("--image draws with flux1 only.\n")
+        return 2
     # the attention that the host takes on NVIDIA; its own one for the CPU asks how much memory is free at each call
     flags = ["--use-pytorch-cross-attention", *(["--cpu"] if options.device == "cpu" else [])]
     start_host("legacy", (*flags, *(["--disable-cuda-malloc"] if options.allocator == "torch" else [])))

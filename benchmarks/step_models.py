@@ -1,17 +1,25 @@
-"""A FLUX.1 of random weights as the host's MODEL, in every format that a step is timed with.
+"""A model of random weights as ComfyUI's MODEL, of any family, in every format that a step is timed with.
 
-build(row, options) -> Contender: BF16, the host's own fp8, int8 and ConvRot formats, weight-only 4 bits, and ours. Each
-is the host's own model class; what differs is the class of its Linears.
+    Subject(options)          a family: its sizes, which layers are quantized, what a step is asked for
+    make_model(row, subject)  BF16, ComfyUI's own fp8, int8 and ConvRot formats, weight-only 4 bits, and ours
+
+Each is ComfyUI's own model class; what differs is the class of its Linears. Which layers are quantized is what a
+published file of the family holds, or else what Quantize Model would choose.
 """
 
 import argparse
 import json
+import math
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from random_flux import HEAD, Draw, linears, norms, plain_linears
+from random_flux import Draw
 
 if TYPE_CHECKING:
     import torch
+
+    from svdquant_pack.svdq_core.layer import QuantizedLayer
+    from svdquant_pack.svdq_core.quantize.model_plan import ModelPlan, PlannedLayer
 
 OURS = ("w4a8", "w4a4", "w4a16")
 HOSTS = {
@@ -24,6 +32,11 @@ WEIGHT_ONLY = {"gguf-q4": "GGUF Q4_0, unpacked in each call", "nf4": "NF4, unpac
 FORMATS = ("bf16", *HOSTS, *WEIGHT_ONLY, *OURS)
 CONVROT_GROUP = 256
 LORA_RANK = 16
+# families of the tests -> the description that their published files have
+DESCRIBED = {"flux1": "flux"} | {
+    n: n for n in ("flux2", "chroma", "zimage", "krea2", "qwen_image", "minimax_h3", "sdxl")
+}
+COUNTS = ("depth", "depth_single_blocks", "num_layers", "n_layers", "layers")  # of blocks, in classes' arguments
 
 
 def title(name: str, options: argparse.Namespace) -> str:
@@ -35,119 +48,199 @@ def title(name: str, options: argparse.Namespace) -> str:
     return HOSTS[name][0] if name in HOSTS else WEIGHT_ONLY[name]
 
 
-def make_model(name: str, options: argparse.Namespace):
-    """The host's MODEL in a format, weights on options.device."""
-    if name == "bf16":
-        flux = _dense(options)
-    elif name in HOSTS:
-        flux = _hosts_format(name, options)
-    elif name in WEIGHT_ONLY:
-        flux = _weight_only(name, options)
-    else:
-        flux = _ours(name, options)
-    return _as_patcher(flux.requires_grad_(False).eval(), options, ours=name in OURS)
+class Subject:
+    """A family of tests/families, in the sizes that the options ask for."""
+
+    def __init__(self, options: argparse.Namespace):
+        from families.registry import FAMILIES
+
+        self.name, self.options, self.family = options.model, options, FAMILIES[options.model]
+        self.config = self.family.tiny_config if options.tiny else dict(self.family.published)
+        if options.blocks:
+            self.config |= {key: min(options.blocks, self.config[key]) for key in COUNTS if key in self.config}
+
+    @cached_property
+    def plan(self) -> "ModelPlan":
+        """Which layers are quantized, and how."""
+        from comfy.ops import disable_weight_init
+
+        from svdquant_pack.nodes.host.quantize.trace import trace_model
+        from svdquant_pack.svdq_core.models import ARCHITECTURES
+        from svdquant_pack.svdq_core.quantize.layout_plan import plan_layout, spare_idle_layers
+        from svdquant_pack.svdq_core.quantize.plan_rules import plan_model
+
+        traced = trace_model(self.build(disable_weight_init, "meta"))[0]
+        if self.name not in DESCRIBED:
+            return plan_model(traced)
+        shapes = {linear.name: (linear.out_features, linear.in_features) for linear in traced}
+        return spare_idle_layers(plan_layout(ARCHITECTURES[DESCRIBED[self.name]], shapes, traced.parameters), traced)
+
+    @cached_property
+    def layers(self) -> "list[PlannedLayer]":
+        """What is quantized here."""
+        return self.plan.quantized
+
+    @cached_property
+    def tensors(self) -> "dict[str, torch.Tensor]":
+        """Every tensor of the 16-bit model, without memory; some are float32 in a few families."""
+        from comfy.ops import disable_weight_init
+
+        return self.build(disable_weight_init, "meta").diffusion_model.state_dict()
+
+    @property
+    def is_video(self) -> bool:
+        from families.video_models import VIDEO_MODELS
+
+        return self.name in VIDEO_MODELS
+
+    def build(self, operations: Any, device: str, dtype: "torch.dtype | None" = None):
+        """ComfyUI's model with the Linears of `operations`; weights are not set."""
+        import torch
+        from families.network import without_memory
+
+        config = self.family.detect(without_memory(self.family.published_shapes, torch.bfloat16))
+        config.unet_config.update(self.config)
+        config.set_inference_dtype(dtype or torch.bfloat16, None)
+        config.custom_operations = operations
+        return config.get_model({}, "", device=device)
+
+    def inputs(self, pixels: int, batch: int) -> dict[str, Any]:
+        """Arguments of apply_model for images of so many pixels a side, or a video of options.frames latent frames."""
+        from families.models import on_device
+        from families.network import Sizes
+
+        side = pixels // 8
+        sizes = Sizes(batch, (side, side), self.options.frames, self.options.text)
+        sizes.generator.manual_seed(sizes.seed)
+        latent, given = self.family.inputs(self.config, sizes)
+        call = {"x": latent, "t": sizes.number(self.family.sigma)} | given
+        call["c_crossattn"] = call["c_crossattn"].bfloat16()
+        return on_device(torch_device(self.options), call)
+
+    def random_layer(self, draw: Draw, planned: "PlannedLayer", inputs: dict[str, Any]) -> "QuantizedLayer":
+        """A planned layer of random weights.
+
+        Args:
+            inputs: group -> smoothing and proj_down that its layers share; filled as needed.
+        """
+        from svdquant_pack.svdq_core.layer import QuantizedLayer
+
+        n, k, plan = planned.out_features, planned.in_features, planned.parts
+        assert plan is not None
+        bias = draw.normal(n, scale=0.02) if f"{planned.name}.bias" in self.tensors else None
+        if plan.awq:
+            return QuantizedLayer(k, n, (draw.awq(n, k),), bias)
+        parts = tuple(draw.part(part.rows, part.columns, part.after_gelu) for part in plan.parts)
+        alone = sum(layer.group == planned.group for layer in self.layers) == 1
+        for part in parts:  # parts with the same columns have the smoothing of the first, as in every file that we have
+            if part.columns == parts[0].columns:
+                part.tensors["smooth_factor"] = parts[0]["smooth_factor"]
+        if alone or len(parts) > 1:
+            return QuantizedLayer(k, n, parts, bias)
+        shared = inputs.setdefault(planned.group, {n: parts[0][n] for n in ("smooth_factor", "proj_down")})
+        parts[0].tensors.update(shared)
+        return QuantizedLayer(k, n, parts, bias, input=planned.group)
 
 
-def _as_patcher(flux: "torch.nn.Module", options: argparse.Namespace, ours: bool):
-    import comfy.model_base
-    import comfy.model_management
-    import comfy.model_patcher
-    import comfy.supported_models
+def torch_device(options: argparse.Namespace) -> "torch.device":
+    """The device of the options."""
     import torch
 
-    from svdquant_pack.nodes.host.model.patcher import adopt
+    return torch.device(options.device)
 
-    shape = {"image_model": "flux", "guidance_embed": True, "in_channels": 16, "out_channels": 16}
-    config = comfy.supported_models.Flux({**shape, "dtype": torch.bfloat16, "disable_unet_model_creation": True})
-    config.set_inference_dtype(torch.bfloat16, None)
-    device = torch.device(options.device)
-    model = comfy.model_base.Flux(config, device=device)
-    model.diffusion_model = flux
-    comfy.model_management.archive_model_dtypes(flux)
-    patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
+
+def make_model(name: str, subject: Subject):
+    """ComfyUI's MODEL in a format, weights on options.device."""
+    import comfy.model_management
+    import comfy.model_patcher
+
+    from svdquant_pack.nodes.host.model.build import finish
+    from svdquant_pack.nodes.host.quantize.replica import move_attributes
+
+    device = torch_device(subject.options)
+    if name == "bf16":
+        model = _dense(subject)
+    elif name in HOSTS:
+        model = _hosts_format(name, subject)
+    elif name in WEIGHT_ONLY:
+        model = _weight_only(name, subject)
+    else:
+        model = _ours(name, subject)
+    network = model.diffusion_model.requires_grad_(False).eval().to(device)
+    move_attributes(network, device)
+    comfy.model_management.archive_model_dtypes(network)
     model.device = device
-    if ours:
-        patcher = adopt(patcher)
+    patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
+    if name in OURS:
+        patcher = finish(patcher, name, device)
         model.svdquant_unused = {}
     return patcher
 
 
-def add_lora(patcher, options: argparse.Namespace):
+def add_lora(patcher, subject: Subject):
     """A clone with a random LoRA on every quantized layer."""
     from comfy.weight_adapter.lora import LoRAAdapter
 
-    draw, clone = Draw(options.device, seed=2), patcher.clone()
+    draw, clone = Draw(subject.options.device, seed=2), patcher.clone()
     patches: dict[str, Any] = {}
-    for name, (n, k) in linears(options.depth, options.singles, options.hidden).items():
-        down, up = draw.normal(LORA_RANK, k, scale=k**-0.5), draw.normal(n, LORA_RANK, scale=0.02)
-        patches[f"diffusion_model.{name}.weight"] = LoRAAdapter(set(), (up, down, float(LORA_RANK), None, None, None))
+    for layer in subject.layers:
+        down = draw.normal(LORA_RANK, layer.in_features, scale=layer.in_features**-0.5)
+        up = draw.normal(layer.out_features, LORA_RANK, scale=0.02)
+        adapter = LoRAAdapter(set(), (up, down, float(LORA_RANK), None, None, None))
+        patches[f"diffusion_model.{layer.name}.weight"] = adapter
     if len(clone.add_patches(patches, 1.0)) != len(patches):
-        raise SystemExit("The host's model has changed: not all layers take a LoRA.")
+        raise SystemExit("ComfyUI's model has changed: not all layers take a LoRA.")
     return clone
 
 
-def _empty(operations, options: argparse.Namespace, device: str):
-    import comfy.ldm.flux.model
+def _random(name: str, like: "torch.Tensor", draw: Draw) -> "torch.Tensor":
+    """A tensor of the 16-bit model, so that activations neither vanish nor explode."""
     import torch
 
-    return comfy.ldm.flux.model.Flux(
-        in_channels=16,
-        out_channels=16,
-        vec_in_dim=768,
-        context_in_dim=4096,
-        hidden_size=options.hidden,
-        mlp_ratio=4.0,
-        num_heads=options.hidden // HEAD,
-        depth=options.depth,
-        depth_single_blocks=options.singles,
-        axes_dim=[16, 56, 56],
-        theta=10000,
-        patch_size=2,
-        qkv_bias=True,
-        guidance_embed=True,
-        txt_ids_dims=[],
-        dtype=torch.bfloat16,
-        device=device,
-        operations=operations,
-    )
+    end, shape = name.rpartition(".")[2], like.shape
+    if end == "inv_freq":
+        return 100.0 ** -torch.linspace(0, 1, shape[0], device=draw.device)
+    if "norm" in name and end in ("weight", "scale"):
+        return torch.ones(shape, device=draw.device, dtype=like.dtype)
+    return draw.normal(*shape, scale=0.02 if len(shape) < 2 else math.prod(shape[1:]) ** -0.5).to(like.dtype)
 
 
-def _dense(options: argparse.Namespace):
-    import comfy.ops
-    import torch
-
-    model, draw = _empty(comfy.ops.disable_weight_init, options, options.device), Draw(options.device)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
-                parameter.copy_(draw.normal(*parameter.shape, scale=parameter.shape[1] ** -0.5))
-            else:
-                parameter.fill_(1.0) if "norm" in name else parameter.copy_(draw.normal(*parameter.shape, scale=0.02))
-    return model
-
-
-def _fill(model, state: dict[str, Any], draw: Draw, options: argparse.Namespace, known: tuple[str, ...] = ()):
+def _fill(model, state: dict[str, Any], draw: Draw, subject: Subject, known: tuple[str, ...] = ()):
     """Load a state dict of the quantized layers, and random weights for all others."""
-    import torch
-
-    for name, (n, k) in plain_linears(options.hidden).items():
-        state[f"{name}.weight"], state[f"{name}.bias"] = draw.normal(n, k, scale=k**-0.5), draw.normal(n, scale=0.02)
-    state |= {n: torch.ones(HEAD, device=options.device).bfloat16() for n in norms(options.depth, options.singles)}
-    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    planned = {f"{layer.name}.{end}" for layer in subject.layers for end in ("weight", "bias")}
+    network = model.diffusion_model
+    state |= {n: _random(n, like, draw) for n, like in subject.tensors.items() if n not in planned}
+    missing, unexpected = network.load_state_dict(state, strict=False, assign=True)
     if missing or [name for name in unexpected if not name.endswith(known)]:
-        raise SystemExit(f"The host's model has changed: {missing[:3]} missing, {unexpected[:3]} unexpected.")
+        raise SystemExit(f"ComfyUI's model has changed: {missing[:3]} missing, {unexpected[:3]} unexpected.")
     return model
 
 
-def _hosts_format(name: str, options: argparse.Namespace):
-    """One of the host's own quantized formats, as its loaders read them."""
+def _dense(subject: Subject):
+    import comfy.ops
+
+    draw = Draw(subject.options.device)
+    model = subject.build(comfy.ops.disable_weight_init, "cpu")  # no memory is taken by what is never written
+    state = {name: _random(name, like, draw) for name, like in subject.tensors.items()}
+    return _fill(model, state, draw, subject)
+
+
+def _biases(subject: Subject, draw: Draw, layer: "PlannedLayer") -> dict[str, "torch.Tensor"]:
+    """{name: bias} of a layer, empty if it has none."""
+    name = f"{layer.name}.bias"
+    return {name: draw.normal(layer.out_features, scale=0.02)} if name in subject.tensors else {}
+
+
+def _hosts_format(name: str, subject: Subject):
+    """One of ComfyUI's own quantized formats, as its loaders read them."""
     import comfy.ops
     import torch
     from comfy.quant_ops import get_layout_class
 
-    fmt, draw, state = HOSTS[name][1], Draw(options.device), {}
-    model = _empty(comfy.ops.mixed_precision_ops({}, torch.bfloat16), options, options.device)
-    for layer, (n, k) in linears(options.depth, options.singles, options.hidden).items():
+    fmt, draw, state = HOSTS[name][1], Draw(subject.options.device), {}
+    model = subject.build(comfy.ops.mixed_precision_ops({}, torch.bfloat16), "cpu")
+    for layer in subject.layers:
+        n, k = layer.out_features, layer.in_features
         weight = draw.normal(n, k, scale=k**-0.5)
         config: dict[str, Any] = {"format": fmt}
         if fmt == "float8_e4m3fn":
@@ -165,51 +258,48 @@ def _hosts_format(name: str, options: argparse.Namespace):
             config["convrot_groupsize"] = CONVROT_GROUP
             codes, parameters = get_layout_class("TensorCoreConvRotW4A4Layout").quantize(weight)
             scale = parameters.scale
-        state[f"{layer}.weight"], state[f"{layer}.weight_scale"] = codes, scale
-        state[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(config).encode()), dtype=torch.uint8)
-        state[f"{layer}.bias"] = draw.normal(n, scale=0.02)
-    return _fill(model, state, draw, options, ("comfy_quant",))
+        state[f"{layer.name}.weight"], state[f"{layer.name}.weight_scale"] = codes, scale
+        state[f"{layer.name}.comfy_quant"] = torch.tensor(list(json.dumps(config).encode()), dtype=torch.uint8)
+        state |= _biases(subject, draw, layer)
+    return _fill(model, state, draw, subject, ("comfy_quant",))
 
 
-def _weight_only(name: str, options: argparse.Namespace):
+def _weight_only(name: str, subject: Subject):
     import comfy.ops
     import torch
     from weight_only import NF4_BLOCK, Q4_0_BLOCK, NF4Linear, Q4Linear
 
-    draw, state = Draw(options.device), {}
-    model = _empty(comfy.ops.disable_weight_init, options, "meta")
-    for layer, (n, k) in linears(options.depth, options.singles, options.hidden).items():
-        codes, bias = draw.codes(n, k).view(torch.uint8), draw.normal(n, scale=0.02)
+    device = subject.options.device
+    draw, state = Draw(device), {}
+    model = subject.build(comfy.ops.disable_weight_init, "cpu")
+    for layer in subject.layers:
+        n, k = layer.out_features, layer.in_features
+        codes, bias = draw.codes(n, k).view(torch.uint8), next(iter(_biases(subject, draw, layer).values()), None)
         if name == "nf4":
-            scales = torch.full((n, k // NF4_BLOCK), 2.5 * k**-0.5, device=options.device)
-            linear = NF4Linear(codes, scales, bias)
+            linear = NF4Linear(codes, torch.full((n, k // NF4_BLOCK), 2.5 * k**-0.5, device=device), bias)
         else:
-            scales = torch.full((n, k // Q4_0_BLOCK), 0.22 * k**-0.5, device=options.device, dtype=torch.float16)
+            scales = torch.full((n, k // Q4_0_BLOCK), 0.22 * k**-0.5, device=device, dtype=torch.float16)
             linear = Q4Linear(codes, scales, bias)
-        parent, _, child = layer.rpartition(".")
-        setattr(model.get_submodule(parent), child, linear)
-        state |= {f"{layer}.{key}": tensor for key, tensor in linear.state_dict().items()}
-    return _fill(model, state, draw, options)
+        parent, _, child = layer.name.rpartition(".")
+        setattr(model.diffusion_model.get_submodule(parent), child, linear)
+        state |= {f"{layer.name}.{key}": tensor for key, tensor in linear.state_dict().items()}
+    return _fill(model, state, draw, subject)
 
 
-def _ours(mode: str, options: argparse.Namespace):
+def _ours(mode: str, subject: Subject):
     import torch
 
-    from svdquant_pack.nodes.host.model.fold import fold_gelus, speed_up_gelus, wants_folding
     from svdquant_pack.nodes.host.model.placeholder import Packed, placeholder
     from svdquant_pack.nodes.host.model.quantized_linear import operations
     from svdquant_pack.svdq_core.blob import to_blob
-    from svdquant_pack.svdq_core.runtime import folds_gelu, with_derived
+    from svdquant_pack.svdq_core.runtime import with_derived
 
-    device, draw, state = torch.device(options.device), Draw(options.device, options.rank), {}
-    model = _empty(operations(mode), options, options.device)
-    for name, size in linears(options.depth, options.singles, options.hidden).items():
-        layer = with_derived(draw.layer(name, *size), mode, device)
-        state[f"{name}.weight"] = placeholder(Packed(*to_blob(layer)), torch.bfloat16)
-        state[f"{name}.bias"] = layer.bias
-    model = _fill(model, state, draw, options)
-    where = wants_folding(folds_gelu(device, mode))
-    if where:
-        fold_gelus(model, where)
-    speed_up_gelus(model)
-    return model
+    options, state, inputs = subject.options, {}, {}
+    draw = Draw(options.device, options.rank)
+    model = subject.build(operations(mode), "cpu")
+    for planned in subject.layers:
+        layer = with_derived(subject.random_layer(draw, planned, inputs), mode, torch_device(options))
+        state[f"{planned.name}.weight"] = placeholder(Packed(*to_blob(layer)), torch.bfloat16)
+        if layer.bias is not None:
+            state[f"{planned.name}.bias"] = layer.bias
+    return _fill(model, state, draw, subject)

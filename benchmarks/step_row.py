@@ -1,12 +1,10 @@
 """One row of benchmarks/step.py: a model, what is done to it, and what a step or an image of it takes."""
 
-import argparse
 import os
 import time
 from typing import TYPE_CHECKING
 
-from random_flux import Draw
-from step_models import OURS, add_lora, make_model, title
+from step_models import OURS, Subject, add_lora, make_model, title, torch_device
 
 if TYPE_CHECKING:
     import torch
@@ -26,25 +24,25 @@ class Step:
     """One row: a MODEL, what is done to it, and what a step of it takes.
 
     Args:
-        row: a format and suffixes, as "w4a8+cudnn". models: MODELs by format, which rows share; filled as needed.
+        row: a format and suffixes, as "w4a8+cudnn". subject: the family and its sizes.
+        models: MODELs by format, which rows share; filled as needed.
     """
 
-    def __init__(self, row: str, options: argparse.Namespace, models: dict | None = None):
-        import torch
-
+    def __init__(self, row: str, subject: Subject, models: dict | None = None):
         from svdquant_pack.nodes.host.attention import OVERRIDE, attend, choose_attention
         from svdquant_pack.nodes.host.graphs.forward import Graphs, install_graphs
 
-        self.row, self.options, self.device = row, options, torch.device(options.device)
+        self.row, self.subject, self.options = row, subject, subject.options
+        self.device = torch_device(self.options)
         self.format, *self.changes = row.split("+")
         models = {} if models is None else models
         if set(self.changes) & set(OWN_MODEL):
-            patcher = make_model(self.format, options)
+            patcher = make_model(self.format, subject)
         else:
-            patcher = models.setdefault(self.format, None) or make_model(self.format, options)
+            patcher = models.setdefault(self.format, None) or make_model(self.format, subject)
             models[self.format] = patcher
         if "lora" in self.changes:
-            patcher = add_lora(patcher, options)
+            patcher = add_lora(patcher, subject)
         self.patcher, self.model = patcher.clone(), patcher.model
         self.model.svdquant_hooked = False
         install_graphs(self.patcher)
@@ -58,13 +56,13 @@ class Step:
             chosen[OVERRIDE] = attend
         elif self.format in OURS and "flash" not in self.changes:
             choose_attention(self.patcher, "auto")
-        tensors = [*self.flux.parameters(), *self.flux.buffers()]
+        tensors = [*self.network.parameters(), *self.network.buffers()]
         self.resident = sum(tensor.nbytes for tensor in tensors)
         self.times: list[float] = []
         self.load()
 
     @property
-    def flux(self) -> "torch.nn.Module":
+    def network(self) -> "torch.nn.Module":
         return self.model.diffusion_model
 
     @property
@@ -77,19 +75,24 @@ class Step:
 
     def set_size(self, pixels: int, batch: int) -> None:
         """New inputs; nothing is known about steps of another size."""
-        import torch
-
-        draw, side = Draw(self.options.device, seed=1), pixels // 8
-        sigma = torch.full((batch,), 0.7, device=self.device)
-        self.call = {
-            "x": draw.normal(batch, 16, side, side).float(),
-            "t": sigma,
-            "c_crossattn": draw.normal(batch, self.options.text, 4096),
-            "y": draw.normal(batch, 768),
-            "guidance": torch.full((batch,), 3.5, device=self.device),
-        }
+        self.call = self.subject.inputs(pixels, batch)
         self.graphs.clear()
         self.times = []
+
+    def tokens(self) -> int:
+        """Rows of the largest input that a quantized layer reads in a step."""
+        rows = 0
+
+        def count(_module, args: tuple) -> None:
+            nonlocal rows
+            rows = max(rows, args[0].numel() // args[0].shape[-1])
+
+        layers = [self.network.get_submodule(layer.name) for layer in self.subject.layers]
+        handles = [layer.register_forward_pre_hook(count) for layer in layers]
+        self.run()
+        for handle in handles:
+            handle.remove()
+        return rows
 
     def _sampling_options(self) -> dict:
         """transformer_options as the host's samplers write them."""
@@ -128,7 +131,8 @@ class Step:
         self._take_turn()
         shape = (1, 16, pixels // 8, pixels // 8)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        context = torch.randn(1, self.options.text, 4096, generator=torch.Generator().manual_seed(1))
+        size = 1, self.options.text, self.subject.config["context_in_dim"]
+        context = torch.randn(size, generator=torch.Generator().manual_seed(1))
         cond = [[context, {"pooled_output": torch.zeros(1, 768), "guidance": 3.5}]]
         self._wait()
         start = time.perf_counter()
@@ -165,13 +169,15 @@ def compile_blocks(step: Step) -> str:
     import torch
     from torch._dynamo.utils import counters
 
+    from svdquant_pack.nodes.host.quantize.trace import find_blocks
+
     torch._dynamo.reset()
     counters.clear()
     for name in ("recompile_limit", "cache_size_limit", "accumulated_recompile_limit", "accumulated_cache_size_limit"):
         if hasattr(torch._dynamo.config, name):  # each torch has two of the four
             setattr(torch._dynamo.config, name, 4096)
     before, start = step.run(), time.perf_counter()
-    blocks = [*step.flux.double_blocks, *step.flux.single_blocks]
+    blocks = [step.network.get_submodule(name) for name in find_blocks(step.network)]
     for block in blocks:
         block.compile(fullgraph=True, dynamic=False, backend=step.options.backend)
     error = distance(step.run(), before)

@@ -260,7 +260,7 @@ def speed_class(compute: str, precision: str, device: torch.device, compiles: bo
         return "for trying out only"
     if not compiles:
         return "in plain torch: saves memory, not time"
-    if compute == "w4a4" and why_not_native(precision, device)[1] is None:
+    if compute == "w4a4" and why_not_native(precision, generation(device))[1] is None:
         return "4-bit tensor cores, the fastest class"
     if compute == "w4a8" and generation(device).slow_int8 is None:
         return "int8 tensor cores, faster than BF16"
@@ -273,6 +273,7 @@ def _files(device: torch.device) -> Iterator[Finding]:
         yield Finding(OK, f"svdq-fp4_r32-<model>.safetensors, e.g. {name}; svdq-int4 files run as well")
     else:
         yield Finding(OK, f"svdq-int4_r32-<model>.safetensors, e.g. {name}; svdq-fp4 files run too, but not faster")
+    yield Finding(OK, "by family\n" + "\n".join(published_files.family_lines(device)))
     yield Finding(OK, "r128 files are closer to the original and 0.7 GiB larger; all go to models/diffusion_models")
     total = torch.cuda.mem_get_info(device)[1] / GIB if device.type == "cuda" else None
     yield Finding(OK, published_files.memory_advice(device, total))

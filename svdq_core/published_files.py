@@ -6,11 +6,12 @@ import torch
 
 from ..kernels.gpus import generation
 from .layer import GROUP_SIZE
-from .models import FLUX, Architecture, LinearMap, Published
+from .models import FAMILIES, FLUX, Architecture, LinearMap, Published
 
 WORKING_GIB = 0.5  # activations of FLUX.1 at 1024 x 1024; 0.42 GiB measured with BF16 weights on an H200
 RESERVED_GIB = 1.0  # the CUDA context, the desktop, the host's own reserve
 SMALLEST_GIB = 4.0  # below it even single blocks do not fit beside the text encoders' remains
+T5_FILE, T5_GB = "awq-int4-flux.1-t5xxl.safetensors", 3.0
 FP4, INT4 = "fp4", "int4"  # as the names of published files spell the precision
 
 
@@ -25,7 +26,7 @@ def example_name(device: torch.device, model: str = "flux.1-dev", rank: int = 32
 
 
 def weight_bytes(
-    architecture: Architecture, width: int, counts: dict[str, int], outside: int, precision: str, rank: int
+    architecture: Architecture, width: int, *, counts: dict[str, int], outside: int, precision: str, rank: int
 ) -> int:
     """Bytes of the tensors of an SVDQuant model.
 
@@ -55,6 +56,42 @@ def published_bytes(family: Architecture, model: Published, precision: str, rank
     return total
 
 
+def file_bytes(family: Architecture, model: Published, precision: str, rank: int) -> int | None:
+    """Bytes of the tensors of a published file, None where it is not known what it leaves out; as published_bytes."""
+    if not model.layers_only:
+        return published_bytes(family, model, precision, rank)
+    if precision not in model.layers_only:
+        return None
+    total = 0
+    for block in family.blocks:
+        for linear in block.linears:
+            if not any(fnmatchcase(f"{block.host}.0.{linear.host}", pattern) for pattern in family.kept):
+                size = model.linear_size(block, linear)
+                total += model.counts[block.host] * _linear_bytes(linear, *size, precision, rank)
+    return total
+
+
+def family_lines(device: torch.device) -> list[str]:
+    """For each family a line with its files that suit a device: names, sizes, and the second file if one is needed.
+
+    Of models that have one size the first is named.
+    """
+    lines = []
+    for family in FAMILIES:
+        named: dict[int | None, str] = {}
+        for model in family.published:
+            wanted = file_precision(device)
+            spelled = wanted if wanted in model.precisions else next(iter(model.precisions), "")
+            if spelled:
+                nbytes = file_bytes(family, model, "nvfp4" if spelled == FP4 else spelled, model.ranks[0])
+                named.setdefault(nbytes, f"svdq-{spelled}_r{model.ranks[0]}-{model.name}.safetensors")
+        if named:
+            files = [name + ("" if nbytes is None else f" ({nbytes / 1e9:.1f} GB)") for nbytes, name in named.items()]
+            second = f"; where a file has quantized layers only, also {family.base_file}" if family.base_file else ""
+            lines.append(f"{family.title}: {', '.join(files)}{second}")
+    return [*lines, f"text encoder T5-XXL: {T5_FILE} ({T5_GB} GB), in models/text_encoders"]
+
+
 def _linear_bytes(linear: LinearMap, rows: int, columns: int, precision: str, rank: int) -> int:
     """One Linear; of the pieces of a source the first has what they share."""
     total = 0
@@ -73,7 +110,10 @@ def _linear_bytes(linear: LinearMap, rows: int, columns: int, precision: str, ra
 def flux_gib(precision: str, rank: int = 32) -> float:
     """GiB of the weights of FLUX.1-dev."""
     model = FLUX.published[0]
-    return weight_bytes(FLUX, model.width, model.counts, model.outside, precision, rank) / 2**30
+    return (
+        weight_bytes(FLUX, model.width, counts=model.counts, outside=model.outside, precision=precision, rank=rank)
+        / 2**30
+    )
 
 
 def memory_advice(device: torch.device, total_gib: float | None) -> str:

@@ -17,12 +17,14 @@ class QuantizedModel:
     layers: host module name -> quantized layer.
     plain: host tensor name -> unquantized tensor.
     metadata: key -> text, as a file carries it.
+    notes: what a user should know of where it comes from, one sentence each.
     """
 
     architecture: Architecture
     layers: dict[str, QuantizedLayer] = field(default_factory=dict)
     plain: dict[str, Tensor] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def precision(self) -> str:

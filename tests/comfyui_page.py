@@ -1,6 +1,6 @@
 """ComfyUI's page in a real browser, driven as a user drives it: drag a file, press the button, read the node.
 
-Selectors and the page's own objects (window.app, LiteGraph) are those of comfyui-frontend-package 1.47.
+Selectors and the page's own objects (window.app, LiteGraph) are those of comfyui-frontend-package 1.47 and 1.58.
 """
 
 import json
@@ -51,6 +51,9 @@ FIT = """() => { const c = app.canvas, nodes = app.rootGraph._nodes,
 # a file that is dropped on a node's text field is text for it, so the old nodes are moved out of sight
 MAKE_ROOM = """() => { for (const n of app.rootGraph._nodes) n.fromBefore = true;
     app.canvas.ds.offset[0] = -100000; app.canvas.setDirty(true, true) }"""
+# a node's help: a page of its pack, or what the page makes of the schema; 1.47 and 1.58 name them differently
+HELP_PAGE = ".markdown-content, .comfy-markdown-content:not(.space-y-6)"
+HELP_OF_SCHEMA = ".fallback-content, .comfy-markdown-content.space-y-6"
 DROP_POINT = (800, 700)
 IS_EMPTY_AT = "([x, y]) => !document.elementFromPoint(x, y)?.closest('textarea, input, [data-node-id], .dom-widget')"
 CENTER = """id => { const n = app.rootGraph.getNodeById(id), c = app.canvas; c.ds.scale = 1;
@@ -222,8 +225,8 @@ class ComfyUIPage:
             self.page.mouse.click(*self.page.evaluate(POINT, [int(node_id), None]))
             self.page.get_by_test_id("info-button").click()
         content = self.page.locator(".node-help-content")
-        content.locator(".markdown-content, .fallback-content").first.wait_for(timeout=10_000)
-        return content.first.inner_text(), not content.locator(".fallback-content").count()
+        content.locator(f"{HELP_PAGE}, {HELP_OF_SCHEMA}").first.wait_for(timeout=10_000)
+        return content.first.inner_text(), not content.locator(HELP_OF_SCHEMA).count()
 
     def read_error(self) -> tuple[str, str]:
         """(the overlay's text, the text of the panel that its button opens)."""

@@ -12,7 +12,7 @@ from comfyui_source import find_host
 from svdquant_pack import ROOT
 
 pytestmark = pytest.mark.skipif(find_host() is None, reason="needs ComfyUI: set COMFYUI_PATH to its folder")
-SMALL = "--device cpu --depth 1 --singles 1 --hidden 256 --pixels 128 --text 16 --repeats 1 --turns 1"
+SMALL = "--device cpu --tiny --pixels 128 --text 16 --repeats 1 --turns 1"
 NUMBER = r" \d+\.\d+x? "
 
 
@@ -32,7 +32,8 @@ def table(text: str, head: str) -> dict[str, list[str]]:
 
 def test_every_format_and_a_whole_image():
     text = run("--pixels", "64,96", "--batch", "1,2", "--image", "--image-steps", "2")
-    for head in ("64 x 64, batch 1: 32 tokens", "64 x 64, batch 2: 64 tokens", "96 x 96, batch 2: 104 tokens"):
+    sizes = "64 x 64, batch 1: 32", "64 x 64, batch 2: 64", "96 x 96, batch 2: 104"
+    for head in (f"flux1, {size} tokens" for size in sizes):
         rows = table(text, head)
         for name in (
             "BF16",
@@ -57,9 +58,14 @@ def test_every_format_and_a_whole_image():
 
 def test_compiled_rows_compile_whole_blocks():
     text = run("--rows", "bf16,w4a8+compile,w4a16+lora+compile", "--backend", "aot_eager")
-    notes = re.findall(r"(\w+): 2 graphs for 2 blocks in \d+ s, 0 graph breaks, (\S+) from eager", text)
+    notes = re.findall(r"(\w+): 2 graphs for 4 blocks in \d+ s, 0 graph breaks, (\S+) from eager", text)
     assert [name for name, _ in notes] == ["w4a8", "w4a16"]
     assert all(float(error) < 0.05 for _, error in notes)
+
+
+def test_another_family_whose_layers_share_inputs():
+    rows = table(run("--model", "krea2", "--rows", "bf16,int8,w4a8,w4a8+lora"), "krea2, 128 x 128, batch 1: 80 tokens")
+    assert len(rows) == 4 and all(re.fullmatch(NUMBER, cells[0]) for cells in rows.values())
 
 
 def test_nothing_is_begun_after_the_deadline():

@@ -1,16 +1,10 @@
 """A second file with everything of a model that is not quantized: MiniMax H3's files hold quantized layers only."""
 
-import torch
-
-from ..apply_layer import dense_weight
 from ..errors import CheckpointError
-from ..layer import QuantizedLayer
 from ..models import Architecture
 from .container import Checkpoint
 from .read_plan import NAMED_AT_MOST, Plan
-
-DTYPES = ("BF16", "F16", "F32")
-SAME_MODEL = 0.5  # relative distance of a layer from the second file; 4 bits make about 0.1, other models 1 or more
+from .same_model import DTYPES, SameModel
 
 
 def require_base(plan: Plan) -> None:
@@ -20,7 +14,7 @@ def require_base(plan: Plan) -> None:
     if wanted and checkpoint.base is None:
         raise CheckpointError(
             f"{checkpoint.name}: holds the quantized layers of {family.title} only. Give as second file "
-            f"{family.base_file}."
+            f"{family.base_file}: second_file of Load Model (SVDQuant), or --base of the convert command."
         )
     if not wanted:
         refuse_base(checkpoint, family)
@@ -62,9 +56,10 @@ def plan_base(plan: Plan, base: Checkpoint) -> None:
             f"{', '.join(missing[:NAMED_AT_MOST])}. Expected {family.base_file}."
         )
     plan.ignore_others()
+    watch = SameModel(plan.checkpoint, base, sorted(have), family.members)
+    plan.watch(watch)
     for name in taken:
         plan.add(name, name, lambda name=name: base[name])
-    plan.watch(lambda host, layer: _check_same_model(plan, base, host, layer))
 
 
 def _required(plan: Plan, base: Checkpoint) -> list[str]:
@@ -74,22 +69,3 @@ def _required(plan: Plan, base: Checkpoint) -> list[str]:
     for block in family.blocks:
         names += [f"{block.host}.{i}.{name}" for i in range(counts[block.host]) for name in block.plain]
     return names + [host for host in family.plain_tensors() if not family.is_optional(host)]
-
-
-def _check_same_model(plan: Plan, base: Checkpoint, host: str, layer: QuantizedLayer) -> None:
-    """Raise CheckpointError where the second file has the layer in 16 bits, and its weights are others."""
-    name = f"{host}.weight"
-    if name not in base or base.dtype(name) not in DTYPES:
-        return
-    if base.shape(name) != (layer.out_features, layer.in_features):
-        raise CheckpointError(
-            f"{base.name}: {name} has shape {base.shape(name)}, and {plan.checkpoint.name} has "
-            f"({layer.out_features}, {layer.in_features}). They are not of one model."
-        )
-    theirs = base[name].float()
-    distance = float(torch.linalg.norm(dense_weight(layer) - theirs) / torch.linalg.norm(theirs).clamp(min=1e-30))
-    if not distance < SAME_MODEL:
-        raise CheckpointError(
-            f"{base.name}: {name} is {distance:.2f} of its size away from what {plan.checkpoint.name} has. They share "
-            "their shapes and are of two models: take the second file of the model that was quantized."
-        )

@@ -11,12 +11,21 @@ from torch import Tensor
 from .. import layouts
 from ..errors import CheckpointError
 from ..models import FAMILIES, SUPPORTED, BlockMap
-from .container import Checkpoint
-from .dialects import DIALECTS
+from .container import Checkpoint, read_json
+from .dialects import DIALECTS, wanted_second_file
 from .read_plan import NAMED_AT_MOST, join
 from .recognize import recognize_dense
 
 DTYPES = ("BF16", "F16", "F32")
+
+
+def _which(checkpoint: Checkpoint) -> str:
+    """Which 16-bit model it is, where the file needs that one beside it anyhow."""
+    try:
+        wanted = wanted_second_file(checkpoint)
+    except CheckpointError:  # of a family that is not supported, or damaged: what is said already is enough
+        return ""
+    return f", {wanted}" if wanted else ""
 
 
 class DenseModel(Mapping[str, Tensor]):
@@ -34,7 +43,8 @@ class DenseModel(Mapping[str, Tensor]):
         for dialect in DIALECTS:
             if dialect.find_mark(checkpoint):
                 raise CheckpointError(
-                    f"{checkpoint.name}: an SVDQuant model already ({dialect.title}). Quantize the 16-bit model."
+                    f"{checkpoint.name}: an SVDQuant model already ({dialect.title}). Quantize the 16-bit model"
+                    f"{_which(checkpoint)}."
                 )
         names = list(checkpoint)
         kinds = {f"{prefix}." for family in FAMILIES for b in family.blocks for prefix in (b.host, b.source)}
@@ -44,11 +54,12 @@ class DenseModel(Mapping[str, Tensor]):
                 f"{checkpoint.name}: no model that can be quantized here{first}. Supported: {SUPPORTED}."
             )
         self.architecture = recognize_dense(checkpoint.name, names)
-        diffusers = self._has_names_of_diffusers()
+        diffusers = self.has_names_of_diffusers = self._has_names_of_diffusers()
         self.counts = self.architecture.count_blocks(names, "source" if diffusers else "host")
         self._swapped: set[str] = set()  # host tensors whose row halves stand in the other order
         self._rows: dict[str, int] = {}  # host tensor in one row -> rows that it has in the file
         self._sources = self._find_diffusers() if diffusers else self._find_host()
+        self._made = self._make_extras() if diffusers else {}
         self._check()
 
     @property
@@ -58,6 +69,8 @@ class DenseModel(Mapping[str, Tensor]):
         return sorted(set(self.checkpoint) - used)
 
     def __getitem__(self, name: str) -> Tensor:
+        if name in self._made:
+            return self._made[name]
         where = f"{self.checkpoint.name}: {self._sources[name][0]}"
         pieces = [self.checkpoint[source] for source in self._sources[name]]
         tensor = join(pieces, 0, where)
@@ -65,13 +78,21 @@ class DenseModel(Mapping[str, Tensor]):
         return layouts.swap_halves(tensor) if name in self._swapped else tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._sources)
+        yield from self._sources
+        yield from self._made
 
     def __len__(self) -> int:
-        return len(self._sources)
+        return len(self._sources) + len(self._made)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._sources
+        return name in self._sources or name in self._made
+
+    def _make_extras(self) -> dict[str, Tensor]:
+        """What ComfyUI wants and diffusers does not store."""
+        if self.architecture.extras is None:
+            return {}
+        made = self.architecture.extras(self.checkpoint.name, read_json(self.checkpoint, "config"))
+        return {name: tensor for name, tensor in made.items() if name not in self._sources}
 
     def _has_names_of_diffusers(self) -> bool:
         """Whether more Linears of the first blocks are there under diffusers' names than under ComfyUI's."""
@@ -118,7 +139,7 @@ class DenseModel(Mapping[str, Tensor]):
                 self._swapped |= {f"{before}.{linear.host}.{end}" for end in ("weight", "bias") if linear.swapped}
             for host in block.plain:
                 form = block.plain_map(host)
-                names = tuple(f"{prefix}.{block.newer.get(s, s)}" for s in form.sources)
+                names = tuple(f"{block.plain_prefix}.{index}.{block.newer.get(s, s)}" for s in form.sources)
                 if host not in block.optional or any(name in self.checkpoint for name in names):
                     found[f"{before}.{host}"] = names
                     self._rows |= {f"{before}.{host}": form.rows} if form.rows else {}
@@ -168,6 +189,8 @@ class DenseModel(Mapping[str, Tensor]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape, without reading the tensor."""
+        if name in self._made:
+            return tuple(self._made[name].shape)
         shapes = [self.checkpoint.shape(source) for source in self._sources[name]]
         if name in self._rows:
             return (math.prod(shapes[0]),)

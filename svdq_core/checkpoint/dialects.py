@@ -9,7 +9,7 @@ from .comfy_names import CONFIG, CONFIGS, layer_configs
 from .comfy_read import plan_comfy
 from .container import NATIVE_FILES, Checkpoint
 from .deepcompressor import plan_deepcompressor
-from .lite import is_lite, plan_lite, refuse_logical
+from .lite import is_lite, plan_lite, refuse_logical, refuse_plain_modulation
 from .modelopt import MARK, plan_modelopt
 from .nunchaku_read import plan_nunchaku
 from .packed import LAYOUT_SUFFIX, plan_packed
@@ -17,6 +17,7 @@ from .read_errors import reading
 from .read_plan import Plan
 from .recognize import describe_unquantized, recognize_source, refuse_sealed, refuse_text_encoder
 from .row_major import is_row_major, plan_row_major
+from .tile_check import check_tiles
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class Dialect:
         name: stable id; title: for messages.
         find_mark: something in a checkpoint that only this dialect has, or None.
         plan: how it is read.
+        tiled: layers lie in nunchaku's tiles; only such files may lack what is not quantized.
     """
 
     name: str
     title: str
     find_mark: Callable[[Checkpoint], str | None]
     plan: Callable[[Checkpoint], Plan]
+    tiled: bool = False
 
     def read_plan(self, checkpoint: Checkpoint) -> Plan:
         """How to read a checkpoint of this dialect.
@@ -42,7 +45,7 @@ class Dialect:
         """
         with reading(checkpoint.name):
             plan = self.plan(checkpoint)
-            if not needs_base(checkpoint, plan.architecture):
+            if not (self.tiled and needs_base(checkpoint, plan.architecture)):
                 refuse_base(checkpoint, plan.architecture)
             return plan
 
@@ -65,7 +68,12 @@ def _plan_tiled(checkpoint: Checkpoint) -> Plan:
     if is_row_major(checkpoint):
         return plan_row_major(checkpoint)
     refuse_logical(checkpoint)
-    return plan_lite(checkpoint) if is_lite(checkpoint) else plan_nunchaku(checkpoint)
+    check_tiles(checkpoint)
+    if is_lite(checkpoint):
+        return plan_lite(checkpoint)
+    plan = plan_nunchaku(checkpoint)
+    refuse_plain_modulation(checkpoint, plan.architecture)
+    return plan
 
 
 DIALECTS = (
@@ -73,7 +81,7 @@ DIALECTS = (
     Dialect("native", "deepcompressor's own output", _find_native, plan_deepcompressor),
     Dialect("comfy", "comfy-native", _find_comfy, plan_comfy),
     Dialect("modelopt", "NVIDIA ModelOpt's NVFP4_SVD", _ending(MARK), plan_modelopt),
-    Dialect("nunchaku", "nunchaku", _ending(".qweight"), _plan_tiled),
+    Dialect("nunchaku", "nunchaku", _ending(".qweight"), _plan_tiled, tiled=True),
 )
 
 
@@ -108,7 +116,7 @@ def wanted_second_file(checkpoint: Checkpoint) -> str:
     Raises:
         CheckpointError: as plan_checkpoint.
     """
-    if find_dialect(checkpoint).name != "nunchaku" or is_row_major(checkpoint):
+    if not find_dialect(checkpoint).tiled or is_row_major(checkpoint):
         return ""
     family = recognize_source(checkpoint.name, checkpoint)
     return family.base_file if needs_base(checkpoint, family) else ""

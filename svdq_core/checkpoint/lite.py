@@ -1,7 +1,7 @@
 """Reading what diffusers calls Nunchaku Lite: its own modules, each quantized on its own, in nunchaku's tile orders.
 
-No module has unsigned activations, whatever its role; modulation layers are in plain order and without the 1 in their
-bias.
+No module has unsigned activations, whatever its role, unless its bias holds their shift: such files exist, made of
+nunchaku's. Modulation layers are in plain order and without the 1 in their bias.
 Source: diffusers' Nunchaku Lite quantizer, and the exporter that it names.
 """
 
@@ -13,7 +13,7 @@ import torch
 from ..arena import Arena
 from ..errors import CheckpointError
 from ..layer import QuantizedLayer
-from ..models import BlockMap, LinearMap
+from ..models import Architecture, BlockMap, LinearMap
 from ..models.layer_maps import Modules
 from .assemble import combine
 from .base_file import require_base
@@ -23,8 +23,10 @@ from .nunchaku_names import NEWER_SUFFIXES, Spelling
 from .nunchaku_read import check_counts, finish, plan_outside_blocks, plan_plain, plan_unquantized, want_layer
 from .read_plan import Plan
 from .recognize import recognize_source
+from .shift_check import bias_says
 from .source_rows import own_rows
 
+ALIKE = 0.05  # what the means of rows in plain order, taken for shifts and scales in turn, differ by at most
 MANIFEST_SCHEMA = "nunchaku_lite.runtime_manifest"
 
 
@@ -41,16 +43,44 @@ def is_lite(checkpoint: Checkpoint) -> bool:
         return True
     factors = [name for name in checkpoint if name.endswith((".smooth", ".smooth_factor"))]
     bare = bool(factors) and not any(f"{name}_orig" in checkpoint for name in factors)
-    return bare and factors[0].endswith("_factor") and not _has_plus_one(checkpoint)
+    return bare and factors[0].endswith("_factor") and not _has_plus_one(checkpoint) and not _is_fused(checkpoint)
+
+
+def _is_fused(checkpoint: Checkpoint) -> bool:
+    """Whether layers have names that only nunchaku's files have: diffuse-compressor writes such without the factors."""
+    family = recognize_source(checkpoint.name, checkpoint)
+    for block in family.blocks:
+        for linear in block.linears:
+            there = all(f"{block.source}.0.{source}.qweight" in checkpoint for source in linear.sources)
+            if there and linear.sources not in block.alternatives(linear):
+                return True
+    return False
 
 
 def _has_plus_one(checkpoint: Checkpoint) -> bool:
     """Whether a modulation's bias has 1 added to its scales, every third of interleaved rows, as only nunchaku does."""
+    return (_raised(checkpoint) or 0.0) > 0.5
+
+
+def _raised(checkpoint: Checkpoint) -> float | None:
+    """By how much every third bias of the first modulation is above the one before it; None: there is no such."""
     name = next((n.removesuffix("wzeros") + "bias" for n in checkpoint if n.endswith(".wzeros")), "")
     if name not in checkpoint or len(checkpoint.shape(name)) != 1 or checkpoint.shape(name)[0] % 3:
-        return False
+        return None
     shifts, scales, _ = checkpoint[name].float().view(-1, 3).mean(dim=0).tolist()
-    return scales - shifts > 0.5
+    return scales - shifts
+
+
+def refuse_plain_modulation(checkpoint: Checkpoint, family: Architecture) -> None:
+    """Raise CheckpointError where modulation should be interleaved and raised by 1, and its bias shows neither."""
+    interleaved = any(linear.modulation_chunks > 1 for block in family.blocks for linear in block.linears)
+    raised = _raised(checkpoint)
+    if interleaved and raised is not None and abs(raised) < ALIKE:
+        raise CheckpointError(
+            f"{checkpoint.name}: its layers are called as nunchaku's, but its modulation is not stored as nunchaku "
+            "does: the biases of its scales have no 1 added, so that its rows seem to be in plain order. Read as "
+            "nunchaku's it would be noise. Take a file of another publisher, and report this one."
+        )
 
 
 def refuse_logical(checkpoint: Checkpoint) -> None:
@@ -152,6 +182,9 @@ def _read_linear(
         if tensors["qweight"].dtype == torch.int32:
             parts.append((name, *unpack_modulation(tensors, 1, where, arena)))
         else:
-            parts.append((name, *unpack_layer(tensors, False, where, arena)))
+            part, bias = unpack_layer(tensors, False, where, arena)
+            if linear.unsigned == (0,) and bias_says(part, bias):
+                part = replace(part, act_unsigned=True)
+            parts.append((name, part, bias))
     # what ComfyUI sums over two inputs, diffusers keeps as one module; what it stacks, diffusers keeps apart
-    return combine(checkpoint.name, "rows", parts, arena, linear.bias, input_name)
+    return combine(checkpoint.name, "rows", parts, arena=arena, has_bias=linear.bias, input_name=input_name)

@@ -71,8 +71,10 @@ def _plan_block(plan: Plan, spelling: Spelling, block: BlockMap, index: int) -> 
                 f"{plan.checkpoint.name}: {' and '.join(names)} feed one layer, but only some of them are quantized. "
                 "The file is incomplete; download it again."
             )
-        elif plan.base is None or any(f"{name}.weight" in plan.checkpoint for name in names):
-            plan_unquantized(plan, host, *_found_apart(plan, block, index, linear, names))
+        else:
+            linear, names = _found_apart(plan, block, index, linear, names)
+            if plan.base is None or any(f"{name}.weight" in plan.checkpoint for name in names):
+                plan_unquantized(plan, host, linear, names)
     plan_plain(plan, block, index, spelling)
 
 
@@ -82,8 +84,8 @@ def _found_apart(
     """A 16-bit Linear and its tensors: fused as quantized ones are, or as diffusers has it."""
     if not any(f"{name}.weight" in plan.checkpoint for name in names):
         for modules in block.alternatives(linear):
-            apart = [f"{block.source}.{index}.{module}" for module in modules]
-            if modules != linear.sources and all(f"{name}.weight" in plan.checkpoint for name in apart):
+            apart = [f"{block.plain_prefix}.{index}.{module}" for module in modules]
+            if apart != names and all(f"{name}.weight" in plan.checkpoint for name in apart):
                 return replace(linear, sources=modules, stack="rows", split=None, piece=None), apart
     return linear, names
 
@@ -120,14 +122,26 @@ def plan_unquantized(plan: Plan, host: str, linear: LinearMap, names: list[str])
 
 
 def plan_plain(plan: Plan, block: BlockMap, index: int, spelling: Spelling, prefix: str = "") -> None:
-    """Append the unquantized tensors of a block."""
+    """Append what the description has as unquantized tensors of a block; some writers quantize Linears among them."""
     for host in block.plain:
         form = block.plain_map(host)
-        names = [prefix + spelling.layer(block.source, index, source) for source in form.sources]
+        names = [prefix + spelling.layer(block.plain_prefix, index, source) for source in form.sources]
+        module, _, end = names[0].rpartition(".")
+        if len(names) == 1 and end in ("weight", "bias") and f"{module}.qweight" in plan.checkpoint:
+            if end == "weight":
+                own = host.rpartition(".")[0]
+                _plan_quantized_plain(plan, block, index, own, want_layer(plan, module, spelling.suffixes))
+            continue
         may_lack = host in block.optional or plan.base is not None
         if may_lack and not any(name in plan.checkpoint for name in names):
             continue
         plan.add_plain(f"{block.host}.{index}.{host}", names, _flattening(form.rows, names[0]) if form.rows else None)
+
+
+def _plan_quantized_plain(plan: Plan, block: BlockMap, index: int, host: str, stored: StoredLayer) -> None:
+    """A Linear that most writers leave in 16 bits: rows in plain order, signed activations."""
+    whole = LinearMap(host, (stored[0],), shape=(None, None), bias=f"{host}.bias" in block.plain)
+    plan_quantized(plan, f"{block.host}.{index}.{host}", whole, [stored])
 
 
 def _flattening(rows: int, name: str):
@@ -190,7 +204,7 @@ def _read_linear(
         joined = join_pieces([QuantizedLayer(p.in_features, p.out_features, (p,), b) for _, p, b in parts], alike=True)
         if joined is not None:
             parts = [(parts[0][0], joined.parts[0], joined.bias)]
-    return combine(checkpoint.name, linear.stack, parts, arena, linear.bias, input_name)
+    return combine(checkpoint.name, linear.stack, parts, arena=arena, has_bias=linear.bias, input_name=input_name)
 
 
 def _is_modulation(tensors: dict[str, Tensor], linear: LinearMap) -> bool:

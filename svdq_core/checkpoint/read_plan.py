@@ -18,6 +18,7 @@ from ..quantized_model import QuantizedModel
 from ..values import FLOAT, check_values
 from .container import Checkpoint
 from .read_errors import reading
+from .same_model import SameModel
 from .shared_inputs import name_inputs
 
 Entry = QuantizedLayer | Tensor
@@ -56,7 +57,8 @@ class Plan:
         self._wanted: set[str] = set()
         self._missing: list[str] = []
         self._others_ignored = False
-        self._watch: Callable[[str, QuantizedLayer], None] | None = None
+        self._watch: SameModel | None = None
+        self._watched: set[str] = set()
         self._widths: dict[str, int] = {}  # features of the residual stream, by kind of block
         self._outputs: dict[str, int] = {}  # rows of the weights read so far, by module
 
@@ -88,9 +90,14 @@ class Plan:
         """Tensors of the checkpoint that no piece takes so far."""
         return [name for name in self.checkpoint if name not in self._wanted]
 
-    def watch(self, check: Callable[[str, QuantizedLayer], None]) -> None:
-        """Have the first quantized layer that is read looked at."""
-        self._watch = check
+    def watch(self, watch: SameModel) -> None:
+        """Have the pieces so far looked at when they are read."""
+        self._watch, self._watched = watch, self.hosts
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of what was read, one sentence each."""
+        return () if self._watch is None else tuple(self._watch.notes)
 
     def add(self, host: str, source: str, read: Callable[[], Entry]) -> None:
         """Append a piece whose tensors were noted with want()."""
@@ -152,6 +159,7 @@ class Plan:
             pool.shutdown(cancel_futures=True)
             self.checkpoint.release()
         name_inputs(model)
+        model.notes = self.notes
         return model
 
     def _run(self, job: Job) -> Entry:
@@ -159,17 +167,21 @@ class Plan:
             return job.read()
 
     def _checked(self, entries: Iterable[Entry]) -> Iterator[tuple[str, Entry]]:
+        waiting = set(self._watched)
         for job, entry in zip(self._jobs, entries, strict=True):
             self._check(job, entry)
+            if self._watch is not None and job.host in waiting:
+                self._watch.look(job.host, entry)
+                waiting.remove(job.host)
+                if not waiting:
+                    self._watch.finish()
+                    self._watched = set()  # a second reading looks at nothing again
             yield job.host, entry
 
     def _check(self, job: Job, entry: Entry) -> None:
         where = f"{self.checkpoint.name}: {job.source}"
         if isinstance(entry, QuantizedLayer):
             entry.check_tiling(where)  # what is in the parts was checked when they were read
-            if self._watch is not None:
-                self._watch(job.host, entry)
-                self._watch = None
             shape, tensor_name = (entry.out_features, entry.in_features), f"{job.host}.weight"
         else:
             check_values(entry, FLOAT, where)

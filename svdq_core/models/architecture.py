@@ -34,6 +34,8 @@ class Published:
         precisions: of the files, "int4" and "fp4". ranks: of their low-rank branches.
         shapes: Linear within a block -> (out_features, in_features), where LinearMap.shape leaves a size open.
         widths: kind of block, by BlockMap.host -> its width, where that is another one.
+        layers_only: as weights are called in memory, precisions whose file holds the quantized Linears and no more;
+            where it is not empty, what files of other precisions leave out is not known.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Published:
     ranks: tuple[int, ...] = (32,)
     shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     widths: Mapping[str, int] = field(default_factory=dict)
+    layers_only: tuple[str, ...] = ()
 
     def linear_size(self, block: BlockMap, linear: LinearMap) -> tuple[int, int]:
         """(out_features, in_features) of a Linear."""
@@ -91,6 +94,7 @@ class Architecture:
         older_tensors: end of a host tensor's name -> how older ComfyUI and original files end it.
         older_suffixes: nunchaku's files of this family have the older tensor names (smooth, lora_down, lora_up).
         base_file: what the second file is called that holds all that is not quantized; "" where one file holds all.
+        members: for each of several models that share all shapes, the words by which names and metadata tell it.
         kept: patterns of host Linears that the quantizer leaves in 16 bits.
         extras: (file name, its config) -> host tensors that ComfyUI wants and the file has no place for.
         behind_gelu: host Linear of a block -> its sources behind a GELU, where publishers disagree whether activations
@@ -116,6 +120,7 @@ class Architecture:
     older_tensors: dict[str, str] = field(default_factory=dict)
     older_suffixes: bool = False
     base_file: str = ""
+    members: tuple[tuple[str, ...], ...] = ()
     kept: tuple[str, ...] = ()
     extras: Callable[[str, dict], dict[str, Tensor]] | None = None
     behind_gelu: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

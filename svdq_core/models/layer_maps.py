@@ -130,6 +130,7 @@ class BlockMap:
         newer: older source name -> newer one, of Linears and plain tensors.
         native: source layer -> how deepcompressor's own output names it; empty: it has never written this family.
         optional: host tensors that some members of the family, or some writers, leave out.
+        plain_source: prefix of the unquantized tensors, where it is not that of the layers.
     """
 
     host: str
@@ -142,6 +143,12 @@ class BlockMap:
     newer: Mapping[str, str] = field(default_factory=dict)
     native: Mapping[str, NativeLayer] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
+    plain_source: str = ""
+
+    @property
+    def plain_prefix(self) -> str:
+        """The prefix before the block index of source tensors that are not quantized."""
+        return self.plain_source or self.source
 
     def plain_map(self, host: str) -> PlainMap:
         """The map of an unquantized tensor, by its name within the block."""

@@ -9,7 +9,7 @@ TWO_BLOCKS = {"hidden_size": 256, "num_heads": 2, "depth": 2, "depth_single_bloc
 
 
 def _flux(c: dict[str, Any], s: Sizes):
-    return s.image(16), {"c_crossattn": s.text(64), "y": s.normal(768), "guidance": s.number(3.5)}
+    return s.image(16), {"c_crossattn": s.text(c["context_in_dim"]), "y": s.normal(768), "guidance": s.number(3.5)}
 
 
 def _flux_control(c: dict[str, Any], s: Sizes):
@@ -72,14 +72,14 @@ IMAGE_MODELS = {
         "flux.model:Flux",
         published("flux2"),
         TWO_BLOCKS,
-        lambda c, s: (s.image(128, 2), {"c_crossattn": s.text(64), "guidance": s.number(3.5)}),
+        lambda c, s: (s.image(128, 2), {"c_crossattn": s.text(c["context_in_dim"]), "guidance": s.number(3.5)}),
         more={"reference": _references(128, 2)},
     ),
     "chroma": Family(
         "chroma.model:Chroma",
         published("chroma"),
         TWO_BLOCKS | {"out_dim": 256, "hidden_dim": 128, "n_layers": 2},
-        lambda c, s: (s.image(16), {"c_crossattn": s.text(64), "guidance": s.number(0.0)}),
+        lambda c, s: (s.image(16), {"c_crossattn": s.text(c["context_in_dim"]), "guidance": s.number(0.0)}),
         more={"control": _flux_control},
     ),
     "zimage": Family(
@@ -98,13 +98,13 @@ IMAGE_MODELS = {
         "krea2.model:SingleStreamDiT",
         published("krea2"),
         {"features": 512, "layers": 2, "heads": 4, "kvheads": 1, "txtlayers": 3, "txtdim": 320},
-        _text(16, 3 * 320),
+        lambda c, s: (s.image(16), {"c_crossattn": s.text(c["txtlayers"] * c["txtdim"])}),
     ),
     "qwen_image": Family(
         "qwen_image.model:QwenImageTransformer2DModel",
         published("qwen_image"),
         {"num_layers": 2, "num_attention_heads": 2, "joint_attention_dim": 64},
-        _one_frame(16, 64, 1),
+        lambda c, s: (s.image(16)[:, :, None], {"c_crossattn": s.text(c.get("joint_attention_dim", 3584))}),
         more={"reference": _references(16, frame=True)},
     ),
     "mage_flow": Family(

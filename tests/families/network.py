@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import comfy.memory_management
 import comfy.model_detection
 import comfy.ops
 import torch
@@ -93,7 +95,9 @@ class Family:
         """The host's network without memory."""
         module, name = self.network.split(":")
         network = getattr(importlib.import_module(f"comfy.ldm.{module}"), name)
-        return network(**config, device="meta", dtype=torch.bfloat16, operations=comfy.ops.disable_weight_init).eval()
+        how = {"device": "meta", "dtype": torch.bfloat16, "operations": comfy.ops.disable_weight_init}
+        with patch.object(comfy.memory_management, "aimdo_enabled", False):  # else its Linears have no weights yet
+            return network(**config, **how).eval()
 
     def shapes(self, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor of a file with these sizes."""

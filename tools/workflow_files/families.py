@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from . import files, parts
 from .graph import ModelFile, Node, Workflow
-from .parts import DEFAULT_PROMPT, FILES, PICTURE, PROMPT
+from .parts import DEFAULT_PROMPT, DRAW, FILES, PICTURE, PROMPT
 
 EDIT = "Replace the sky with a starry night"
 
@@ -20,14 +20,14 @@ def _text_encoder(workflow: Workflow, file: ModelFile, kind: str) -> Node:
 
 def _prompts(workflow: Workflow, clip: Node, text: str = DEFAULT_PROMPT, negative: str | None = None):
     """Positive and negative conditioning; without a negative text it is the positive one zeroed, for cfg 1."""
-    positive = workflow.add(PROMPT, "CLIPTextEncode", "", clip=clip, text=text)
+    positive = workflow.add(PROMPT, "CLIPTextEncode", "" if negative is None else "positive", clip=clip, text=text)
     if negative is None:
         return positive, workflow.add(PROMPT, "ConditioningZeroOut", "", conditioning=positive)
     return positive, workflow.add(PROMPT, "CLIPTextEncode", "negative", clip=clip, text=negative)
 
 
-def _shift(workflow: Workflow, model: Node, shift: float) -> Node:
-    return workflow.add(FILES, "ModelSamplingAuraFlow", "", model=model, shift=shift)
+def _shift(workflow: Workflow, model: Node, shift: float, stage: str = FILES) -> Node:
+    return workflow.add(stage, "ModelSamplingAuraFlow", "", model=model, shift=shift)
 
 
 def _picture(workflow: Workflow, latent: Node, vae: Node) -> Workflow:
@@ -60,8 +60,8 @@ def krea_2_turbo() -> Workflow:
 
 def qwen_image() -> Workflow:
     note = (
-        "The Lightning LoRA is part of this file, so 4 steps at cfg 1 are enough. With `svdq-int4_r32-qwen-image` take "
-        "20 steps and cfg 4."
+        "The Lightning LoRA is part of this file, so 4 steps at cfg 1 are enough. With **svdq-int4_r32-qwen-image** "
+        "take 20 steps and cfg 4."
     )
     workflow, loader = _start(
         "qwen-image", "Qwen-Image, Lightning", "Text to picture in 4 steps.", files.QWEN_IMAGE, note
@@ -76,7 +76,7 @@ def qwen_image() -> Workflow:
 
 def qwen_image_edit() -> Workflow:
     note = (
-        "`example.png` comes with ComfyUI; choose a picture of your own. Up to three can be wired to the prompt. "
+        "**example.png** comes with ComfyUI; choose a picture of your own. Up to three can be wired to the prompt. "
         "Files of Qwen-Image-Edit and -2509 work in the same graph; ones without Lightning take 20 steps and cfg 4."
     )
     workflow, loader = _start(
@@ -88,7 +88,7 @@ def qwen_image_edit() -> Workflow:
     positive = workflow.add(PROMPT, "TextEncodeQwenImageEditPlus", "", clip=clip, vae=vae, image1=picture, prompt=EDIT)
     negative = workflow.add(PROMPT, "ConditioningZeroOut", "", conditioning=positive)
     latent = workflow.add(PROMPT, "VAEEncode", "", pixels=picture, vae=vae)
-    model = _shift(workflow, loader, 3.1)
+    model = _shift(workflow, loader, 3.1, DRAW)
     return _picture(workflow, parts.sample(workflow, model, positive, negative, latent, steps=4), vae)
 
 
@@ -126,12 +126,12 @@ def sdxl() -> Workflow:
     checkpoint = workflow.add(
         FILES, "CheckpointLoaderSimple", "text encoders and VAE", files.SDXL_BASE, ckpt_name=files.SDXL_BASE.name
     )
-    positive = workflow.add(PROMPT, "CLIPTextEncode", "", clip=checkpoint[1], text=DEFAULT_PROMPT)
+    positive = workflow.add(PROMPT, "CLIPTextEncode", "positive", clip=checkpoint[1], text=DEFAULT_PROMPT)
     negative = workflow.add(PROMPT, "CLIPTextEncode", "negative", clip=checkpoint[1], text="blurry, low quality")
     size = workflow.add(PROMPT, "EmptyLatentImage", "", width=1024, height=1024, batch_size=1)
     sampled = parts.sample(workflow, loader, positive, negative, size, steps=25, cfg=6.0, scheduler="karras")
     decoded = workflow.add(PICTURE, "VAEDecode", "", samples=sampled, vae=checkpoint[2])
-    decoded.size = (160, 50)
+    decoded.size = (225, 56)
     parts.save(workflow, decoded, workflow.name)
     return workflow
 
@@ -152,14 +152,14 @@ def minimax_h3() -> Workflow:
         compute="auto",
         second_file=files.MINIMAX_H3_BF16.name,
     )
-    loader.size = (360, 270)
+    loader.size = (340, 270)
     clip = _text_encoder(workflow, files.QWEN3VL_32B, "minimax")
     video_vae = parts.vae_loader(workflow, files.MINIMAX_H3_VAE)
     audio_vae = parts.vae_loader(workflow, files.MINIMAX_H3_AUDIO_VAE)
     text = "Waves break below a lighthouse at dusk, seagulls call, the camera pans slowly along the coast"
     positive, negative = _prompts(workflow, clip, text)
     latent = workflow.add(PROMPT, "EmptyMiniMaxH3LatentAV", "", width=1344, height=768, length=124)
-    model = workflow.add(FILES, "MiniMaxH3SigmaShift", "", model=loader, shift_video=12.0, shift_audio=3.0)
+    model = workflow.add(DRAW, "MiniMaxH3SigmaShift", "", model=loader, shift_video=12.0, shift_audio=3.0)
     sampled = parts.sample(workflow, model, positive, negative, latent, steps=20)
     apart = workflow.add(PICTURE, "LTXVSeparateAVLatent", "", av_latent=sampled)
     pictures = parts.decode(workflow, apart, video_vae)

@@ -6,7 +6,7 @@ from . import files, parts
 from .graph import Node, Workflow
 from .parts import DEFAULT_PROMPT, DRAW, FILES, PROMPT
 
-EXAMPLE = "`example.png` comes with ComfyUI; choose a picture of your own in **Load Image**."
+EXAMPLE = "**example.png** comes with ComfyUI; choose a picture of your own in **Load Image**."
 CONTROL_NOTE = "The model sees the {what} through its own input channels, so no ControlNet is needed. " + EXAMPLE
 
 
@@ -41,12 +41,11 @@ def kontext() -> Workflow:
     workflow, loader, clip, vae = _start(
         "flux.1-kontext-dev", "FLUX.1 Kontext dev", "Edits a picture by instruction.", "flux.1-kontext-dev", EXAMPLE
     )
-    positive, negative = parts.flux_prompt(workflow, clip, "Make it a snowy winter evening", None)
+    positive, negative = parts.flux_prompt(workflow, clip, "Make it a snowy winter evening", 2.5)
     picture = parts.load_picture(workflow, "picture to edit")
     scaled = workflow.add(PROMPT, "FluxKontextImageScale", "", image=picture)
     latent = workflow.add(PROMPT, "VAEEncode", "", pixels=scaled, vae=vae)
     positive = workflow.add(PROMPT, "ReferenceLatent", "", conditioning=positive, latent=latent)
-    positive = workflow.add(PROMPT, "FluxGuidance", "", conditioning=positive, guidance=2.5)
     return _finish(workflow, parts.sample(workflow, loader, positive, negative, latent), vae)
 
 
@@ -75,7 +74,7 @@ def fill() -> Workflow:
     return _finish(workflow, parts.sample(workflow, model, inpaint[0], inpaint[1], inpaint[2]), vae)
 
 
-def _control(workflow: Workflow, clip: Node, vae: Node, picture: Node, text: str, guidance: float) -> Node:
+def _control(workflow: Workflow, clip: Node, vae: Node, picture: Node, *, text: str, guidance: float) -> Node:
     positive, negative = parts.flux_prompt(workflow, clip, text, guidance)
     return workflow.add(
         PROMPT,
@@ -95,7 +94,7 @@ def canny() -> Workflow:
     )
     picture = parts.one_megapixel(workflow, parts.load_picture(workflow, "picture for the edges"))
     edges = workflow.add(PROMPT, "Canny", "", image=picture, low_threshold=0.15, high_threshold=0.3)
-    control = _control(workflow, clip, vae, edges, DEFAULT_PROMPT, 30.0)
+    control = _control(workflow, clip, vae, edges, text=DEFAULT_PROMPT, guidance=30.0)
     workflow.add(PROMPT, "PreviewImage", "edges", images=edges)
     return _finish(workflow, parts.sample(workflow, loader, control[0], control[1], control[2]), vae)
 
@@ -109,7 +108,7 @@ def depth() -> Workflow:
         "flux.1-depth-dev", "FLUX.1 Depth dev", "Draws with the depth of another picture.", "flux.1-depth-dev", note
     )
     picture = parts.one_megapixel(workflow, parts.load_picture(workflow, "depth map"))
-    control = _control(workflow, clip, vae, picture, DEFAULT_PROMPT, 10.0)
+    control = _control(workflow, clip, vae, picture, text=DEFAULT_PROMPT, guidance=10.0)
     return _finish(workflow, parts.sample(workflow, loader, control[0], control[1], control[2]), vae)
 
 
@@ -120,6 +119,7 @@ def redux() -> Workflow:
     vision = workflow.add(FILES, "CLIPVisionLoader", "", files.SIGCLIP, clip_name=files.SIGCLIP.name)
     style = workflow.add(FILES, "StyleModelLoader", "", files.REDUX, style_model_name=files.REDUX.name)
     positive, negative = parts.flux_prompt(workflow, clip, "", 3.5)
+    positive.inputs["conditioning"].node.size = (340, 120)
     picture = parts.load_picture(workflow, "picture to vary")
     seen = workflow.add(PROMPT, "CLIPVisionEncode", "", clip_vision=vision, image=picture, crop="center")
     styled = workflow.add(
@@ -139,7 +139,7 @@ def redux() -> Workflow:
 def controlnet() -> Workflow:
     note = (
         f"The ordinary ControlNet nodes work as they are. {EXAMPLE} For depth or pose, load a map of that kind and "
-        "take **Canny** out."
+        "take **Canny** out. The middle of the picture is used: set width and height to its shape."
     )
     workflow, loader, clip, vae = _start(
         "flux.1-dev-controlnet", "FLUX.1 dev with ControlNet", "Text and edges to picture.", "flux.1-dev", note
@@ -148,7 +148,6 @@ def controlnet() -> Workflow:
     positive, negative = parts.flux_prompt(workflow, clip, DEFAULT_PROMPT, 3.5)
     picture = parts.one_megapixel(workflow, parts.load_picture(workflow, "picture for the edges"))
     edges = workflow.add(PROMPT, "Canny", "", image=picture, low_threshold=0.15, high_threshold=0.3)
-    size = workflow.add(PROMPT, "GetImageSize", "", image=edges)
     control = workflow.add(
         PROMPT,
         "ControlNetApplyAdvanced",
@@ -162,7 +161,7 @@ def controlnet() -> Workflow:
         end_percent=0.8,
         vae=vae,
     )
-    latent = workflow.add(PROMPT, "EmptySD3LatentImage", "", width=size[0], height=size[1], batch_size=1)
+    latent = parts.empty_latent(workflow)
     return _finish(workflow, parts.sample(workflow, loader, control[0], control[1], latent), vae)
 
 

@@ -5,9 +5,9 @@ What only shows something (nothing follows it) stands below what it shows, so th
 
 from dataclasses import dataclass
 
-NODE_WIDTH, LOADER_WIDTH, WIDE_NODE_WIDTH, NOTE_WIDTH = 240, 340, 360, 360
-COLUMN_GAP, ROW_GAP, STAGE_GAP, MARGIN, HEADING = 44, 40, 36, 20, 50
-TITLE, SLOT, WIDGET, TEXT, PICTURE = 30, 22, 26, 130, 330
+NODE_WIDTH, LOADER_WIDTH, WIDE_NODE_WIDTH, NOTE_WIDTH = 225, 340, 340, 1000
+COLUMN_GAP, ROW_GAP, STAGE_GAP, MARGIN, HEADING = 36, 24, 30, 20, 50
+TITLE, SLOT, WIDGET, TEXT = 30, 22, 28, 130  # of nodes as page elements, which are the larger ones
 
 
 @dataclass(frozen=True)
@@ -41,35 +41,31 @@ def columns_of_stage(boxes: list[Box], used: set[int]) -> list[list[Box]]:
     return columns
 
 
-def frames_of_stages(boxes: list[Box], places: dict[int, tuple[int, int]]) -> list[tuple[str, list[int]]]:
-    """(stage, [x, y, width, height]) of the frame around the nodes of each stage, in order of first use."""
-    frames = []
-    for stage in dict.fromkeys(box.stage for box in boxes):
-        here = [(*places[box.id], box) for box in boxes if box.stage == stage]
-        left, top = min(x for x, _, _ in here) - MARGIN, min(y for _, y, _ in here) - TITLE - HEADING
-        right, bottom = max(x + box.width for x, _, box in here), max(y + box.height for _, y, box in here)
-        frames.append((stage, [left, top, right + MARGIN - left, bottom + MARGIN - top]))
-    return frames
+def frames_of_stages(
+    boxes: list[Box], places: dict[int, tuple[int, int]], below: str = ""
+) -> list[tuple[str, list[int]]]:
+    """(stage, [x, y, width, height]) of the frame around the nodes of each stage, in order of first use.
 
+    Frames that stand side by side are equally high. With a second row the first stage's frame is as high as both.
 
-def place(boxes: list[Box], left: int = 0) -> tuple[dict[int, tuple[int, int]], list[tuple[str, list[int]]]]:
-    """Positions of the nodes and the rectangles [x, y, width, height] of the stages, from `left` to the right.
-
-    Returns:
-        {node id: (x, y)}, and (stage, rectangle) in order.
+    Args:
+        below: the stage that begins the second row; "" for one row.
     """
-    positions: dict[int, tuple[int, int]] = {}
-    stages: list[tuple[str, list[int]]] = []
-    used = {source for box in boxes for source in box.sources}
-    for stage in dict.fromkeys(box.stage for box in boxes):
-        x, bottom = left + MARGIN, 0
-        for column in columns_of_stage([box for box in boxes if box.stage == stage], used):
-            y = HEADING
-            for box in column:
-                positions[box.id] = (x, y + TITLE)
-                y += TITLE + box.height + ROW_GAP
-            bottom = max(bottom, y)
-            x += max(box.width for box in column) + COLUMN_GAP
-        stages.append((stage, [left, 0, x - COLUMN_GAP + MARGIN - left, bottom]))
-        left = x - COLUMN_GAP + MARGIN + STAGE_GAP
-    return positions, stages
+    stages = list(dict.fromkeys(box.stage for box in boxes))
+    second = stages.index(below) if below else len(stages)
+    rows = [stages[1:second] if below else stages, stages[second:]]
+    edges: dict[str, tuple[int, int]] = {}
+    for row in filter(None, rows):
+        here = [(places[box.id][1], box.height) for box in boxes if box.stage in row]
+        top, bottom = min(y for y, _ in here) - TITLE - HEADING, max(y + height for y, height in here) + MARGIN
+        edges |= dict.fromkeys(row, (top, bottom))
+    if below:
+        lowest = max(places[box.id][1] + box.height for box in boxes if box.stage == stages[0]) + MARGIN
+        edges[stages[0]] = (edges[stages[1]][0], max(edges[below][1], lowest))
+    frames = []
+    for stage in stages:
+        here = [(places[box.id][0], box.width) for box in boxes if box.stage == stage]
+        left, right = min(x for x, _ in here) - MARGIN, max(x + width for x, width in here) + MARGIN
+        top, bottom = edges[stage]
+        frames.append((stage, [left, top, right - left, bottom - top]))
+    return frames

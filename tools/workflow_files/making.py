@@ -38,13 +38,13 @@ def _quantize(
         error_limit=0.0,
         **wire,
     )
-    node.size = (440, 650)
+    node.size = (400, 440)
     return node
 
 
 def _show_errors(workflow: Workflow, quantized: Node) -> None:
     plot = workflow.add(QUANTIZE, "PreviewImage", "error of each layer", images=quantized[3])
-    plot.size = (480, 250)
+    plot.size = (400, 240)
 
 
 def environment_check() -> Workflow:
@@ -62,14 +62,15 @@ def environment_check() -> Workflow:
 def quantize_flux() -> Workflow:
     note = (
         "Choose **your own** FLUX.1 finetune in *Load Diffusion Model*, in BF16 or FP16: an FP8 file has lost too much "
-        "already and is refused. The file is written to `output/diffusion_models/svdq-int4_r32-my-flux.safetensors` "
+        "already and is refused. The file is written to **output/diffusion_models/svdq-int4_r32-my-flux.safetensors** "
         "and stands in the list of *Load Model (SVDQuant)* from then on. A second run writes a second file, unless "
         "*overwrite* is on. LoRAs between the loader and *Quantize Model (SVDQuant)* become part of the file. On "
-        "RTX 50 set *precision* to `nvfp4`. It takes about 6 GB of GPU memory, and 15 GB of disk until it is done."
+        "RTX 50 set *precision* to **nvfp4**. It takes about 6 GB of GPU memory, and 15 GB of disk until it is done."
     )
     workflow = Workflow(
         "quantize-your-own-flux", "quantize your own FLUX.1", "Makes a 4-bit file of a 16-bit model, and draws.", note
     )
+    workflow.below = PROMPT
     quantized = _quantize(workflow, parts.bf16_loader(workflow, files.FLUX_DEV_BF16), "my-flux")
     clip, vae = parts.flux_text_encoders(workflow), parts.vae_loader(workflow)
     positive, negative = parts.flux_prompt(workflow, clip, DEFAULT_PROMPT, 3.5)
@@ -82,11 +83,11 @@ def quantize_flux() -> Workflow:
 def quantize_flux_calibrated() -> Workflow:
     note = (
         "Choose **your own** FLUX.1 finetune, and write **prompts of the kind that you draw**. One run draws the four "
-        "prompts while it records what the model's layers see, quantizes the model with that, and draws them again in "
-        "4 bits. The recording is `output/svdquant_calibration/my-flux.safetensors`, the model "
-        "`output/diffusion_models/svdq-int4_r32-my-flux-calibrated.safetensors`.\n\n"
+        "prompts while it records what the model's layers see, then quantizes the model with that. The recording is "
+        "**output/svdquant_calibration/my-flux.safetensors**, the model "
+        "**output/diffusion_models/svdq-int4_r32-my-flux-calibrated.safetensors**: draw with it in *flux.1-dev*.\n\n"
         "More prompts are better. To record more: mute the box *Quantize* (select it, **Ctrl+M**), write other prompts "
-        "and run, as often as you like: they add up. Then unmute it and run once more. *take* starts over.\n\n"
+        "and run, as often as you like: they add up. Then unmute it and run once more. *take* starts over. "
         "Cancel whenever you like: the next run goes on where quantizing stopped."
     )
     workflow = Workflow(
@@ -95,20 +96,22 @@ def quantize_flux_calibrated() -> Workflow:
         "Makes a better 4-bit file of a 16-bit model: it records your prompts first.",
         note,
     )
-    dense = parts.bf16_loader(workflow, files.FLUX_DEV_BF16)
-    clip, vae = parts.flux_text_encoders(workflow), parts.vae_loader(workflow)
+    dense, clip = parts.bf16_loader(workflow, files.FLUX_DEV_BF16), parts.flux_text_encoders(workflow)
     texts = {}
     for number, text in enumerate(RECORDED_PROMPTS):
         prompt = workflow.add(PROMPT, "PrimitiveStringMultiline", f"prompt {number + 1}", value=text)
-        prompt.size = (400, 110)
+        prompt.size = (260, 110)
         texts[f"inputs.input{number}"] = prompt
     prompts = workflow.add(PROMPT, "CreateList", "", **texts)
-    positive, negative = parts.flux_prompt(workflow, clip, prompts[0], 3.5)
+    prompts.size = (225, 114)
     latent = parts.empty_latent(workflow)
-    workflow.below = QUANTIZE
+    positive, negative = parts.flux_prompt(workflow, clip, prompts[0], 3.5, RECORD)
+    positive.inputs["conditioning"].node.stage = PROMPT
+    positive.inputs["conditioning"].node.size = (225, 100)  # its text comes by a wire
     start = workflow.add(
         RECORD, "SVDQuantCalibrationStart", "", model=dense, name="my-flux", take=1, tokens=512, gram_mib=2048
     )
+    start.size = (260, 180)
     drawn = workflow.add(
         RECORD,
         "RebatchLatents",
@@ -117,11 +120,9 @@ def quantize_flux_calibrated() -> Workflow:
         batch_size=len(RECORDED_PROMPTS),  # one batch: the recording is saved once
     )
     saved = workflow.add(RECORD, "SVDQuantCalibrationSave", "", model=start, samples=drawn)
-    saved.size = (380, 220)
+    saved.size = (260, 200)
     quantized = _quantize(workflow, dense, "my-flux-calibrated", "best", saved[1])
-    again = parts.sample(workflow, quantized, positive, negative, latent, title="4 bits")
-    parts.save(workflow, parts.decode(workflow, again, vae), workflow.name)
-    _show_errors(workflow, quantized)
+    quantized.size = (320, 440)
     return workflow
 
 
@@ -165,8 +166,8 @@ def compare_bf16() -> Workflow:
 def convert() -> Workflow:
     note = (
         "Reads every SVDQuant form that this pack knows, the folders of older releases included, and writes one file "
-        "to `output/diffusion_models`. A LoRA put between the two nodes becomes part of the file, as additional rank. "
-        "The same without ComfyUI: `python dev.py convert IN OUT`."
+        "to **output/diffusion_models**. A LoRA put between the two nodes becomes part of the file, as additional "
+        "rank. The same without ComfyUI: **python dev.py convert IN OUT**."
     )
     workflow = Workflow("convert", "convert a model", "Writes an SVDQuant model in another file format.", note)
     loader = parts.svdquant_loader(workflow, files.svdquant_flux("flux.1-dev"))
@@ -185,7 +186,7 @@ def convert() -> Workflow:
 
 def _pixart_prompt(workflow: Workflow) -> tuple[Node, Node, Node]:
     clip = workflow.add(FILES, "CLIPLoader", "", files.T5, clip_name=files.T5.name, type="pixart", device="default")
-    positive = workflow.add(PROMPT, "CLIPTextEncode", "", clip=clip, text=DEFAULT_PROMPT)
+    positive = workflow.add(PROMPT, "CLIPTextEncode", "positive", clip=clip, text=DEFAULT_PROMPT)
     negative = workflow.add(PROMPT, "CLIPTextEncode", "negative", clip=clip, text="")
     size = workflow.add(PROMPT, "EmptyLatentImage", "", width=1024, height=1024, batch_size=1)
     return positive, negative, size
@@ -212,8 +213,8 @@ def pixart_sigma() -> Workflow:
 def pixart_sigma_quantize() -> Workflow:
     file: ModelFile = files.PIXART_BF16
     note = (
-        f"Rename the downloaded `diffusion_pytorch_model.safetensors` to `{file.name}`. The 4-bit file is written to "
-        f"`output/diffusion_models/{files.PIXART_SVDQUANT.name}`; *pixart-sigma* loads it."
+        f"Rename the downloaded **diffusion_pytorch_model.safetensors** to **{file.name}**. The 4-bit file is written "
+        f"to **output/diffusion_models/{files.PIXART_SVDQUANT.name}**; *pixart-sigma* loads it."
     )
     workflow = Workflow(
         "pixart-sigma-quantize", "quantize PixArt-Sigma", "Makes a 4-bit file of PixArt-Sigma, and draws.", note

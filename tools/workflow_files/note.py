@@ -3,7 +3,7 @@
 from .graph import ModelFile, Workflow
 
 CARD = (
-    "**RTX 50 (Blackwell)?** Take `{fp4}` from the same page instead. Every other card takes the `int4` file. "
+    "**RTX 50 (Blackwell)?** Take **{fp4}** from the same page instead. Every other card takes the int4 file. "
     "Not sure: run the template *environment-check*; it also says what to repair."
 )
 DOWNLOAD = (
@@ -17,7 +17,7 @@ def read_me_first(workflow: Workflow) -> str:
     """Markdown for the note."""
     parts = [f"# Read me first: {workflow.title}", workflow.summary]
     if workflow.files:
-        parts += ["## Files", "\n".join(_line(file) for file in workflow.files)]
+        parts.append("\n".join(_line(file) for file in workflow.files))
         published = [
             file.name for file in workflow.files if "svdq-int4" in file.name and file.page and not file.only_int4
         ]
@@ -30,6 +30,7 @@ def read_me_first(workflow: Workflow) -> str:
 
 
 def _line(file: ModelFile) -> str:
+    # bold, not code: on a coloured note the page draws code in the colour of its background (nodes as page elements)
     size = f" ({file.gib:g} GB)" if file.gib is not None else ""
     where = f"from [{file.page.removeprefix('https://huggingface.co/')}]({file.page})" if file.page else "made by you"
-    return f"- `{file.name}`{size} in `models/{file.folder}`, {where}.{GATED if file.gated else ''}"
+    return f"- **{file.name}**{size} in models/{file.folder}, {where}.{GATED if file.gated else ''}"

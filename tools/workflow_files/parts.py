@@ -11,7 +11,7 @@ DEFAULT_PROMPT = (
 
 def svdquant_loader(workflow: Workflow, file: ModelFile) -> Node:
     node = workflow.add(FILES, "SVDQuantModelLoader", "", file, model_name=file.name, compute="auto")
-    node.size = (360, 250)  # with room for what it says after a run
+    node.size = (340, 250)  # with room for what it says after a run
     return node
 
 
@@ -37,12 +37,14 @@ def vae_loader(workflow: Workflow, file: ModelFile = files.FLUX_VAE) -> Node:
     return workflow.add(FILES, "VAELoader", "", file, vae_name=file.name)
 
 
-def flux_prompt(workflow: Workflow, clip: Node, text: str | Output, guidance: float | None) -> tuple[Node, Node]:
+def flux_prompt(
+    workflow: Workflow, clip: Node, text: str | Output, guidance: float | None, stage: str = PROMPT
+) -> tuple[Node, Node]:
     """Positive and negative conditioning; FLUX at cfg 1 needs no negative text, so it is the positive one zeroed."""
-    positive = workflow.add(PROMPT, "CLIPTextEncode", "", clip=clip, text=text)
-    negative = workflow.add(PROMPT, "ConditioningZeroOut", "", conditioning=positive)
+    positive = workflow.add(stage, "CLIPTextEncode", "", clip=clip, text=text)
+    negative = workflow.add(stage, "ConditioningZeroOut", "", conditioning=positive)
     if guidance is not None:
-        positive = workflow.add(PROMPT, "FluxGuidance", "", conditioning=positive, guidance=guidance)
+        positive = workflow.add(stage, "FluxGuidance", "", conditioning=positive, guidance=guidance)
     return positive, negative
 
 
@@ -72,6 +74,7 @@ def sample(
     positive: Node | Output,
     negative: Node | Output,
     latent: Node | Output,
+    *,
     steps: int = 20,
     title: str = "",
     cfg: float = 1.0,
@@ -97,7 +100,7 @@ def sample(
 
 def decode(workflow: Workflow, latent: Node, vae: Node, title: str = "") -> Node:
     node = workflow.add(PICTURE, "VAEDecode", title, samples=latent, vae=vae)
-    node.size = (160, 50)
+    node.size = (225, 56)
     return node
 
 

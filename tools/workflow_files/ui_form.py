@@ -5,16 +5,15 @@ the host's own /object_info. Some widgets are the page's and have no counterpart
 what to do with it after each run, a picture by its upload button.
 """
 
+import re
 import uuid
 from typing import Any
 
 from .arrange import Places, Wire, arrange
 from .layout import (
     LOADER_WIDTH,
-    MARGIN,
     NODE_WIDTH,
     NOTE_WIDTH,
-    PICTURE,
     SLOT,
     STAGE_GAP,
     TEXT,
@@ -23,7 +22,6 @@ from .layout import (
     WIDGET,
     Box,
     frames_of_stages,
-    place,
 )
 
 GROWS = "COMFY_AUTOGROW_V3"  # as many inputs as are linked
@@ -35,9 +33,10 @@ REPORTS = {  # node -> pixels of what it says on itself after a run
     "SVDQuantQuantizeModel": 260,
     "SVDQuantExportModel": 70,
 }
-PICTURE_NODES = ("LoadImage", "PreviewImage", "SaveImage")
+PICTURES = {"LoadImage": 160, "PreviewImage": 300, "SaveImage": 300}  # pixels of what they show
+WIDTHS = {"LoadImage": 270, "SaveImage": 270, "KSampler": 240}
 TEXT_NODES = ("PreviewAny",)
-NOTE_COLUMNS, NOTE_LINE = 54, 15  # characters of a line of a note, and its height
+NOTE_COLUMNS, NOTE_LINE, NOTE_GAP = 165, 14, 5  # characters of a line of a note, its height, what follows a paragraph
 WINDOW = (1700, 950)  # pixels of the page that everything should fit into
 BARS = (80, 110)  # pixels at the left and above that the page's own bars cover
 SMALLEST_SCALE = 0.58  # below, the page draws no words on its nodes
@@ -111,7 +110,9 @@ def node_size(node: dict, object_info: dict) -> tuple[int, int]:
     known = definitions(class_type, node["inputs"], object_info)
     sockets = sum(not is_widget(definition) for definition in known.values())
     height = SLOT * max(sockets, len(object_info[class_type]["output"]))
-    width = LOADER_WIDTH if "Load" in class_type or class_type.startswith("SVDQuant") else NODE_WIDTH
+    width = WIDTHS.get(class_type, NODE_WIDTH)
+    if "Loader" in class_type or class_type.startswith("SVDQuant"):
+        width = LOADER_WIDTH
     for definition in known.values():
         if is_widget(definition):
             multiline = len(definition) > 1 and definition[1].get("multiline")
@@ -120,13 +121,14 @@ def node_size(node: dict, object_info: dict) -> tuple[int, int]:
             width = WIDE_NODE_WIDTH if multiline else width
     if class_type in TEXT_NODES:
         height, width = height + TEXT, WIDE_NODE_WIDTH
-    return width, height + 10 + PICTURE * (class_type in PICTURE_NODES) + REPORTS.get(class_type, 0)
+    return width, height + 12 + PICTURES.get(class_type, 0) + REPORTS.get(class_type, 0)
 
 
 def to_ui_form(
     name: str,
     api: dict[str, dict],
     object_info: dict,
+    *,
     stages: dict[str, str] | None = None,
     files: dict[str, list[dict]] | None = None,
     sizes: dict[str, tuple[int, int]] | None = None,
@@ -142,8 +144,8 @@ def to_ui_form(
         stages: node id -> heading of the box that it stands in; None: no boxes.
         files: node id -> the model files that the page may offer to download: name, url, directory.
         sizes: node id -> width and height, where the usual size does not suit.
-        note: Markdown of a note to the left of everything.
-        places: node number -> where it stands; None: they are looked for, which takes seconds where there are stages.
+        note: Markdown of a note above everything.
+        places: node number -> where it stands, the note left out; None: they are looked for, which takes seconds.
         below: the stage that begins a second row.
     """
     numbers = {key: int(key) if key.isdecimal() else index for index, key in enumerate(api, 1)}
@@ -154,10 +156,18 @@ def to_ui_form(
         stage = stages[key] if stages else ""
         size = (sizes or {}).get(key) or node_size(node, object_info)
         boxes.append(Box(numbers[key], stage, *size, sources))
-    beside = NOTE_WIDTH + STAGE_GAP if note else 0
-    positions, rectangles = _placed(boxes, links, note, places, below) if stages else place(boxes, beside)
+    positions, rectangles = _placed(boxes, links, note, places, below)
     nodes = [
-        _node(numbers[key], order, node, positions, boxes[order], links, object_info, (files or {}).get(key, []))
+        _node(
+            numbers[key],
+            order,
+            node,
+            positions=positions,
+            box=boxes[order],
+            links=links,
+            object_info=object_info,
+            files=(files or {}).get(key, []),
+        )
         for order, (key, node) in enumerate(api.items())
     ]
     if note:
@@ -184,14 +194,12 @@ def to_ui_form(
 
 
 def _placed(boxes: list[Box], links: list[list], note: str, places: Places | None, below: str):
-    """Places and frames: with the note to the left, or above the first stage where that would be too wide."""
+    """Places and frames, below the note."""
     if places is None or places.keys() != {box.id for box in boxes}:
-        wires = [Wire(*link[1:5]) for link in links]
-        places = arrange(boxes, wires, NOTE_WIDTH + STAGE_GAP, below)
-        right = max(places[box.id][0] + box.width for box in boxes) + MARGIN
-        if right > (WINDOW[0] - BARS[0]) / SMALLEST_SCALE:
-            places = arrange(boxes, wires, 0, below, TITLE + note_height(note) + STAGE_GAP)
-    return places, frames_of_stages(boxes, places)
+        places = arrange(boxes, [Wire(*link[1:5]) for link in links], below)
+    top = below_note(note)
+    moved = {number: (x, y + top) for number, (x, y) in places.items()}
+    return moved, frames_of_stages(boxes, moved, below)
 
 
 def opening_view(nodes: list[dict], groups: list[dict]) -> dict:
@@ -224,7 +232,7 @@ def _sockets(node: dict, object_info: dict) -> list[str]:
     return sockets + [name for name, definition in known.items() if is_widget(definition)]
 
 
-def _node(number, order, node, positions, box, links, object_info, files) -> dict:
+def _node(number, order, node, *, positions, box, links, object_info, files) -> dict:
     class_type = node["class_type"]
     info, known = object_info[class_type], definitions(class_type, node["inputs"], object_info)
     inputs = []
@@ -257,8 +265,19 @@ def _node(number, order, node, positions, box, links, object_info, files) -> dic
 
 
 def note_height(text: str) -> int:
-    """Pixels that the text of a note takes, about."""
-    return 60 + NOTE_LINE * sum(1 + len(line) // NOTE_COLUMNS for line in text.splitlines())
+    """Pixels that the text of a note takes, about: a heading, and lines with some room between paragraphs."""
+    lines = [line for line in text.splitlines() if line]
+    return 48 + sum(NOTE_GAP + NOTE_LINE * (1 + len(_shown(line)) // NOTE_COLUMNS) for line in lines)
+
+
+def _shown(line: str) -> str:
+    """A line of Markdown without the addresses of its links."""
+    return re.sub(r"\]\([^)]*\)", "", line)
+
+
+def below_note(text: str) -> int:
+    """Where the nodes begin, in pixels from above."""
+    return note_height(text) + TITLE + STAGE_GAP if text else 0
 
 
 def _note(number: int, order: int, text: str) -> dict:

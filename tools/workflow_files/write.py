@@ -21,7 +21,7 @@ if __package__ in (None, ""):
 from workflow_files import families, flux, making
 from workflow_files.graph import Workflow
 from workflow_files.note import read_me_first
-from workflow_files.ui_form import to_ui_form
+from workflow_files.ui_form import below_note, to_ui_form
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "workflows"
@@ -52,17 +52,26 @@ def read_places() -> dict[str, dict[int, tuple[int, int]]]:
 
 def arrange_anew(object_info: dict, names: list[str]) -> None:
     """Look for the places of the nodes of some workflows anew, of all if none is named, and keep them."""
-    stored = read_places()
-    kept = {name: places for name, places in stored.items() if names and name not in names}
-    _write_places({name: {str(n): place for n, place in places.items()} for name, places in kept.items()})
-    found = {}
-    for workflow in workflows():
-        form = ui_form(workflow, object_info)
-        found[workflow.name] = {str(node["id"]): node["pos"] for node in form["nodes"][:-1]}  # the last is the note
-    _write_places(found)
+    kept = {name: places for name, places in read_places().items() if names and name not in names}
+    _write_places(kept)
+    forms = {workflow.name: ui_form(workflow, object_info) for workflow in workflows()}
+    for name, api in demo_graphs().items():
+        forms[f"demo/{name}"] = demo_ui_form(name, api, object_info)
+    _write_places({name: _places_of(form) for name, form in forms.items()})
 
 
-def _write_places(found: dict[str, dict]) -> None:
+def _places_of(form: dict) -> dict[int, tuple[int, int]]:
+    *nodes, note = form["nodes"]
+    top = below_note(note["widgets_values"][0])
+    return {node["id"]: (node["pos"][0], node["pos"][1] - top) for node in nodes}
+
+
+def demo_graphs() -> dict[str, dict]:
+    """The demo's workflows, which are described in API form only."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(DEMO.glob("*.json"))}
+
+
+def _write_places(found: dict[str, dict[int, tuple[int, int]]]) -> None:
     lines = [f' "{name}": {json.dumps(places)}' for name, places in found.items()]
     PLACES.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
@@ -80,18 +89,27 @@ def ui_form(workflow: Workflow, object_info: dict) -> dict:
     api = workflow.api_form(object_info)
     note = read_me_first(workflow)
     return to_ui_form(
-        workflow.name, api, object_info, stages, offers, sizes, note, read_places().get(workflow.name), workflow.below
+        workflow.name,
+        api,
+        object_info,
+        stages=stages,
+        files=offers,
+        sizes=sizes,
+        note=note,
+        places=read_places().get(workflow.name),
+        below=workflow.below,
     )
 
 
 def demo_ui_form(name: str, api: dict, object_info: dict) -> dict:
-    """A workflow of the demo, which is described in API form only, as the page saves it."""
+    """A workflow of the demo as the page saves it."""
     note = (
-        f"# Read me first: the demo, {name}\n\nIt runs with the small models and the two nodes of `demo/`, which "
-        "`python dev.py demo` puts into a ComfyUI of its own (`demo/install.py`). Text encoders are not needed. The "
-        "captions that the model knows: `demo/scenes.py`.\n"
+        f"# Read me first: the demo, {name}\n\nIt runs with the small models and nodes of the pack's demo folder. A "
+        "git clone of the pack has them: **python demo/install.py COMFYUI** puts them into your ComfyUI; restart it "
+        "afterwards. There is no text encoder: the captions that the model knows are in demo/scenes.py.\n"
     )
-    return to_ui_form(f"demo/{name}", api, object_info, note=note)
+    places = read_places().get(f"demo/{name}")
+    return to_ui_form(f"demo/{name}", api, object_info, note=note, places=places)
 
 
 def contents(object_info: dict) -> Iterator[tuple[Path, str]]:
@@ -100,9 +118,8 @@ def contents(object_info: dict) -> Iterator[tuple[Path, str]]:
         yield FOLDER / f"{workflow.name}.json", as_text(ui_form(workflow, object_info))
         yield FOLDER / "api" / f"{workflow.name}.json", as_text(workflow.api_form(object_info))
     yield ORDER_FILE, template_order()
-    for path in sorted(DEMO.glob("*.json")):
-        api = json.loads(path.read_text(encoding="utf-8"))
-        yield DEMO / "ui" / path.name, as_text(demo_ui_form(path.stem, api, object_info))
+    for name, api in demo_graphs().items():
+        yield DEMO / "ui" / f"{name}.json", as_text(demo_ui_form(name, api, object_info))
 
 
 def as_text(data: dict) -> str:

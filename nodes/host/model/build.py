@@ -53,6 +53,7 @@ def load_model_with_status(
     compute: str,
     base: str | None = None,
     disable_dynamic: bool = False,
+    *,
     attention: str = "auto",
     load_device: torch.device | None = None,
 ):
@@ -66,6 +67,7 @@ def load_model_with_status(
     mode, reason = resolve_compute(compute, model.precision, device)
     names = " + ".join(printable(Path(p).name) for p in (path, base) if p is not None)
     status = describe_model(names, model, mode, reason)
+    status = "; ".join((status, *model.notes))
     patcher = build_model(model, mode, disable_dynamic, device)
     patcher.cached_patcher_init = (load_model, (path, compute, base))
     install_graphs(patcher)
@@ -93,6 +95,20 @@ def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = Fal
             f"ComfyUI does not recognise this {model.architecture.title} model. Supported: {SUPPORTED}. "
             "Update ComfyUI, or check that the file is complete."
         )
+    patcher = finish(patcher, compute, device)
+    # on the model, which all clones share: what a file needs beyond the weights
+    patcher.model.svdquant_architecture = model.architecture
+    patcher.model.svdquant_metadata = dict(model.metadata)
+    known = patcher.model.diffusion_model.state_dict()
+    patcher.model.svdquant_unused = {name: t for name, t in model.plain.items() if name not in known}
+    return patcher
+
+
+def finish(patcher, compute: str, device: torch.device):
+    """The MODEL of ours for ComfyUI's own one that holds quantized layers; modules are changed where they are.
+
+    Folds GELUs into layers, gives the model the slot for inputs that several layers read, and takes care of patches.
+    """
     where = wants_folding(folds_gelu(device, compute))
     if where:
         fold_gelus(patcher.model, where)
@@ -101,10 +117,4 @@ def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = Fal
     for module in patcher.model.modules():
         if isinstance(module, SVDQuantLinear):
             module.shared = slot
-    patcher = adopt(patcher)
-    # on the model, which all clones share: what a file needs beyond the weights
-    patcher.model.svdquant_architecture = model.architecture
-    patcher.model.svdquant_metadata = dict(model.metadata)
-    known = patcher.model.diffusion_model.state_dict()
-    patcher.model.svdquant_unused = {name: t for name, t in model.plain.items() if name not in known}
-    return patcher
+    return adopt(patcher)

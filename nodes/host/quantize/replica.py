@@ -53,7 +53,7 @@ def replicate(
         _forget_patches(module)
         if isinstance(getattr(module, "dtype", None), torch.dtype):
             module.dtype = dtype
-    _move_attributes(twin.diffusion_model, device)
+    move_attributes(twin.diffusion_model, device)
     return twin
 
 
@@ -66,7 +66,7 @@ def _forget_patches(module: nn.Module) -> None:
     module._forward_pre_hooks.clear()
 
 
-def _move_attributes(network: nn.Module, device: torch.device) -> None:
+def move_attributes(network: nn.Module, device: torch.device) -> None:
     """Tensors that a module keeps as plain attributes."""
     for module in network.modules():
         for name, value in list(module.__dict__.items()):

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_files import write_tensors
+from compressor_files import complete_h3
+from family_asserts import assert_file
 from family_files import FamilyFile, chroma, ernie, flux2, minimax_h3, qwen_image, sdxl
 
-from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
+from svdquant_pack.svdq_core.apply_layer import dense_weight
 from svdquant_pack.svdq_core.blob import to_blob
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint, wanted_second_file
 from svdquant_pack.svdq_core.checkpoint.formats import FORMATS, save_model
@@ -26,32 +28,17 @@ MAKERS = {
     "ernie": ernie,
     "minimax_h3": minimax_h3,
     "minimax_h3 with names of ComfyUI": lambda precision: minimax_h3(precision, host_named=True),
+    "minimax_h3 of diffuse-compressor": complete_h3,
     "qwen_image": qwen_image,
     "qwen_image, modulation w4a4": lambda precision: qwen_image(precision, "svdq"),
     "qwen_image, modulation plain": lambda precision: qwen_image(precision, "plain"),
 }
-CLOSE = 1e-6  # of the largest value: float32 arithmetic against float64
 
 
 def read(file: FamilyFile, folder: Path, name: str = "model.safetensors", **changes) -> QuantizedModel:
     path = write_tensors(folder / name, file.tensors | changes)
     base = write_tensors(folder / "base.safetensors", file.base) if file.base else None
     return read_checkpoint(Checkpoint(path, base))
-
-
-def assert_same(model: QuantizedModel, file: FamilyFile) -> None:
-    assert set(model.layers) == set(file.weights)
-    for name, layer in model.layers.items():
-        weight, bias = dense_weight(layer).double().numpy(), dense_bias(layer)
-        assert weight.shape == file.weights[name].shape, name
-        assert np.abs(weight - file.weights[name]).max() <= CLOSE * np.abs(file.weights[name]).max(), name
-        truth = file.biases[name]
-        assert (bias is None) == (truth is None), name
-        if bias is not None and truth is not None:
-            assert np.abs(bias.double().numpy() - truth).max() <= 1e-5, name
-    plain = {name: tensor for name, tensor in model.plain.items() if not name.startswith("__")}
-    assert plain.keys() == file.plain.keys()
-    assert [name for name, tensor in plain.items() if not torch.equal(tensor, file.plain[name])] == []
 
 
 def differences(left: QuantizedModel, right: QuantizedModel) -> list[str]:
@@ -73,7 +60,7 @@ def differences(left: QuantizedModel, right: QuantizedModel) -> list[str]:
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_a_file_becomes_the_dense_model(make, precision, tmp_path):
     file = make(precision)
-    assert_same(read(file, tmp_path), file)
+    assert_file(read(file, tmp_path), file)
 
 
 @pytest.mark.parametrize("to", ["nunchaku", "svdquant", "comfy"])
@@ -133,7 +120,7 @@ class TestSecondFile:
         for name in [n for n in file.base if n.startswith("time_embedder.")]:
             del file.base[name], file.plain[name]
         file.base["adaln_t_table"] = file.plain["adaln_t_table"] = torch.ones(17, 16)
-        assert_same(read(file, tmp_path), file)
+        assert_file(read(file, tmp_path), file)
 
     @pytest.mark.parametrize(
         ("change", "sentence"),
@@ -162,7 +149,7 @@ class TestSecondFile:
         convert(
             write_tensors(tmp_path / "h3.safetensors", file.tensors), tmp_path / "o.safetensors", "comfy", base=base
         )
-        assert_same(read_checkpoint(Checkpoint(tmp_path / "o.safetensors")), file)
+        assert_file(read_checkpoint(Checkpoint(tmp_path / "o.safetensors")), file)
         with pytest.raises(CheckpointError, match="Leave the second file empty"):
             read_checkpoint(Checkpoint(tmp_path / "o.safetensors", base))
 
@@ -195,7 +182,7 @@ def test_chroma_under_nunchakus_newer_names(tmp_path):
             old, new = f"{block}.0.{older}{end}", f"{block}.0.{newer}{end}"
             file.tensors = {n.replace(old, new) if n.startswith(old) else n: t for n, t in file.tensors.items()}
     assert "transformer_blocks.0.attn.norm_q.weight" in file.tensors
-    assert_same(read(file, tmp_path), file)
+    assert_file(read(file, tmp_path), file)
 
 
 class TestPieces:
@@ -245,7 +232,7 @@ class TestMisreading:
         """Without smooth_factor_orig a file looks like diffusers' Nunchaku Lite, whose modulation is in plain order."""
         file = qwen_image("int4")
         file.tensors = {name: t for name, t in file.tensors.items() if not name.endswith("_orig")}
-        assert_same(read(file, tmp_path), file)
+        assert_file(read(file, tmp_path), file)
 
     def test_swapped_halves_change_the_weights(self, tmp_path):
         file = minimax_h3("nvfp4")
@@ -254,7 +241,7 @@ class TestMisreading:
         for key in (f"{name}.qweight", f"{name}.lora_up"):
             file.tensors[key] = torch.cat(layer[key].chunk(2)[::-1])
         with pytest.raises((AssertionError, CheckpointError)):
-            assert_same(read(file, tmp_path), file)
+            assert_file(read(file, tmp_path), file)
 
     def test_a_w4a4_layer_in_place_of_a_modulation_is_seen(self, tmp_path):
         model = read(qwen_image("int4", "svdq"), tmp_path)

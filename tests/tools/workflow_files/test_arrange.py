@@ -1,7 +1,9 @@
 """Wires stay in sight: what runs behind a node is found, and the nodes are moved until nothing does."""
 
+import itertools
+
 from workflow_files.arrange import Wire, arrange, hidden_wires
-from workflow_files.layout import Box
+from workflow_files.layout import TITLE, Box
 
 
 def boxes(*given):
@@ -25,11 +27,18 @@ def test_a_wire_behind_its_own_node_is_found():
 
 def test_nodes_are_moved_out_of_the_way():
     wires = [Wire(1, 0, 3, 0)]
-    places = arrange(list(THREE.values()), wires, 0)
+    places = arrange(list(THREE.values()), wires)
     assert not hidden_wires(THREE, wires, places)
 
 
-def test_a_second_row_begins_at_the_left_and_below():
-    places = arrange(list(THREE.values()), [Wire(1, 0, 3, 0)], 0, below="draw")
-    assert places[3][0] == places[1][0]
-    assert places[3][1] > max(places[n][1] + THREE[n].height for n in (1, 2))
+def test_nodes_of_a_column_lie_apart():
+    column = boxes(*((number, "files", ()) for number in (1, 2, 3)), (4, "draw", (1, 2, 3)))
+    places = arrange(list(column.values()), [Wire(number, 0, 4, number) for number in (1, 2, 3)])
+    heights = sorted(places[number][1] for number in (1, 2, 3))
+    assert all(lower - upper > 100 + TITLE for upper, lower in itertools.pairwise(heights))
+
+
+def test_a_second_row_begins_below_and_to_the_right_of_the_first_box():
+    places = arrange(list(THREE.values()), [Wire(1, 0, 3, 0)], below="draw")
+    assert places[3][0] == places[2][0] > places[1][0] + THREE[1].width
+    assert places[3][1] > places[2][1] + THREE[2].height

@@ -1,8 +1,6 @@
-"""Where nodes stand: in order, and nowhere one upon another."""
+"""Where nodes stand: in columns by what they follow, in boxes side by side."""
 
-import itertools
-
-from workflow_files.layout import TITLE, Box, columns_of_stage, place
+from workflow_files.layout import TITLE, Box, columns_of_stage, frames_of_stages
 
 
 def box(number: int, stage: str = "a", *sources: int, width: int = 100, height: int = 50) -> Box:
@@ -25,13 +23,15 @@ def test_sources_in_other_stages_do_not_push_a_node():
     assert len(columns_of_stage([box(7, "b", 1)], used={1})) == 1
 
 
-def test_nothing_overlaps():
-    boxes = [box(1), box(2, "a", 1, height=200), box(3), box(4, "b", 1, width=300), box(5, "b", 4), box(6, "b", 2)]
-    positions, stages = place(boxes, left=50)
-    for one, other in itertools.combinations(boxes, 2):
-        (x1, y1), (x2, y2) = positions[one.id], positions[other.id]
-        beside = x1 + one.width <= x2 or x2 + other.width <= x1
-        below = y1 + one.height + TITLE <= y2 or y2 + other.height + TITLE <= y1
-        assert beside or below, (one, other)
-    (_, first), (_, second) = stages
-    assert first[0] == 50 and first[0] + first[2] < second[0]
+def test_boxes_of_a_row_are_equally_high_and_the_first_is_as_high_as_both_rows():
+    boxes = [box(1, "files"), box(2, "make", 1, height=200), box(3, "draw", 2), box(4, "show", 3, height=90)]
+    places = {1: (20, 80), 2: (200, 80), 3: (200, 400), 4: (400, 420)}
+    frames = dict(frames_of_stages(boxes, places, below="draw"))
+    (_, top, _, high), (_, second, _, low) = frames["files"], frames["draw"]
+    assert frames["show"][1::2] == [second, low]
+    assert frames["make"][1] + frames["make"][3] < second, "the rows lie apart"
+    assert frames["make"][1] == top and top + high == second + low
+    for one in boxes:
+        (x, y), (left, top, width, height) = places[one.id], frames[one.stage]
+        assert left < x and x + one.width < left + width
+        assert top < y - TITLE and y + one.height < top + height

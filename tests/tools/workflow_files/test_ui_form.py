@@ -1,7 +1,7 @@
 """From API form to the page's form: every value lands in its widget, every link in its slot."""
 
 import pytest
-from workflow_files.ui_form import UnknownNodeError, to_ui_form, widget_values
+from workflow_files.ui_form import UnknownNodeError, note_height, to_ui_form, widget_values
 
 ROW = {"required": {"on": ["BOOLEAN", {"default": True}], "name": ["COMBO", {"options": ["a", "b"]}]}}
 INFO = {
@@ -103,7 +103,9 @@ def test_links_end_in_the_right_slots():
 
 def test_note_files_and_stages():
     offers = {"loader": [{"name": "y", "url": "https://example.org/y", "directory": "vae"}]}
-    form = to_ui_form("w", graph(), INFO, {"loader": "Files", "sampler": "Draw"}, offers, None, "# Read me")
+    form = to_ui_form(
+        "w", graph(), INFO, stages={"loader": "Files", "sampler": "Draw"}, files=offers, sizes=None, note="# Read me"
+    )
     note = form["nodes"][-1]
     assert (note["type"], note["widgets_values"], note["id"]) == ("MarkdownNote", ["# Read me"], 3)
     assert form["last_node_id"] == 3 and form["last_link_id"] == 3
@@ -113,10 +115,18 @@ def test_note_files_and_stages():
     assert to_ui_form("w", graph(), INFO)["id"] == form["id"] != to_ui_form("v", graph(), INFO)["id"]
 
 
-def test_nodes_stand_inside_their_boxes_and_beside_the_note():
-    form = to_ui_form("w", graph(), INFO, {"loader": "Files", "sampler": "Draw"}, None, None, "text")
+def test_nodes_stand_inside_their_boxes_and_below_the_note():
+    form = to_ui_form("w", graph(), INFO, stages={"loader": "Files", "sampler": "Draw"}, note="text")
     for node, group in zip(form["nodes"], form["groups"], strict=False):
         (x, y), (width, height), (left, top, wide, high) = node["pos"], node["size"], group["bounding"]
         assert left < x and top < y and x + width < left + wide and y + height < top + high
     note = form["nodes"][-1]
-    assert note["pos"][0] + note["size"][0] < form["groups"][0]["bounding"][0]
+    assert note["pos"][1] + note["size"][1] < min(group["bounding"][1] for group in form["groups"])
+    assert len({tuple(group["bounding"][1::2]) for group in form["groups"]}) == 1, "boxes side by side are equally high"
+
+
+def test_a_note_is_as_high_as_what_it_says():
+    short, long = "one line", "word " * 100
+    address = "[page](https://example.org/" + "a" * 400 + ")"
+    assert note_height(short) < note_height(long)
+    assert note_height(short) == note_height(address), "the address of a link is not shown"
