@@ -125,7 +125,7 @@ def _measure(name: str, device, options: argparse.Namespace) -> list[dict]:
         done: list[float] = []
         last = opened
 
-        def on_layer(count: int, total: int, layer: str, weights=weights, done=done, opened=opened) -> None:
+        def on_layer(count: int, total: int, layer: str, *, weights=weights, done=done, opened=opened) -> None:
             nonlocal last
             done.append(weights[layer])
             last = time.perf_counter()
