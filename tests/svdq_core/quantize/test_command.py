@@ -30,7 +30,7 @@ def source(tmp_path_factory) -> Path:
 
 
 def run(*arguments, processes: int = 1):
-    program = [str(ROOT / "svdq_core"), "quantize", *map(str, arguments), "--rank", "16"]
+    program = [str(ROOT / "svdq_core"), "quantize", *map(str, arguments), "--rank", "16", "--host", "none"]
     command = [sys.executable, *program]
     if processes > 1:
         options = ["--standalone", f"--nproc-per-node={processes}", "--no-python"]
@@ -167,15 +167,14 @@ def test_what_cannot_be_done_is_said(source, made, tmp_path, arguments, sentence
     places = {"source": source, "made": made[0], "new": tmp_path / "new.safetensors"}
     filled = [argument.format(**places) for argument in arguments]
     # the last --rank counts, so the one of the test goes last
-    program = [sys.executable, str(ROOT / "svdq_core"), "quantize", *filled]
+    program = [sys.executable, str(ROOT / "svdq_core"), "quantize", "--host", "none", *filled]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert sentence in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "new.safetensors").exists()
 
 
-def test_best_needs_inputs(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "KNOWN_INPUTS", {})  # as for a family whose blocks are not written down
+def test_best_needs_inputs(source, tmp_path):
     request = command.QuantizeRequest(source, tmp_path / "new.safetensors", QuantSpec(method="best"), Overrides())
-    with pytest.raises(SVDQuantError, match=r"Give a calibration \(--calibration\)"):
+    with pytest.raises(SVDQuantError, match=r"Name a ComfyUI \(--host\)"):
         command.quantize_file(request, print)
