@@ -297,21 +297,3 @@ def test_int8_layers_have_a_tenth_of_the_error(method, rank):
     assert not part.act_unsigned and torch.equal(stored, bias)
     assert part["qweight"].shape == weight.shape and part["wscales"].dtype == torch.float32
     assert errors["int8"] < 0.012 and errors["int8"] < errors["int4"] / 2  # measured: 0.0088 and 0.0037
-
-
-@pytest.mark.parametrize("precision", ["int4", "nvfp4", "int8"])
-def test_rows_may_be_worked_on_in_chunks(precision, monkeypatch):
-    weight, tokens = draw_weight(N, K), draw_tokens(512, K, after_gelu=True)
-    plan, spec = (
-        LayerPlan.whole(N, K, after_gelu=True),
-        QuantSpec(precision=precision, activations="w4a8", method="best"),
-    )
-    statistics = InputStatistics.from_tokens(tokens)
-    whole, reports = quantize_layer(weight, None, plan, spec, "layer", statistics=statistics)
-    for module in ("fit", "gptq", "one_layer", "problem", "round"):
-        monkeypatch.setattr(f"svdquant_pack.svdq_core.quantize.{module}.ROWS", 96)
-    chunked, others = quantize_layer(weight, None, plan, spec, "layer", statistics=statistics)
-    assert others[0].relative_error == pytest.approx(reports[0].relative_error, rel=0.01)
-    (a,), (b,) = whole.parts, chunked.parts
-    assert (a["qweight"] != b["qweight"]).float().mean() < 0.1  # sums of other sizes are rounded otherwise
-    torch.testing.assert_close(chunked.bias, whole.bias, atol=0.05, rtol=0.05)
