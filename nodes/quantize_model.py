@@ -15,6 +15,7 @@ from ..svdq_core.quantize.precheck import precheck
 from ..svdq_core.quantize.spec import METHODS
 from ..svdq_core.quantize.to_file import AUTO, quantize_to_file
 from .calibration import CalibrationFile
+from .checked_inputs import checked
 from .error_plot import draw_errors
 from .host import files
 from .host.model.build import load_model
@@ -163,6 +164,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         return "" if calibration in (None, NO_CALIBRATION) else files.fingerprint(str(find_calibration(calibration)))
 
     @classmethod
+    @checked
     def execute(
         cls,
         model,

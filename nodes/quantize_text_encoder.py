@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 from ..svdq_core.checkpoint import require_space
 from ..svdq_core.quantize.text_encoder import text_encoder_job
 from ..svdq_core.quantize.to_file import Outcome, quantize_to_file
+from .checked_inputs import checked
 from .host import files
 from .host.device import torch_device
 from .host.quantize.layer_progress import LayerProgress
@@ -60,6 +61,7 @@ class SVDQuantQuantizeTextEncoder(io.ComfyNode):
         return files.fingerprint(files.text_encoder_path(text_encoder))
 
     @classmethod
+    @checked
     def execute(cls, text_encoder: str, filename_prefix: str, overwrite: bool) -> io.NodeOutput:
         started = time.perf_counter()
         source = Path(files.text_encoder_path(text_encoder))
