@@ -122,7 +122,7 @@ def quantize_flux_calibrated() -> Workflow:
     saved = workflow.add(RECORD, "SVDQuantCalibrationSave", "", model=start, samples=drawn)
     saved.size = (260, 200)
     quantized = _quantize(workflow, dense, "my-flux-calibrated", "best", saved[1])
-    quantized.size = (320, 440)
+    quantized.size = (305, 440)
     return workflow
 
 

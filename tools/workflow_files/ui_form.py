@@ -33,8 +33,9 @@ REPORTS = {  # node -> pixels of what it says on itself after a run
     "SVDQuantQuantizeModel": 260,
     "SVDQuantExportModel": 70,
 }
-PICTURES = {"LoadImage": 160, "PreviewImage": 300, "SaveImage": 300}  # pixels of what they show
-WIDTHS = {"LoadImage": 270, "SaveImage": 270, "KSampler": 240}
+PICTURES = {"LoadImage": 230, "PreviewImage": 300, "SaveImage": 300}  # pixels of what they show
+WIDTHS = {"LoadImage": 260, "SaveImage": 255, "KSampler": 240}
+TITLE_EDGE, CHARACTER = 60, 7.1  # pixels beside the title of a node, and of a character of it, about
 TEXT_NODES = ("PreviewAny",)
 NOTE_COLUMNS, NOTE_LINE, NOTE_GAP = 165, 14, 5  # characters of a line of a note, its height, what follows a paragraph
 WINDOW = (1700, 950)  # pixels of the page that everything should fit into
@@ -124,6 +125,11 @@ def node_size(node: dict, object_info: dict) -> tuple[int, int]:
     return width, height + 12 + PICTURES.get(class_type, 0) + REPORTS.get(class_type, 0)
 
 
+def title_width(node: dict) -> int:
+    """The width at which the page does not cut a node's title off."""
+    return round(TITLE_EDGE + CHARACTER * len(node.get("_meta", {}).get("title", "")))
+
+
 def to_ui_form(
     name: str,
     api: dict[str, dict],
@@ -153,8 +159,8 @@ def to_ui_form(
     for key, node in api.items():
         sources = tuple(numbers[value[0]] for value in node["inputs"].values() if isinstance(value, list))
         stage = stages[key] if stages else ""
-        size = (sizes or {}).get(key) or node_size(node, object_info)
-        boxes.append(Box(numbers[key], stage, *size, sources))
+        width, height = (sizes or {}).get(key) or node_size(node, object_info)
+        boxes.append(Box(numbers[key], stage, max(width, title_width(node)), height, sources))
     positions, rectangles = _placed(boxes, links, note, places, below)
     nodes = [
         _node(numbers[key], order, node, positions, boxes[order], links, object_info, (files or {}).get(key, []))
