@@ -30,11 +30,11 @@ WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", CHOICE_WITH_MORE)
 REPORTS = {  # node -> pixels of what it says on itself after a run
     "SVDQuantModelLoader": 120,
     "SVDQuantLoraLoader": 70,
-    "SVDQuantQuantizeModel": 260,
+    "SVDQuantQuantizeModel": 110,
     "SVDQuantExportModel": 70,
 }
 PICTURES = {"LoadImage": 230, "PreviewImage": 300, "SaveImage": 300}  # pixels of what they show
-WIDTHS = {"LoadImage": 260, "SaveImage": 255, "KSampler": 240}
+WIDTHS = {"SVDQuantQuantizeModel": 400, "LoadImage": 260, "SaveImage": 255, "KSampler": 240}
 TITLE_EDGE, CHARACTER = 60, 7.1  # pixels beside the title of a node, and of a character of it, about
 TEXT_NODES = ("PreviewAny",)
 NOTE_COLUMNS, NOTE_LINE, NOTE_GAP = 165, 14, 5  # characters of a line of a note, its height, what follows a paragraph
@@ -111,9 +111,8 @@ def node_size(node: dict, object_info: dict) -> tuple[int, int]:
     known = definitions(class_type, node["inputs"], object_info)
     sockets = sum(not is_widget(definition) for definition in known.values())
     height = SLOT * max(sockets, len(object_info[class_type]["output"]))
-    width = WIDTHS.get(class_type, NODE_WIDTH)
-    if "Loader" in class_type or class_type.startswith("SVDQuant"):
-        width = LOADER_WIDTH
+    is_loader = "Loader" in class_type or class_type.startswith("SVDQuant")
+    width = WIDTHS.get(class_type, LOADER_WIDTH if is_loader else NODE_WIDTH)
     for definition in known.values():
         if is_widget(definition):
             multiline = len(definition) > 1 and definition[1].get("multiline")
