@@ -81,7 +81,7 @@ COMMANDS = {
     ),
     "test": Command(
         "run the tests; further arguments go to pytest",
-        ("-m", "pytest"),
+        ("-m", "pytest", "-n", "auto"),  # tests/workers.py
         in_checkout=True,
         developer=True,
         needs="tests/conftest.py",

@@ -80,13 +80,14 @@ class Layer:
         operands = self.x, tensors["smooth_factor"], tensors["proj_down"]
         weight = dequantize(tensors, "int4")
         if compute == "w4a4":
-            quantized = reference.quantize_act_int4(*operands)
-            rest = tensors["qweight"], tensors["wscales"], quantized[2], tensors["proj_up"], self.bias
-            return reference.gemm_w4a4(*quantized[:2], *rest)
+            qx, ascales, x_down = reference.quantize_act_int4(*operands)
+            both = qx, ascales, tensors["qweight"], tensors["wscales"]
+            return reference.gemm_w4a4(*both, x_down=x_down, proj_up=tensors["proj_up"], bias=self.bias)
         if compute == "w4a8":
             quantized, int8 = reference.quantize_act_int8(*operands), reference.requantize_int8(weight)
             return reference.gemm_w4a8(quantized, int8, tensors["proj_up"], self.bias)
-        return reference.gemm_w4a16(*operands[:2], weight, tensors["proj_down"], tensors["proj_up"], self.bias)
+        branch = {"proj_down": tensors["proj_down"], "proj_up": tensors["proj_up"]}
+        return reference.gemm_w4a16(*operands[:2], weight, **branch, bias=self.bias)
 
 
 @dataclass(frozen=True)

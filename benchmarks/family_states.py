@@ -42,7 +42,7 @@ class Table:
         print(f"| {name} | {state} | {numbers} | {result}{'' if good else ' **WRONG**'} |", flush=True)
 
 
-class Run:
+class Forward:
     """One forward of the host's apply_model, its time, and what is on the card afterwards."""
 
     def __init__(self, family, config: dict, sizes: dict, patcher):
@@ -70,14 +70,14 @@ class Run:
         self.size, self.loaded = patcher.model_size() / 2**20, patcher.loaded_size() / 2**20
         self.taken = (_taken(device)) / 2**20
 
-    def same(self, other: "Run") -> tuple[bool, str]:
+    def same(self, other: "Forward") -> tuple[bool, str]:
         import torch
 
         if torch.equal(self.out, other.out):
             return True, "same bits"
         return False, f"differs by {self.error(other):.1e}"
 
-    def error(self, other: "Run") -> float:
+    def error(self, other: "Forward") -> float:
         return float((self.out - other.out).norm() / other.out.norm())
 
 
@@ -184,10 +184,10 @@ class States:
             self.config, self.sizes = self.family.tiny_config, {}
         self.layers = self.family.layers(self.config)
 
-    def run(self, patcher) -> Run:
-        return Run(self.family, self.config, self.sizes, patcher)
+    def run(self, patcher) -> Forward:
+        return Forward(self.family, self.config, self.sizes, patcher)
 
-    def check(self, state: str, patcher, expected: Run) -> None:
+    def check(self, state: str, patcher, expected: Forward) -> None:
         run = self.run(patcher)
         self.table.row(self.name, state, run, *run.same(expected))
 
@@ -203,7 +203,7 @@ class States:
         with detected_as(self.family, self.config):
             return build_model(model, self.args.compute), comfy.sd.load_diffusion_model_state_dict(dense)
 
-    def all(self, before: "tuple[States, object, Run] | None"):
+    def all(self, before: "tuple[States, object, Forward] | None"):
         import comfy.model_management
         import comfy.sd
         import torch
@@ -244,7 +244,7 @@ class States:
             self.check(f"in turn with {other.name}", ours, plain)
         return self, ours, plain
 
-    def _saved(self, ours, plain: Run) -> None:
+    def _saved(self, ours, plain: Forward) -> None:
         import comfy.utils
         from families.models import detected_as
 

@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT / room) for room in ("tests", "tools", "benchmarks")]
 import torch  # noqa: E402
 from command_line import typed  # noqa: E402
 from machine import header  # noqa: E402
-from quantize_layers import TABLES, Run, tables, verdicts  # noqa: E402
+from quantize_layers import TABLES, LayerRun, tables, verdicts  # noqa: E402
 from quantize_time import GPU_BYTES, SIZES, disk_rate, estimate, run_apart, stage_table, write_model  # noqa: E402
 from synthetic_layers import SHAPES  # noqa: E402
 from synthetic_model import Size, shapes_of  # noqa: E402
@@ -50,7 +50,7 @@ class Report:
 
 def quality(options: argparse.Namespace, say: Callable[[str], None], seconds: float) -> None:
     """The tables of errors, and the claims."""
-    run = Run(options.layers, options.seeds, options.device, seconds)
+    run = LayerRun(options.layers, options.seeds, options.device, seconds)
     asked = tables(options.tables)
     took = run.measure(asked)
     for title in asked:
@@ -77,7 +77,9 @@ def times(options: argparse.Namespace, say: Callable[[str], None], deadline: flo
             say(f"\n{name}: {nbytes / 2**30:.2f} GiB of random weights, drawn in {time.perf_counter() - started:.1f} s")
             runs: dict[str, dict] = {}
             for method in options.methods:
-                found = time_run(name, size, source, method, options, say, deadline - time.perf_counter())
+                found = time_run(
+                    name, size, source, method=method, options=options, say=say, left=deadline - time.perf_counter()
+                )
                 runs |= found
             if runs:
                 say(f"\n### {name} size, {options.precision}, rank 32, tuned for {options.activations}\n")
@@ -90,7 +92,7 @@ def times(options: argparse.Namespace, say: Callable[[str], None], deadline: flo
 
 
 def time_run(
-    name: str, size: Size, source: Path, method: str, options: argparse.Namespace, say: Callable, left: float
+    name: str, size: Size, source: Path, *, method: str, options: argparse.Namespace, say: Callable, left: float
 ) -> dict[str, dict]:
     """Columns of the table: one run over the whole model, or over some blocks where no more fits into what is left."""
     limit = LIMITS.get((name, method))

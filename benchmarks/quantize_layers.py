@@ -107,7 +107,7 @@ TABLES = ("methods", "ranks", "bits")
 
 
 @dataclass
-class Run:
+class LayerRun:
     """Errors of all rows on layers of some seeds.
 
     Args:
@@ -184,4 +184,4 @@ def verdicts(errors: dict[str, Errors]) -> Iterator[str]:
         yield f"| {claim} | {least} % | {shown} | {mean:.1f} % | {verdict} |"
 
 
-__all__ = ["SHAPES", "TABLES", "Run", "tables", "verdicts"]
+__all__ = ["SHAPES", "TABLES", "LayerRun", "tables", "verdicts"]

@@ -80,7 +80,7 @@ class Peak:
         self._thread.join()
 
 
-class Run:
+class Sampling:
     """Samples and says how long, how much, and whether it is the expected picture."""
 
     def __init__(self, pixels: int, steps: int):
@@ -154,7 +154,7 @@ def main() -> int:
         write_loras(args.folder, args.depth, args.singles)
         torch.cuda.empty_cache()
     files = [comfy.utils.load_torch_file(str(args.folder / f"lora-{i}.safetensors")) for i in range(4)]
-    run = Run(args.pixels, 4)
+    run = Sampling(args.pixels, 4)
     with torch.inference_mode():
         model, status = load_model_with_status(str(path), args.compute)
     print(args.mode, torch.__version__, torch.cuda.get_device_name(), type(model).__name__, status, flush=True)

@@ -24,7 +24,7 @@ class Server(Protocol):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class WorkflowOutcome:
     """What one posted workflow brought.
 
     Args:
@@ -64,11 +64,11 @@ class Client:
     def __init__(self, server: Server) -> None:
         self._server = server
 
-    def run(self, workflow: str, values: Mapping[str, Any] | None = None) -> Outcome:
+    def run(self, workflow: str, values: Mapping[str, Any] | None = None) -> WorkflowOutcome:
         """Post a workflow of workflows/demo and fetch its latent, image and texts."""
         entry = self._server.prompt(read_workflow(workflow, values or {}))
         outputs = entry["outputs"]
-        return Outcome(
+        return WorkflowOutcome(
             seconds=_seconds(entry["status"]["messages"]),
             latent=self._latent(outputs["save_latent"]["latents"][0]) if "save_latent" in outputs else None,
             image=self._image(outputs["save_image"]["images"][0]) if "save_image" in outputs else None,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .check import Check
-from .client import Client, Outcome
+from .client import Client, WorkflowOutcome
 from .install import FLUX
 from .metrics import is_identical, psnr, relative_error
 from .verdict import Verdict
@@ -78,7 +78,7 @@ class Tile:
     subject: Subject
     column: Column
     has_lora: bool
-    outcome: Outcome
+    outcome: WorkflowOutcome
     psnr: float
     error: float
     verdict: Verdict
@@ -119,12 +119,17 @@ def draw(client: Client, files: Mapping[str, str], judge: Reader, say: Callable[
             lora = "with" if has_lora else "without"
             say(f"{column.name} {lora} LoRA: {len(SUBJECTS)} pictures in {seconds:.1f} s")
     references = {(s, lora): o for (s, c, lora), o in outcomes.items() if c.is_reference}
-    tiles = {(s, c, lora): _tile(s, c, lora, o, references[s, lora], judge) for (s, c, lora), o in outcomes.items()}
+    tiles = {
+        (s, c, lora): _tile(s, c, has_lora=lora, outcome=o, reference=references[s, lora], judge=judge)
+        for (s, c, lora), o in outcomes.items()
+    }
 
     floor = []
     for subject in SUBJECTS:
         other = client.run("flux_bf16", subject.values() | {"sampler.seed": subject.seed + OTHER_SEED})
-        floor.append(_tile(subject, COLUMNS[0], False, other, references[subject, False], judge))
+        floor.append(
+            _tile(subject, COLUMNS[0], has_lora=False, outcome=other, reference=references[subject, False], judge=judge)
+        )
     say(f"BF16 with another seed: latent error {min(tile.error for tile in floor):.1%} and more")
 
     checks = [
@@ -152,7 +157,13 @@ def _model(column: Column, files: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _tile(
-    subject: Subject, column: Column, has_lora: bool, outcome: Outcome, reference: Outcome, judge: Reader
+    subject: Subject,
+    column: Column,
+    *,
+    has_lora: bool,
+    outcome: WorkflowOutcome,
+    reference: WorkflowOutcome,
+    judge: Reader,
 ) -> Tile:
     error = relative_error(outcome.latent, reference.latent)
     verdict = judge(outcome.image, subject.caption)
@@ -212,7 +223,7 @@ def _lora_has_its_effect(tiles: Tiles) -> Check:
     )
 
 
-def _same_lora_picture(tile: Tile, stock: Outcome) -> Check:
+def _same_lora_picture(tile: Tile, stock: WorkflowOutcome) -> Check:
     ours = tile.outcome
     return Check(
         f"{tile.column.name}: LoraLoaderModelOnly and SVDQuantLoraLoader give the same picture",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .check import Check
 from .gallery import COLUMNS, STEPS, SUBJECTS, Gallery, Tile
-from .pixart import PixartResult
+from .random_pixart import PixartResult
 from .round_trip import QuantizedFile
 
 _PICTURE_HEAD = (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .check import Check
-from .client import Client, Outcome
+from .client import Client, WorkflowOutcome
 from .gallery import SUBJECTS
 from .metrics import is_identical, relative_error
 
@@ -57,12 +57,12 @@ def run(client: Client, say: Callable[[str], None]) -> tuple[list[QuantizedFile]
     return files, checks
 
 
-def _draw_with(client: Client, path: Path, compute: str) -> Outcome:
+def _draw_with(client: Client, path: Path, compute: str) -> WorkflowOutcome:
     """Draw the first subject with a file of the host's diffusion models."""
     return client.run("flux_svdquant", SUBJECTS[0].values() | {"model.model_name": path.name, "model.compute": compute})
 
 
-def _same(statement: str, outcome: Outcome, other: Outcome) -> Check:
+def _same(statement: str, outcome: WorkflowOutcome, other: WorkflowOutcome) -> Check:
     passed = is_identical(outcome.latent, outcome.image, other.latent, other.image)
     return Check(statement, passed, f"latent difference {relative_error(other.latent, outcome.latent):.1e}")
 

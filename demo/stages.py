@@ -13,7 +13,7 @@ import torch
 from comfyui_server import ComfyUIError, ComfyUIServer
 from command_line import typed
 
-from . import gallery, install, pixart, report, round_trip, sheet
+from . import gallery, install, random_pixart, report, round_trip, sheet
 from .client import Client
 from .verdict import Judge
 
@@ -67,7 +67,7 @@ def _run(host: Path, base: Path, stages: Stages) -> report.Run:
     with stages.stage("Copy the models, make random PixArt weights"):
         install.install_models(base)
         install.install_nodes(base)
-        pixart_source = pixart.install(base)
+        pixart_source = random_pixart.install(base)
     server = ComfyUIServer(host, base)
     try:
         with stages.stage("Start ComfyUI"):
@@ -86,7 +86,7 @@ def _draw_everything(server: ComfyUIServer, base: Path, pixart_source: Path, sta
         names = {file.precision: file.path.name for file in files}
         pictures = gallery.draw(client, names, Judge(), stages.say)
     with stages.stage("PixArt-Sigma with random weights"):
-        pixart_result, pixart_checks = pixart.run(client, pixart_source, stages.say)
+        pixart_result, pixart_checks = random_pixart.run(client, pixart_source, stages.say)
     return report.Run(
         machine=_machine(server),
         source=base / "models" / install.MODEL_FOLDERS[install.FLUX] / install.FLUX,

@@ -2,7 +2,7 @@
 
 import torch
 
-from .gpus import generation, why_no_triton
+from .gpus import Generation, generation, why_no_triton
 from .paths.layer_paths import why_not_native
 
 
@@ -18,8 +18,12 @@ def choose_compute(scheme: str, device: torch.device) -> tuple[str, str]:
     problem = why_no_triton(device)
     if problem:
         return "w4a16", f"{problem}, so weights are dequantized and multiplied in plain torch"
-    gpu = generation(device)
-    native, why_not = why_not_native(scheme, device)
+    return choose_on(scheme, generation(device))
+
+
+def choose_on(scheme: str, gpu: Generation) -> tuple[str, str]:
+    """choose_compute for 4-bit weights on a generation of GPUs for which Triton compiles."""
+    native, why_not = why_not_native(scheme, gpu)
     if why_not is None:
         return "w4a4", f"{gpu.name} has {native} for both sides"
     reason = f"why not {native}: {why_not}"

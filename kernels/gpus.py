@@ -1,7 +1,8 @@
 """The one table of GPUs: what each generation can do, which tiles and limits suit it, and how it is compiled for.
 
 Everything that depends on the kind of GPU asks a row: paths, tiles, launches, `auto`, the environment check, tests and
-cross-compilation. A new generation is a new row here, and nothing else.
+cross-compilation. A new generation is a new row here, which takes tiles of tiles.py by their key: only tiles measured
+to be better are rows there. `python tools/gpu_tables.py` then brings the README's tables up to date.
 """
 
 from dataclasses import dataclass, field

@@ -47,8 +47,10 @@ def require_int4(device: torch.device, dtype: torch.dtype, block_n: int, act_uns
     M = next(rows for rows in (FEW, MANY) if native_int4_tile(rows, N, K // GROUP_SIZE_INT4)["BLOCK_N"] == block_n)
     (qx, qweight), (x_down, proj_up), generator = _draw(M, dtype, device)
     ascales, wscales = (torch.rand(K // GROUP_SIZE_INT4, n, generator=generator).to(device, dtype) for n in (M, N))
-    arguments = qx, ascales, qweight, wscales, x_down, proj_up, None, act_unsigned
-    _require_close(gemm_w4a4_native(*arguments), reference.gemm_w4a4(*arguments), "the native INT4 kernel")
+    operands, options = (qx, ascales, qweight, wscales), {"x_down": x_down, "proj_up": proj_up}
+    actual = gemm_w4a4_native(*operands, **options, act_unsigned=act_unsigned)
+    expected = reference.gemm_w4a4(*operands, **options, act_unsigned=act_unsigned)
+    _require_close(actual, expected, "the native INT4 kernel")
 
 
 @cache
@@ -64,5 +66,6 @@ def require_fp4(device: torch.device, dtype: torch.dtype) -> None:
     (qx, qweight), (x_down, proj_up), generator = _draw(M, dtype, device)
     scales = [torch.rand(K // 16, rows, generator=generator) * 4 for rows in (M, N)]
     ascales, wscales = (s.to(torch.float8_e4m3fn).to(device) for s in scales)
-    arguments = qx, ascales, qweight, wscales, x_down, proj_up
-    _require_close(gemm_nvfp4(*arguments), reference.gemm_nvfp4(*arguments), "the native FP4 kernel")
+    operands, branch = (qx, ascales, qweight, wscales), {"x_down": x_down, "proj_up": proj_up}
+    actual, expected = gemm_nvfp4(*operands, **branch), reference.gemm_nvfp4(*operands, **branch)
+    _require_close(actual, expected, "the native FP4 kernel")

@@ -63,6 +63,7 @@ class SVDQuantCompareImages(io.ComfyNode):
         cls,
         reference: Tensor,
         image: Tensor,
+        *,
         reference_name: str = "reference",
         image_name: str = "image",
         other_size: str = "resize",

@@ -154,6 +154,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
     def execute(
         cls,
         model,
+        *,
         precision: str,
         activations: str,
         rank: int,
@@ -174,7 +175,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         file = Path(recorded) if recorded else None if calibration == NO_CALIBRATION else find_calibration(calibration)
         weights, found = DenseWeights(model), plan_patcher(model)
         fitted = None if file is None else fit_calibration(weights, file)
-        job = make_job(found, weights, path, spec, overrides, fitted)
+        job = make_job(found, weights, path, spec=spec, overrides=overrides, calibration=fitted)
         require_space(path, COPIES * found.plan.nbytes(spec) - stored_bytes(path))
         reserve_room(model, found.plan, spec)
         progress = LayerProgress(layer_costs(found.plan))
@@ -189,7 +190,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
             raise
         assert outcome is not None  # only further processes get none
         seconds = time.perf_counter() - started
-        report = describe(path, outcome, weights, fitted, seconds, found)
+        report = describe(path, outcome, weights=weights, calibration=fitted, seconds=seconds, found=found)
         logger.info("quantized %s in %.1f s", path.name, seconds)
         plot = draw_errors(outcome.reports, f"{path.name}: relative output error of each part")
         return io.NodeOutput(load_model(str(path), activations), str(path), report, plot, ui=ui.PreviewText(report))

@@ -18,6 +18,7 @@ FAR_OFF = 0.5  # relative error of a layer that has lost its job
 def describe(
     path: Path,
     outcome: Outcome,
+    *,
     weights: DenseWeights,
     calibration: FittedCalibration | None,
     seconds: float,

@@ -85,7 +85,9 @@ def apply_blob(
     if shared is not None:
         places = _layout(layout)
         if isinstance(x, Tensor) and x.numel() and lora_down is None and can_share(places):
-            done = run_shared(SharedCall(places, layout, blob, bias, x, compute), shared, gelu, gelu_from)
+            done = run_shared(
+                SharedCall(places, layout, blob, bias=bias, x=x, compute=compute), shared, gelu, gelu_from
+            )
             if done is not None:
                 return done
         shared.empty()

@@ -27,7 +27,7 @@ Progress = Callable[[int, int, str], None]  # steps done, steps in all, name of 
 
 
 @dataclass(frozen=True)
-class Conversion:
+class Converted:
     """What was done.
 
     Args:
@@ -47,11 +47,12 @@ def convert(
     source: Path,
     target: Path,
     to: str,
+    *,
     overwrite: bool = False,
     on_progress: Progress = lambda *step: None,
     strict: bool = False,
     base: Path | None = None,
-) -> Conversion:
+) -> Converted:
     """Convert a file or folder.
 
     Args:
@@ -86,7 +87,8 @@ def convert(
     finally:
         checkpoint.release()
     nbytes = sum(output.nbytes for output in outputs)
-    return Conversion(dialect.title, (*plan.notes, *form.notes), len(outputs), nbytes, time.perf_counter() - started)
+    notes = (*plan.notes, *form.notes)
+    return Converted(dialect.title, notes, len(outputs), nbytes, time.perf_counter() - started)
 
 
 def _refuse_existing(target: Path, overwrite: bool) -> None:

@@ -260,7 +260,7 @@ def speed_class(compute: str, precision: str, device: torch.device, compiles: bo
         return "for trying out only"
     if not compiles:
         return "in plain torch: saves memory, not time"
-    if compute == "w4a4" and why_not_native(precision, device)[1] is None:
+    if compute == "w4a4" and why_not_native(precision, generation(device))[1] is None:
         return "4-bit tensor cores, the fastest class"
     if compute == "w4a8" and generation(device).slow_int8 is None:
         return "int8 tensor cores, faster than BF16"

@@ -26,7 +26,7 @@ def example_name(device: torch.device, model: str = "flux.1-dev", rank: int = 32
 
 
 def weight_bytes(
-    architecture: Architecture, width: int, counts: dict[str, int], outside: int, precision: str, rank: int
+    architecture: Architecture, width: int, *, counts: dict[str, int], outside: int, precision: str, rank: int
 ) -> int:
     """Bytes of the tensors of an SVDQuant model.
 
@@ -110,7 +110,10 @@ def _linear_bytes(linear: LinearMap, rows: int, columns: int, precision: str, ra
 def flux_gib(precision: str, rank: int = 32) -> float:
     """GiB of the weights of FLUX.1-dev."""
     model = FLUX.published[0]
-    return weight_bytes(FLUX, model.width, model.counts, model.outside, precision, rank) / 2**30
+    return (
+        weight_bytes(FLUX, model.width, counts=model.counts, outside=model.outside, precision=precision, rank=rank)
+        / 2**30
+    )
 
 
 def memory_advice(device: torch.device, total_gib: float | None) -> str:

@@ -70,7 +70,7 @@ class SharedCall:
         text: the layer's layout as JSON. others as apply_blob.
     """
 
-    def __init__(self, layout: BlobLayout, text: str, blob: Tensor, bias: Tensor | None, x: Tensor, compute: str):
+    def __init__(self, layout: BlobLayout, text: str, blob: Tensor, *, bias: Tensor | None, x: Tensor, compute: str):
         self._layout, self._text, self._blob, self._bias, self._x, self._compute = layout, text, blob, bias, x, compute
 
     def run(self, slot: SharedInput, gelu: str | None, gelu_from: int) -> Tensor | None:

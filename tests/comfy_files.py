@@ -74,7 +74,7 @@ class ComfyFile:
     """A file to be.
 
     Args:
-        family: "flux" or "pixart".
+        family: "flux", "pixart", or "empty" for a file that layers are added to.
         spelling: a key of SPELLINGS.
         tiled: tile-packed weights.
         basis: "raw", "post_smoothing" or None for not saying.
@@ -86,6 +86,7 @@ class ComfyFile:
     def __init__(
         self,
         family="flux",
+        *,
         spelling="comfy-quants",
         tiled=False,
         basis="raw",
@@ -99,6 +100,8 @@ class ComfyFile:
         self.tensors: dict[str, Tensor] = {}
         self.configs: dict[str, dict] = {}
         self.truth: dict[str, dict[str, Tensor]] = {}
+        if family == "empty":
+            return
         for name, shape in (FLUX_LAYERS if family == "flux" else pixart_layers(width)).items():
             self.add_svdquant(name, *shape, unsigned and name.endswith(UNSIGNED))
         for name, shape in (FLUX_MODULATIONS if family == "flux" else {}).items():

@@ -13,6 +13,7 @@ if any(argument.endswith("dynamic") for argument in sys.argv):  # pytest reads -
 
 import pytest
 import torch
+import workers
 from comfyui_server import ComfyUIServer
 from comfyui_source import find_host
 from in_process_host import InProcessHost, make_importable
@@ -49,6 +50,20 @@ def pytest_configure(config):
         )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    paths_given = config.args_source is config.ArgsSource.ARGS
+    number = workers.number_of_workers(paths_given, torch.cuda.is_available(), config.getoption("capture") == "no")
+    if number:
+        workers.share_cores(number)
+    return number
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return workers.make_scheduler(config, log)
+
+
 def pytest_unconfigure(config):
     if _base in config.stash:
         shutil.rmtree(config.stash[_base], ignore_errors=True)
@@ -79,6 +94,8 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 
 def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):  # one of several processes
+        items.sort(key=lambda item: workers.turn_of(item.nodeid))
     has_host = _base in config.stash
     gpu_host = config.getoption("--host-device") != "cpu"
     for item in items:

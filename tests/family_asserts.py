@@ -13,6 +13,7 @@ CLOSE_BIAS = 1e-5
 
 def assert_file(model: QuantizedModel, file: FamilyFile, close: float = CLOSE) -> None:
     """Every layer, bias and other tensor, and no more."""
+    assert model.architecture.name == file.family.name
     assert set(model.layers) == set(file.weights)
     for name, layer in model.layers.items():
         weight, bias = dense_weight(layer).double().numpy(), dense_bias(layer)

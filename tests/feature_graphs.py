@@ -28,6 +28,7 @@ class Graphs:
         positive=None,
         negative=None,
         latent: dict | None = None,
+        *,
         cfg: float = 1.0,
         steps: int = 4,
         denoise: float = 1.0,

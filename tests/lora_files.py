@@ -47,7 +47,7 @@ def _factors(layers: dict, seed: int, scale: float = 0.2) -> dict[str, tuple[Ten
     }
 
 
-def _spell(layers: dict, seed: int, name: Callable[[str], str], down: str, up: str, alpha: bool = True) -> dict:
+def _spell(layers: dict, seed: int, name: Callable[[str], str], *, down: str, up: str, alpha: bool = True) -> dict:
     """A LoRA file: name(layer) + down and + up are the keys of the factors."""
     lora = {}
     for layer, (a, b) in _factors(layers, seed).items():
@@ -59,12 +59,16 @@ def _spell(layers: dict, seed: int, name: Callable[[str], str], down: str, up: s
 
 def diffusers_lora(seed: int, alpha: bool = True) -> dict[str, Tensor]:
     """Split q, k, v, modulation, linear1 and linear2, an unquantized layer; alpha is half the rank."""
-    return _spell(SPLIT_LAYERS, seed, lambda n: f"transformer.{n}", ".lora_A.weight", ".lora_B.weight", alpha)
+    return _spell(
+        SPLIT_LAYERS, seed, lambda n: f"transformer.{n}", down=".lora_A.weight", up=".lora_B.weight", alpha=alpha
+    )
 
 
 def host_lora(seed: int, alpha: bool = True) -> dict[str, Tensor]:
     """The same kind of LoRA on the host's own, fused layers."""
-    return _spell(FUSED_LAYERS, seed, lambda n: f"diffusion_model.{n}", ".lora_A.weight", ".lora_B.weight", alpha)
+    return _spell(
+        FUSED_LAYERS, seed, lambda n: f"diffusion_model.{n}", down=".lora_A.weight", up=".lora_B.weight", alpha=alpha
+    )
 
 
 def _under(name: str) -> str:
@@ -75,44 +79,56 @@ def _under(name: str) -> str:
 SPELLINGS = {
     "diffusers": (diffusers_lora, diffusers_lora),
     "diffusers without alpha": (lambda s: diffusers_lora(s, False), lambda s: diffusers_lora(s, False)),
-    "BFL": (lambda s: _spell(FUSED_LAYERS, s, str, ".lora_A.weight", ".lora_B.weight"), host_lora),
+    "BFL": (lambda s: _spell(FUSED_LAYERS, s, str, down=".lora_A.weight", up=".lora_B.weight"), host_lora),
     "ComfyUI": (host_lora, host_lora),
     "PEFT": (
-        lambda s: _spell(SPLIT_LAYERS, s, lambda n: f"base_model.model.{n}", ".lora_A.weight", ".lora_B.weight"),
+        lambda s: _spell(
+            SPLIT_LAYERS, s, lambda n: f"base_model.model.{n}", down=".lora_A.weight", up=".lora_B.weight"
+        ),
         diffusers_lora,
     ),
     "PEFT on a pipeline": (
         lambda s: _spell(
-            SPLIT_LAYERS, s, lambda n: f"base_model.model.transformer.{n}", ".lora_A.weight", ".lora_B.weight"
+            SPLIT_LAYERS, s, lambda n: f"base_model.model.transformer.{n}", down=".lora_A.weight", up=".lora_B.weight"
         ),
         diffusers_lora,
     ),
     "PEFT with the adapter's name": (
         lambda s: _spell(
-            SPLIT_LAYERS, s, lambda n: f"base_model.model.{n}", ".lora_A.my_style.weight", ".lora_B.my_style.weight"
+            SPLIT_LAYERS,
+            s,
+            lambda n: f"base_model.model.{n}",
+            down=".lora_A.my_style.weight",
+            up=".lora_B.my_style.weight",
         ),
         diffusers_lora,
     ),
     "kohya": (
-        lambda s: _spell(FUSED_LAYERS, s, lambda n: "lora_unet_" + _under(n), ".lora_down.weight", ".lora_up.weight"),
+        lambda s: _spell(
+            FUSED_LAYERS, s, lambda n: "lora_unet_" + _under(n), down=".lora_down.weight", up=".lora_up.weight"
+        ),
         host_lora,
     ),
     "kohya with diffusers' layers": (
-        lambda s: _spell(SPLIT_LAYERS, s, lambda n: "lora_unet_" + _under(n), ".lora_down.weight", ".lora_up.weight"),
+        lambda s: _spell(
+            SPLIT_LAYERS, s, lambda n: "lora_unet_" + _under(n), down=".lora_down.weight", up=".lora_up.weight"
+        ),
         diffusers_lora,
     ),
     "OneTrainer": (
         lambda s: _spell(
-            SPLIT_LAYERS, s, lambda n: "lora_transformer_" + _under(n), ".lora_down.weight", ".lora_up.weight"
+            SPLIT_LAYERS, s, lambda n: "lora_transformer_" + _under(n), down=".lora_down.weight", up=".lora_up.weight"
         ),
         diffusers_lora,
     ),
     "SimpleTuner": (
-        lambda s: _spell(SPLIT_LAYERS, s, lambda n: "lycoris_" + _under(n), ".lora_down.weight", ".lora_up.weight"),
+        lambda s: _spell(
+            SPLIT_LAYERS, s, lambda n: "lycoris_" + _under(n), down=".lora_down.weight", up=".lora_up.weight"
+        ),
         diffusers_lora,
     ),
     "old diffusers": (
-        lambda s: _spell(SPLIT_LAYERS, s, lambda n: f"transformer.{n}", ".lora.down.weight", ".lora.up.weight"),
+        lambda s: _spell(SPLIT_LAYERS, s, lambda n: f"transformer.{n}", down=".lora.down.weight", up=".lora.up.weight"),
         diffusers_lora,
     ),
     "mixed prefixes": (lambda s: _mixed(s), diffusers_lora),
@@ -154,7 +170,7 @@ def xlabs_lora(seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def control_lora(seed: int) -> dict[str, Tensor]:
     """As FLUX tools publish them: twice the image channels, biases, and new norms; the names of the first authors."""
     layers = {"img_in": (HIDDEN, 128)} | {n: s for n, s in FUSED_LAYERS.items() if n != "txt_in"}
-    lora = _spell(layers, seed, str, ".lora_A.weight", ".lora_B.weight", alpha=False)
+    lora = _spell(layers, seed, str, down=".lora_A.weight", up=".lora_B.weight", alpha=False)
     g = torch.Generator().manual_seed(seed + 1)
     for name, (outputs, _) in layers.items():
         lora[f"{name}.lora_B.bias"] = torch.randn(outputs, generator=g) * 0.1

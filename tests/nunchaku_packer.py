@@ -170,3 +170,23 @@ def _awq_words(codes: np.ndarray) -> Tensor:
         words, (np.broadcast_to(n // 4, place.shape), place), (codes << (k % 32 // 8 * 4)).astype(np.uint16)
     )
     return torch.from_numpy(words.view(np.int32).reshape(rows // 4, columns // 2))
+
+
+def natural_order(name: str, stored: Tensor) -> Tensor:
+    """A tensor of an nvfp4 layer out of its tiles, by its newer name: the same shape, in plain order."""
+    if name == "qweight":
+        rows, columns = stored.shape[0], 2 * stored.shape[1]
+        raw = stored.reshape(-1).view(torch.uint8)
+        flat = torch.stack([raw & 15, raw >> 4], dim=1).reshape(-1)
+        codes = flat[torch.from_numpy(_code_place(rows, columns))]
+        return (codes[:, 0::2] | codes[:, 1::2] << 4).view(torch.int8)
+    if name == "wscales":
+        groups, rows = stored.shape
+        place = torch.from_numpy(_nvfp4_scale_place(rows, 16 * groups))
+        return stored.reshape(-1).view(torch.uint8)[place].T.contiguous().view(stored.dtype)
+    if name == "proj_down":
+        columns, rank = stored.shape
+        return stored.reshape(-1)[torch.from_numpy(_down_place(rank, columns))].T.contiguous()
+    if name == "proj_up":
+        return stored.reshape(-1)[torch.from_numpy(_up_place(*stored.shape))]
+    return stored[torch.from_numpy(_vector_place(stored.numel()))]

@@ -22,7 +22,7 @@ def empty(height: int = 64, width: int = 64, batch: int = 1) -> dict:
     return {"samples": torch.zeros(batch, 4, height, width)}
 
 
-def sample(g, model, positive=None, negative=None, latent=None, cfg=1.0, steps=1, **settings):
+def sample(g, model, positive=None, negative=None, *, latent=None, cfg=1.0, steps=1, **settings):
     return g.sample(
         model, positive or prompt(1), negative or prompt(1), latent or empty(), cfg=cfg, steps=steps, **settings
     )

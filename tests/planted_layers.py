@@ -40,8 +40,9 @@ def nearest_tensors(weight, precision):
     return tensors if scales.tensor is None else {**tensors, "wtscale": scales.tensor}
 
 
-def output_error(x, weight, bias, part_tensors, scheme, compute, quantized_bias, act_unsigned=False):
-    """||quantized - dense|| / ||dense|| through the pack's own forward."""
+def output_error(x, linear, part_tensors, mode, quantized_bias, *, act_unsigned=False):
+    """||quantized - dense|| / ||dense|| by the pack's forward; linear: (weight, bias), mode: (scheme, compute)."""
+    (weight, bias), (scheme, compute) = linear, mode
     dense = x @ weight.float().T + (0 if bias is None else bias.float())
     out = run_layer(x, part_tensors, scheme, compute, quantized_bias, act_unsigned=act_unsigned)
     return float((out - dense).norm() / dense.norm())

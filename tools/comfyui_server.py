@@ -82,6 +82,7 @@ class ComfyUIServer:
         host: Path,
         base: Path,
         device: str = "auto",
+        *,
         front_end: Path | None = None,
         extra_args: tuple[str, ...] = (),
         start_timeout: float = 300,

@@ -18,7 +18,8 @@ from chromium import find_chromium
 from comfyui_source import DEV_FOLDER
 
 DEFAULT_TORCH = "torch==2.13.0"
-TEST_REQUIREMENTS = ("pytest>=9,<10", "hypothesis>=6", "ruff==0.17.6", "pyright[nodejs]==1.1.414")
+TEST_REQUIREMENTS = ("pytest>=9,<10", "pytest-xdist>=3.8,<4", "hypothesis>=6")
+TEST_REQUIREMENTS += ("ruff==0.17.6", "pyright[nodejs]==1.1.414")
 FRONT_END = "comfyui-frontend-package==1.47.12"  # the host's own pin, whose page the browser tests know
 OLDEST_PYTHON = (3, 10)
 

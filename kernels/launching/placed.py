@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,15 @@ from .recording import Launch, Recorder, Write
 
 SCRATCH_ALIGNMENT = 256  # bytes, as torch's allocator gives them out
 LARGEST_MAPS = 64  # addresses for which a descriptor is kept made; allocators give out few in turn
+
+
+class Form(NamedTuple):
+    """What a tensor is but for its place; width: bytes of an element."""
+
+    dtype: torch.dtype
+    width: int
+    shape: torch.Size
+    stride: tuple[int, ...]
 
 
 def _extent(tensor: Tensor) -> int:
@@ -130,22 +140,23 @@ class PlacedWrite:
                 tensor = target[key]
                 if isinstance(tensor, Tensor):
                     source, offset = places.of(tensor)
-                    form = tensor.dtype, tensor.element_size(), tensor.shape, tensor.stride()
+                    form = Form(tensor.dtype, tensor.element_size(), tensor.shape, tensor.stride())
                     self._tensors.append((target, key, source, offset, form))
                     target[key] = None  # or the recording would keep its memory
 
     def issue(self, tensors: Sequence[Tensor | None], _bases: list[int], _stream: int) -> None:
         try:
             for target, key, source, offset, form in self._tensors:
-                target[key] = _tensor_at(tensors[source], offset, *form)
+                target[key] = _tensor_at(tensors[source], offset, form)
             self._function(*self._arguments, **self._options)
         finally:
             for target, key, *_ in self._tensors:
                 target[key] = None
 
 
-def _tensor_at(base: Tensor | None, offset: int, dtype: torch.dtype, width: int, shape, stride) -> Tensor:
-    """A tensor that begins `offset` bytes behind the first element of another; width: bytes of an element."""
+def _tensor_at(base: Tensor | None, offset: int, form: Form) -> Tensor:
+    """A tensor that begins `offset` bytes behind the first element of another."""
+    dtype, width, shape, stride = form
     assert base is not None, "what was None when the call was recorded held no tensor"
     start = (base.storage_offset() * base.element_size() + offset) // width
     return torch.empty(0, dtype=dtype, device=base.device).set_(base.untyped_storage(), start, shape, stride)

@@ -34,11 +34,11 @@ class Write(NamedTuple):
     options: dict[str, Any]
 
 
-class _Thread(threading.local):
+class _ThreadRecorder(threading.local):
     recorder: "Recorder | None" = None
 
 
-_thread = _Thread()
+_thread = _ThreadRecorder()
 
 
 class Recorder(TorchDispatchMode):

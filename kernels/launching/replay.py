@@ -35,12 +35,12 @@ RECORDS = os.environ.get(SWITCH) != "0"  # asked once: to look takes as long as 
 Result = Tensor | tuple[Tensor, ...]  # of a call
 
 
-class _Thread(threading.local):
+class _ThreadReplays(threading.local):
     def __init__(self):
         self.known: dict[Hashable, Replay | int] = {}  # by situation; a number counts attempts that left no recording
 
 
-_thread = _Thread()
+_thread = _ThreadReplays()
 _refused: list[str] = []  # what this Triton said when its compiled kernels could not be launched like this
 
 

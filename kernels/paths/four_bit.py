@@ -30,8 +30,10 @@ class NativeInt4(KernelPath):
     def quantize(self, call: LayerCall) -> tuple[Tensor, ...]:
         from ..step.quantize_act import quantize_act
 
-        operands = call.x, call.tensors["smooth_factor"], call.branch.down, "int4", "packed"
-        qx, ascales, x_down = quantize_act(*operands, call.act_unsigned, call.gelu, pad_rows=NATIVE_INT4_ROWS)
+        operands = call.x, call.tensors["smooth_factor"], call.branch.down, "int4"
+        qx, ascales, x_down = quantize_act(
+            *operands, act_unsigned=call.act_unsigned, gelu=call.gelu, pad_rows=NATIVE_INT4_ROWS
+        )
         assert ascales is not None, "packed codes have scales"
         return qx, ascales, x_down
 
@@ -43,8 +45,10 @@ class NativeInt4(KernelPath):
         block_n = native_int4_tile(M, N, K // GROUP_SIZE_INT4)["BLOCK_N"]
         require_int4(call.x.device, call.x.dtype, block_n, call.act_unsigned)
         qx, ascales, x_down = quantized
-        weight = call.tensors["qweight"], call.tensors["wscales"]
-        out = gemm_w4a4_native(qx, ascales, *weight, x_down, call.branch.up, call.bias, call.act_unsigned)
+        operands = qx, ascales, call.tensors["qweight"], call.tensors["wscales"]
+        out = gemm_w4a4_native(
+            *operands, x_down=x_down, proj_up=call.branch.up, bias=call.bias, act_unsigned=call.act_unsigned
+        )
         return settle(out, call.epilogue)
 
 
@@ -66,8 +70,8 @@ class Int8Codes(KernelPath):
     def quantize(self, call: LayerCall) -> tuple[Tensor, ...]:
         from ..step.quantize_act import quantize_act
 
-        operands = call.x, call.tensors["smooth_factor"], call.branch.down, "int4", "int8"
-        qx, ascales, x_down = quantize_act(*operands, call.act_unsigned, call.gelu)
+        operands = call.x, call.tensors["smooth_factor"], call.branch.down, "int4"
+        qx, ascales, x_down = quantize_act(*operands, output="int8", act_unsigned=call.act_unsigned, gelu=call.gelu)
         assert ascales is not None, "codes have scales"
         return qx, ascales, x_down
 
@@ -77,7 +81,9 @@ class Int8Codes(KernelPath):
 
         qx, ascales, x_down = quantized
         codes = expand_codes(call.tensors["qweight"])
-        out = gemm_w4a4(qx, ascales, codes, call.tensors["wscales"], x_down, call.branch.up, call.bias)
+        out = gemm_w4a4(
+            qx, ascales, codes, call.tensors["wscales"], x_down=x_down, proj_up=call.branch.up, bias=call.bias
+        )
         return settle(out, call.epilogue)
 
 
@@ -95,8 +101,8 @@ class NativeFp4(KernelPath):
     def quantize(self, call: LayerCall) -> tuple[Tensor, ...]:
         from ..step.quantize_act import quantize_act
 
-        operands = call.x, call.tensors["smooth_factor"], call.branch.down, "nvfp4", "packed"
-        qx, ascales, x_down = quantize_act(*operands, False, call.gelu)
+        operands = call.x, call.tensors["smooth_factor"], call.branch.down, "nvfp4"
+        qx, ascales, x_down = quantize_act(*operands, gelu=call.gelu)
         assert ascales is not None, "packed codes have scales"
         return qx, ascales, x_down
 
@@ -106,6 +112,6 @@ class NativeFp4(KernelPath):
 
         require_fp4(call.x.device, call.x.dtype)
         qx, ascales, x_down = quantized
-        weight = call.tensors["qweight"], call.tensors["wscales"]
-        out = gemm_nvfp4(qx, ascales, *weight, x_down, call.branch.up, call.bias, **outer_scales(call))
+        operands = qx, ascales, call.tensors["qweight"], call.tensors["wscales"]
+        out = gemm_nvfp4(*operands, x_down=x_down, proj_up=call.branch.up, bias=call.bias, **outer_scales(call))
         return settle(out, call.epilogue)

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..gpus import Generation, generation, why_no_triton
+from ..gpus import Generation, why_no_triton
 from ..ladder import attempts, is_elsewhere, say_once
 from ..layer_call import COMPUTE_MODES, Int8Weight, LayerCall, QuantizedAct, label_of
 from ..tiles import HOPPER_PART_N, fills_hopper
@@ -196,7 +196,7 @@ def describe_paths(scheme: str, mode: str, gpu: Generation) -> list[tuple[str, s
     return [(path.name, path.why_not_on(gpu)) for path in paths]
 
 
-def why_not_native(scheme: str, device: torch.device) -> tuple[str, str | None]:
+def why_not_native(scheme: str, gpu: Generation) -> tuple[str, str | None]:
     """(name, why not) of the path that multiplies a scheme's codes as they are on both sides."""
     path = NATIVE_INT4 if scheme == "int4" else NATIVE_FP4
-    return path.name, path.why_not_on(generation(device))
+    return path.name, path.why_not_on(gpu)

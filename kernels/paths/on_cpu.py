@@ -9,7 +9,7 @@ from .. import reference
 from ..epilogue import settle
 from ..layer_call import Int8Weight, LayerCall, QuantizedAct
 from ..part_weights import dequantize
-from .path import Path
+from .path import Path, outer_scales
 
 
 class Reference(Path):
@@ -40,8 +40,11 @@ def compute(call: LayerCall) -> Tensor:
             return out
         return out + ((x.float() @ call.factors.down.float()) @ call.factors.up.float().T).to(out.dtype)
     if call.mode == "w4a16":
-        operands = dequantize(tensors, call.scheme), *call.branch, bias, call.act_unsigned, call.gelu
-        return reference.gemm_w4a16(x, tensors["smooth_factor"], *operands)
+        down, up = call.branch
+        weight, options = dequantize(tensors, call.scheme), {"act_unsigned": call.act_unsigned, "gelu": call.gelu}
+        return reference.gemm_w4a16(
+            x, tensors["smooth_factor"], weight, proj_down=down, proj_up=up, bias=bias, **options
+        )
     return multiply(call, quantize(call))
 
 
@@ -61,11 +64,10 @@ def multiply(call: LayerCall, quantized: Sequence[Tensor]) -> Tensor:
     qx, ascales, x_down = quantized
     if call.label != "w4a4":
         return reference.gemm_w4a8(QuantizedAct(qx, ascales, x_down), int8_weight(call), up, bias)
-    weight = tensors["qweight"], tensors["wscales"]
+    operands = qx, ascales, tensors["qweight"], tensors["wscales"]
     if call.scheme == "nvfp4":
-        extra = tensors.get("wtscale"), tensors.get("wcscales")
-        return reference.gemm_nvfp4(qx, ascales, *weight, x_down, up, bias, *extra)
-    return reference.gemm_w4a4(qx, ascales, *weight, x_down, up, bias, call.act_unsigned)
+        return reference.gemm_nvfp4(*operands, x_down=x_down, proj_up=up, bias=bias, **outer_scales(call))
+    return reference.gemm_w4a4(*operands, x_down=x_down, proj_up=up, bias=bias, act_unsigned=call.act_unsigned)
 
 
 def int8_weight(call: LayerCall) -> Int8Weight:

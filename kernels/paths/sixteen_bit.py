@@ -35,13 +35,13 @@ class FewTokens(KernelPath):
         from ..step.gemv_w4a16 import gemv_w4a16
 
         x = F.gelu(call.x.float(), approximate="tanh").to(call.x.dtype) if call.gelu else call.x
-        branch, smoothing = {}, {}
+        optional = {"bias": call.bias, "wzeros": call.tensors.get("wzeros"), **outer_scales(call)}
         if call.factors is not None and call.factors.down.shape[1]:
-            branch = {"x_down": _project_down(x, call.factors.down), "proj_up": call.factors.up.contiguous()}
+            optional |= {"x_down": _project_down(x, call.factors.down), "proj_up": call.factors.up.contiguous()}
         if call.scheme != "awq":
-            smoothing = {"smooth_factor": call.tensors["smooth_factor"], "act_unsigned": call.act_unsigned}
-        weight = call.tensors["qweight"], call.tensors["wscales"], call.scheme, call.bias, call.tensors.get("wzeros")
-        return settle(gemv_w4a16(x, *weight, **smoothing, **branch, **outer_scales(call)), call.epilogue)
+            optional |= {"smooth_factor": call.tensors["smooth_factor"], "act_unsigned": call.act_unsigned}
+        out = gemv_w4a16(x, call.tensors["qweight"], call.tensors["wscales"], call.scheme, **optional)
+        return settle(out, call.epilogue)
 
 
 class SixteenBit(KernelPath):
@@ -63,15 +63,15 @@ class SixteenBit(KernelPath):
 
         if call.scheme == "awq":
             return (call.x,)
-        operands = call.x, call.tensors["smooth_factor"], call.branch.down, self._codes(call), "float"
-        return quantize_act(*operands, call.act_unsigned, call.gelu)[:1]
+        operands = call.x, call.tensors["smooth_factor"], call.branch.down, self._codes(call)
+        return quantize_act(*operands, output="float", act_unsigned=call.act_unsigned, gelu=call.gelu)[:1]
 
     def multiply(self, call: LayerCall, quantized: tuple[Tensor, ...]) -> Tensor:
         from ..step.unpack_weight import dequantize_weight
 
         (x,), packed = quantized, (call.tensors["qweight"], call.tensors["wscales"], call.scheme, call.x.dtype)
         if call.scheme != "awq":
-            weight = dequantize_weight(*packed, call.branch.up, **outer_scales(call))
+            weight = dequantize_weight(*packed, proj_up=call.branch.up, **outer_scales(call))
             return settle(_product(x, weight, call.bias), call.epilogue)
         out = _product(x, dequantize_weight(*packed, wzeros=call.tensors["wzeros"]), call.bias)
         if call.factors is not None:

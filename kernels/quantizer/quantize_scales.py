@@ -100,6 +100,7 @@ def _fit_scales_kernel(
 def fit_group_scales(
     residual: Tensor,
     high: float,
+    *,
     group_size: int,
     count: int,
     dtype: torch.dtype,

@@ -64,7 +64,7 @@ def _round_columns_kernel(
 
 
 def round_columns(
-    left: Tensor, inverse: Tensor, scales: Tensor, low: float, high: float, e2m1: bool, units: Tensor
+    left: Tensor, inverse: Tensor, scales: Tensor, *, low: float, high: float, e2m1: bool, units: Tensor
 ) -> Tensor:
     """Units and errors of a block of columns; the units go into `units`.
 

@@ -236,6 +236,7 @@ def gemm_w4a4_native(
     ascales: Tensor,
     qweight: Tensor,
     wscales: Tensor,
+    *,
     x_down: Tensor,
     proj_up: Tensor,
     bias: Tensor | None = None,

@@ -139,6 +139,7 @@ def gemv_w4a16(
     qweight: Tensor,
     wscales: Tensor,
     scheme: str,
+    *,
     bias: Tensor | None = None,
     wzeros: Tensor | None = None,
     smooth_factor: Tensor | None = None,

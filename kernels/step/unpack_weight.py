@@ -161,6 +161,7 @@ def dequantize_weight(
     wscales: Tensor,
     scheme: str,
     dtype: torch.dtype,
+    *,
     proj_up: Tensor | None = None,
     wtscale: Tensor | None = None,
     wcscales: Tensor | None = None,

@@ -25,7 +25,7 @@ from ...svdq_core.errors import SVDQuantError
 from .evaluated_scenes import Scenes, evaluated_scenes
 from .evaluation_report import write_report
 from .linears import add_lora
-from .measures import Figures, Judge, Reference, lora_effect
+from .measures import Figures, PlainDrawings, SceneJudge, lora_effect
 from .methods import Way, ways
 from .network import Flux, block_linears, load_flux, lora_factors, with_layers
 from .quantizing import Source, quantized_layers, record
@@ -93,8 +93,8 @@ def _meet(world: int) -> None:
 class _Drawn:
     """The unquantized model's pictures with and without the LoRA, for one number of steps."""
 
-    plain: Reference
-    with_lora: Reference | None
+    plain: PlainDrawings
+    with_lora: PlainDrawings | None
 
 
 class _Bench:
@@ -112,7 +112,7 @@ class _Bench:
         torch.backends.cudnn.benchmark = True
         self.scenes: Scenes = evaluated_scenes(options.captions, options.captions // HARD_SHARE, self.device)
         self.model: Flux = load_flux(self.device)
-        self.judge = Judge(self.device)
+        self.judge = SceneJudge(self.device)
         self.lora = {n: (d.to(self.device), u.to(self.device)) for n, (d, u) in lora_factors().items()}
         self.longest = 0.0
         self.failed: list[str] = []

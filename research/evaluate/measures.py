@@ -25,7 +25,7 @@ Figures = dict[str, Tensor]  # name -> (B,) or, for error_by_step, (steps, B); f
 
 
 @dataclass(frozen=True)
-class Reference:
+class PlainDrawings:
     """What the unquantized model draws.
 
     Args:
@@ -41,7 +41,7 @@ def relative_errors(latents: Tensor, reference: Tensor) -> Tensor:
     return (latents - reference).flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)
 
 
-class Judge:
+class SceneJudge:
     """The autoencoder, and the reader where its weights are there."""
 
     def __init__(self, device: torch.device) -> None:
@@ -53,13 +53,13 @@ class Judge:
         """Latents (B, 16, h, w) -> pictures (B, 8 h, 8 w, 3) float32 in 0...1."""
         return torch.cat([self._decoder(p).clamp(0, 1).movedim(1, -1).contiguous() for p in latents.split(PICTURES)])
 
-    def reference(self, model: nn.Module, scenes: Scenes, steps: int) -> Reference:
+    def reference(self, model: nn.Module, scenes: Scenes, steps: int) -> PlainDrawings:
         """Draw the scenes with the unquantized model."""
         latents = torch.stack(list(latents_by_step(model, scenes, scenes.noise, steps)))
-        return Reference(latents, self.draw(latents[-1]))
+        return PlainDrawings(latents, self.draw(latents[-1]))
 
     def compare(
-        self, model: nn.Module, scenes: Scenes, noise: Tensor, reference: Reference, half: bool = False
+        self, model: nn.Module, scenes: Scenes, noise: Tensor, reference: PlainDrawings, half: bool = False
     ) -> tuple[Figures, Tensor]:
         """Draw with another model, or from other noise; return all figures and the last latents."""
         steps, errors, latents = len(reference.latents), [], noise

@@ -78,7 +78,7 @@ def latents_by_step(
             time = torch.full((len(x[part]),), share, device=x.device)
             guidance = torch.full_like(time, GUIDANCE)
             with torch.autocast(x.device.type, torch.bfloat16) if half else nullcontext():
-                velocity = model(x[part], time, scenes.context[part], scenes.pooled[part], guidance, angles)
+                velocity = model(x[part], time, scenes.context[part], scenes.pooled[part], guidance, angles=angles)
             velocities.append(velocity.float())
         x = x + (following - share) * torch.cat(velocities)
         yield x

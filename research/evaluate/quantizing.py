@@ -86,8 +86,8 @@ def _pack_layers(way: Way, source: Source) -> dict[str, Layer]:
         plan_weights(FLUX, source.weights),
         source.weights,
         list(source.weights),
-        spec,
-        torch.device("cpu"),
+        spec=spec,
+        device=torch.device("cpu"),
         calibration=calibration,
     )
     if kept:

@@ -29,7 +29,7 @@ _HOST, _PORT = "127.0.0.1", "29511"
 
 
 @dataclass(frozen=True)
-class Run:
+class Training:
     """One run of the whole training.
 
     Args:
@@ -58,7 +58,7 @@ class Run:
 class Stage:
     """One process of stage.py, or several that torchrun starts."""
 
-    def __init__(self, run: Run, name: str, end: float, gpu: int = 0, processes: int = 1) -> None:
+    def __init__(self, run: Training, name: str, end: float, gpu: int = 0, processes: int = 1) -> None:
         self._run, self.name, self._end = run, name, end
         seconds = max(1.0, end - time.time())
         command = [sys.executable]
@@ -104,12 +104,12 @@ class Stage:
             self._process.wait()
 
 
-def train(run: Run) -> bool:
+def train(run: Training) -> bool:
     """Run all stages; return whether all ended well."""
     return all([prepare(run), train_flux(run), finish(run)])
 
 
-def prepare(run: Run) -> bool:
+def prepare(run: Training) -> bool:
     """Autoencoder and reader."""
     end = run.end(AUTOENCODER_END)
     if run.gpus < 2:
@@ -121,7 +121,7 @@ def prepare(run: Run) -> bool:
     return all([reader.wait(), warm_up.wait(), autoencoder.wait()])
 
 
-def train_flux(run: Run) -> bool:
+def train_flux(run: Training) -> bool:
     """FLUX, on all GPUs; on one where they do not find each other."""
     end = run.end(FLUX_END)
     if run.gpus < 2:
@@ -143,7 +143,7 @@ def train_flux(run: Run) -> bool:
     return Stage(run, "train_flux", end).wait()
 
 
-def finish(run: Run) -> bool:
+def finish(run: Training) -> bool:
     """LoRA and evaluation."""
     if run.gpus < 2:
         lora = Stage(run, "train_lora", run.end(LORA_END)).wait()
@@ -158,7 +158,7 @@ def finish(run: Run) -> bool:
     )
 
 
-def gather(run: Run) -> None:
+def gather(run: Training) -> None:
     """Put the figures of all stages so far into one file."""
     found = sorted((run.work / "results").glob("*.json"))
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in found}
@@ -185,7 +185,7 @@ def main() -> int:
     begin = time.time()
     work = options.work or options.output / "work"
     gpus = count_gpus() if options.gpus is None else options.gpus
-    run = Run(options.output.resolve(), work.resolve(), begin, options.seconds, gpus, tuple(extra))
+    run = Training(options.output.resolve(), work.resolve(), begin, options.seconds, gpus, tuple(extra))
     (run.work / "results").mkdir(parents=True, exist_ok=True)
     run.output.mkdir(parents=True, exist_ok=True)
     is_good = train(run)

@@ -49,7 +49,7 @@ def run(options: Options) -> None:
         ("difficult", difficult, STEPS[0]),
         *(("usual", usual, steps) for steps in STEPS[1:]),
     ):
-        pictures = draw(model, judge.decoder, captions, SEED, steps, options.side // 8)
+        pictures = draw(model, judge.decoder, captions, seed=SEED, steps=steps, side=options.side // 8)
         reading = judge.record(f"{name}, {steps} steps", pictures, captions)
         if steps == STEPS[0]:
             shown.append(pictures[:32].cpu())

@@ -31,7 +31,7 @@ def sample(model: nn.Module, context: Tensor, pooled: Tensor, noise: Tensor, ste
     x = noise.float()
     for share, following in pairwise(shares):
         with torch.autocast(noise.device.type, torch.bfloat16, enabled=noise.is_cuda):
-            velocity = model(x, torch.full_like(guidance, share), context, pooled, guidance, angles)
+            velocity = model(x, torch.full_like(guidance, share), context, pooled, guidance, angles=angles)
         x = x + (following - share) * velocity.float()
     return x
 
@@ -47,7 +47,7 @@ def decode(decoder: nn.Module, latents: Tensor) -> Tensor:
 
 
 def draw(
-    model: nn.Module, decoder: nn.Module, captions: Captions, seed: int, steps: int, side: int = LATENT_SIDE
+    model: nn.Module, decoder: nn.Module, captions: Captions, *, seed: int, steps: int, side: int = LATENT_SIDE
 ) -> Tensor:
     """Draw captions, (B, 3, 8 side, 8 side) in [0, 1]; the noise is the same on every machine."""
     device = captions.sentence.device

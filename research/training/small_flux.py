@@ -158,7 +158,14 @@ class Flux(nn.Module):
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(
-        self, x: Tensor, time: Tensor, context: Tensor, pooled: Tensor, guidance: Tensor, angles: tuple[Tensor, Tensor]
+        self,
+        x: Tensor,
+        time: Tensor,
+        context: Tensor,
+        pooled: Tensor,
+        guidance: Tensor,
+        *,
+        angles: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Velocity (noise minus picture) at noisy latents.
 

@@ -19,7 +19,7 @@ class _Clamp(nn.Module):
         return torch.tanh(x / 3) * 3
 
 
-class _Block(nn.Module):
+class _CodecBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         layers = [_convolution(_WIDTH, _WIDTH), nn.ReLU(), _convolution(_WIDTH, _WIDTH), nn.ReLU()]
@@ -35,9 +35,9 @@ def _convolution(channels: int, out_channels: int, stride: int = 1, bias: bool =
 
 def encoder() -> nn.Sequential:
     """Pictures (B, 3, H, W) in [0, 1] to latents (B, 16, H/8, W/8) of about unit variance."""
-    layers: list[nn.Module] = [_convolution(3, _WIDTH), _Block()]
+    layers: list[nn.Module] = [_convolution(3, _WIDTH), _CodecBlock()]
     for _ in range(_DOUBLINGS):
-        layers += [_convolution(_WIDTH, _WIDTH, stride=2, bias=False), *(_Block() for _ in range(_DEEP))]
+        layers += [_convolution(_WIDTH, _WIDTH, stride=2, bias=False), *(_CodecBlock() for _ in range(_DEEP))]
     return nn.Sequential(*layers, _convolution(_WIDTH, CHANNELS))
 
 
@@ -45,6 +45,6 @@ def decoder() -> nn.Sequential:
     """Latents to pictures, not clamped."""
     layers: list[nn.Module] = [_Clamp(), _convolution(CHANNELS, _WIDTH), nn.ReLU()]
     for _ in range(_DOUBLINGS):
-        layers += [*(_Block() for _ in range(_DEEP)), nn.Upsample(scale_factor=2)]
+        layers += [*(_CodecBlock() for _ in range(_DEEP)), nn.Upsample(scale_factor=2)]
         layers.append(_convolution(_WIDTH, _WIDTH, bias=False))
-    return nn.Sequential(*layers, _Block(), _convolution(_WIDTH, 3))
+    return nn.Sequential(*layers, _CodecBlock(), _convolution(_WIDTH, 3))

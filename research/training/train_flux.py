@@ -58,11 +58,13 @@ def draw_times(count: int, progress: float, generator: torch.Generator) -> Tenso
 def flow_loss(model: nn.Module, angles: tuple[Tensor, Tensor]) -> Callable[..., Tensor]:
     """A function of latents, time, conditioning, guidance and noise that returns the mean squared velocity error."""
 
-    def loss(latent: Tensor, time: Tensor, context: Tensor, pooled: Tensor, guidance: Tensor, noise: Tensor) -> Tensor:
+    def loss(
+        latent: Tensor, time: Tensor, noise: Tensor, *, context: Tensor, pooled: Tensor, guidance: Tensor
+    ) -> Tensor:
         share = time[:, None, None, None]
         noisy = (1 - share) * latent + share * noise
         with torch.autocast(latent.device.type, torch.bfloat16, enabled=latent.is_cuda):
-            velocity = model(noisy, time, context, pooled, guidance, angles)
+            velocity = model(noisy, time, context, pooled, guidance, angles=angles)
         return (velocity.float() - (noise - latent)).square().mean()
 
     return loss
@@ -101,7 +103,7 @@ def _train(options: Options, device: torch.device, latents: Latents, *, is_warm_
     for step, progress in loop.steps():
         generator = step_generator(device, options.seed, step)
         rate = RATE * min(1, (step + 1) / WARM_UP) * (min(1, (1 - progress) / (1 - FLAT)) ** 1.2 + 0.001)
-        loss = compute_loss(*_arguments(latents, conditioning, batch, progress, generator))
+        loss = compute_loss(**_arguments(latents, conditioning, batch, progress, generator))
         loss.backward()
         _apply(weights, matrices, muon, adam, rate)
         share = min(AVERAGE, (step + 1) / (step + 20))
@@ -138,7 +140,7 @@ def _apply(weights: list[Tensor], matrices: list[Tensor], muon: Muon, adam: torc
 
 def _arguments(
     latents: Latents, conditioning: Conditioning, batch: int, progress: float, generator: torch.Generator
-) -> tuple[Tensor, ...]:
+) -> dict[str, Tensor]:
     """A random batch, as `flow_loss` takes it. Guidance means nothing to this model, so it gets any."""
     device = generator.device
     index = torch.randint(len(latents), (batch,), device=device, generator=generator)
@@ -148,14 +150,16 @@ def _arguments(
     is_usual = torch.rand(batch, device=device, generator=generator) < 0.5
     noise = torch.randn(latent.shape, device=device, generator=generator)
     time = draw_times(batch, progress, generator)
-    return latent, time, context, pooled, torch.where(is_usual, GUIDANCE, any_guidance), noise
+    guidance = torch.where(is_usual, GUIDANCE, any_guidance)
+    conditions = {"context": context, "pooled": pooled, "guidance": guidance}
+    return {"latent": latent, "time": time, "noise": noise, **conditions}
 
 
-def _compile(function: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+def _compile(function: Callable[..., Tensor], arguments: dict[str, Tensor]) -> Callable[..., Tensor]:
     """Compile, and compute once forward and back; where the compiler fails, training goes on without it."""
     compiled = torch.compile(function)
     try:
-        compiled(*arguments).backward()
+        compiled(**arguments).backward()
     except Exception as error:  # noqa: BLE001 - the compiler raises whatever it likes; slower is better than nothing
         say(f"Not compiled: {error}")
         return function

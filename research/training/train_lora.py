@@ -54,7 +54,9 @@ def run(options: Options) -> None:
         time = torch.sigmoid(1.3 * normal + 0.3).clamp(1e-4, 1)
         noise = torch.randn(latent.shape, device=device, generator=generator)
         context, pooled = conditioning(latents.words[index].long())
-        loss = compute_loss(latent, time, context, pooled, torch.full_like(time, GUIDANCE), noise)
+        loss = compute_loss(
+            latent, time, noise, context=context, pooled=pooled, guidance=torch.full_like(time, GUIDANCE)
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0, foreach=True)
@@ -76,7 +78,7 @@ def _measure(options: Options, model: torch.nn.Module, device: torch.device) -> 
     results: dict[str, object] = {}
     drawn = []
     for name, network in (("without", plain), ("with", model)):
-        pictures = draw(network, paint, captions, TEST_SEED, STEPS, options.side // 8)
+        pictures = draw(network, paint, captions, seed=TEST_SEED, steps=STEPS, side=options.side // 8)
         reading = read(reader, pictures, captions)
         share = (reading.style == STYLES.index(STYLE)).double().mean().item()
         results[name] = {STYLE: round(share, 5), **reading.figures()}

@@ -17,6 +17,7 @@ def combine(
     file: str,
     stack: str,
     parts: Sequence[NamedPart],
+    *,
     arena: Arena | None = None,
     has_bias: bool = True,
     input_name: str = "",

@@ -17,6 +17,7 @@ from .read_errors import reading
 from .read_plan import Plan
 from .recognize import describe_unquantized, recognize_source, refuse_sealed, refuse_text_encoder
 from .row_major import is_row_major, plan_row_major
+from .tile_check import check_tiles
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def _plan_tiled(checkpoint: Checkpoint) -> Plan:
     if is_row_major(checkpoint):
         return plan_row_major(checkpoint)
     refuse_logical(checkpoint)
+    check_tiles(checkpoint)
     return plan_lite(checkpoint) if is_lite(checkpoint) else plan_nunchaku(checkpoint)
 
 

@@ -1,7 +1,7 @@
 """Reading what diffusers calls Nunchaku Lite: its own modules, each quantized on its own, in nunchaku's tile orders.
 
-No module has unsigned activations, whatever its role; modulation layers are in plain order and without the 1 in their
-bias.
+No module has unsigned activations, whatever its role, unless its bias holds their shift: such files exist, made of
+nunchaku's. Modulation layers are in plain order and without the 1 in their bias.
 Source: diffusers' Nunchaku Lite quantizer, and the exporter that it names.
 """
 
@@ -23,6 +23,7 @@ from .nunchaku_names import NEWER_SUFFIXES, Spelling
 from .nunchaku_read import check_counts, finish, plan_outside_blocks, plan_plain, plan_unquantized, want_layer
 from .read_plan import Plan
 from .recognize import recognize_source
+from .shift_check import bias_says
 from .source_rows import own_rows
 
 MANIFEST_SCHEMA = "nunchaku_lite.runtime_manifest"
@@ -163,6 +164,9 @@ def _read_linear(
         if tensors["qweight"].dtype == torch.int32:
             parts.append((name, *unpack_modulation(tensors, 1, where, arena)))
         else:
-            parts.append((name, *unpack_layer(tensors, False, where, arena)))
+            part, bias = unpack_layer(tensors, False, where, arena)
+            if linear.unsigned == (0,) and bias_says(part, bias):
+                part = replace(part, act_unsigned=True)
+            parts.append((name, part, bias))
     # what ComfyUI sums over two inputs, diffusers keeps as one module; what it stacks, diffusers keeps apart
-    return combine(checkpoint.name, "rows", parts, arena, linear.bias, input_name)
+    return combine(checkpoint.name, "rows", parts, arena=arena, has_bias=linear.bias, input_name=input_name)

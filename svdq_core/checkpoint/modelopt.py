@@ -89,7 +89,7 @@ def _read_linear(checkpoint: Checkpoint, linear: LinearMap, layers: list[tuple[s
                 raise CheckpointError(f"{checkpoint.name}: {name}: an odd number of rows has no halves.")
             part, bias = swapped.parts[0], swapped.bias
         parts.append((name, part, bias))
-    return combine(checkpoint.name, "rows", parts, None, linear.bias)
+    return combine(checkpoint.name, "rows", parts, arena=None, has_bias=linear.bias)
 
 
 def _read_part(tensors: dict[str, Tensor], where: str) -> tuple[Part, Tensor | None]:

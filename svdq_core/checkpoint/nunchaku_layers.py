@@ -148,7 +148,9 @@ def unpack_modulation(
     for name in ("wscales", "wzeros"):
         if name in stored:
             groups = columns // GROUP_SIZE_AWQ
-            tensors[name] = _unpack_groups(stored[name], rows, groups, chunks, f"{where}.{name}", arena)
+            tensors[name] = _unpack_groups(
+                stored[name], rows=rows, groups=groups, chunks=chunks, what=f"{where}.{name}", arena=arena
+            )
     if "proj_down" in stored:  # not in tiles, but transposed
         tensors["proj_down"] = stored["proj_down"].T if stored["proj_down"].ndim == 2 else stored["proj_down"]
     if "proj_up" in stored:
@@ -179,7 +181,7 @@ def _room(arena: Arena | None, like: Tensor) -> Tensor | None:
     return None if arena is None else arena.take(tuple(like.shape), like.dtype)
 
 
-def _unpack_groups(stored: Tensor, rows: int, groups: int, chunks: int, what: str, arena: Arena | None) -> Tensor:
+def _unpack_groups(stored: Tensor, *, rows: int, groups: int, chunks: int, what: str, arena: Arena | None) -> Tensor:
     most = groups + -groups % AWQ_GROUP_ROWS
     if stored.ndim != 2 or not groups <= stored.shape[0] <= most or stored.shape[1] != rows:
         more = f" or up to ({most}, {rows})" if most > groups else ""
@@ -190,7 +192,7 @@ def _unpack_groups(stored: Tensor, rows: int, groups: int, chunks: int, what: st
 
 
 def modulation_outputs(
-    layer: str, part: Part, bias: Tensor | None, chunks: int, dtype: torch.dtype, suffixes: dict[str, str]
+    layer: str, part: Part, bias: Tensor | None, *, chunks: int, dtype: torch.dtype, suffixes: dict[str, str]
 ) -> Iterator[Output]:
     """The inverse of unpack_modulation.
 

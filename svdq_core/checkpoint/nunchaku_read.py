@@ -129,7 +129,8 @@ def plan_plain(plan: Plan, block: BlockMap, index: int, spelling: Spelling, pref
         module, _, end = names[0].rpartition(".")
         if len(names) == 1 and end in ("weight", "bias") and f"{module}.qweight" in plan.checkpoint:
             if end == "weight":
-                _plan_quantized_plain(plan, block, index, host.rpartition(".")[0], module, spelling)
+                own = host.rpartition(".")[0]
+                _plan_quantized_plain(plan, block, index, own, want_layer(plan, module, spelling.suffixes))
             continue
         may_lack = host in block.optional or plan.base is not None
         if may_lack and not any(name in plan.checkpoint for name in names):
@@ -137,10 +138,10 @@ def plan_plain(plan: Plan, block: BlockMap, index: int, spelling: Spelling, pref
         plan.add_plain(f"{block.host}.{index}.{host}", names, _flattening(form.rows, names[0]) if form.rows else None)
 
 
-def _plan_quantized_plain(plan: Plan, block: BlockMap, index: int, host: str, module: str, spelling: Spelling) -> None:
+def _plan_quantized_plain(plan: Plan, block: BlockMap, index: int, host: str, stored: StoredLayer) -> None:
     """A Linear that most writers leave in 16 bits: rows in plain order, signed activations."""
-    whole = LinearMap(host, (module,), shape=(None, None), bias=f"{host}.bias" in block.plain)
-    plan_quantized(plan, f"{block.host}.{index}.{host}", whole, [want_layer(plan, module, spelling.suffixes)])
+    whole = LinearMap(host, (stored[0],), shape=(None, None), bias=f"{host}.bias" in block.plain)
+    plan_quantized(plan, f"{block.host}.{index}.{host}", whole, [stored])
 
 
 def _flattening(rows: int, name: str):
@@ -203,7 +204,7 @@ def _read_linear(
         joined = join_pieces([QuantizedLayer(p.in_features, p.out_features, (p,), b) for _, p, b in parts], alike=True)
         if joined is not None:
             parts = [(parts[0][0], joined.parts[0], joined.bias)]
-    return combine(checkpoint.name, linear.stack, parts, arena, linear.bias, input_name)
+    return combine(checkpoint.name, linear.stack, parts, arena=arena, has_bias=linear.bias, input_name=input_name)
 
 
 def _is_modulation(tensors: dict[str, Tensor], linear: LinearMap) -> bool:

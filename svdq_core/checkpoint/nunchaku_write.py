@@ -68,7 +68,7 @@ class NunchakuFormat(Format):
             if found.modulation_chunks:
                 yield from self._modulation(name, part, bias, found.modulation_chunks)
             else:
-                yield from self._layer(host, name, part, bias, found, position in found.unsigned)
+                yield from self._layer(host, name, part, bias, linear=found, unsigned=position in found.unsigned)
 
     def plain_outputs(self, host: str, tensor: Tensor) -> Iterator[Output]:
         module, _, end = host.rpartition(".")
@@ -154,7 +154,7 @@ class NunchakuFormat(Format):
                 yield whole(f"{name}.{end}", tensor[rows[0] : rows[1]])
 
     def _layer(
-        self, host: str, name: str, part: Part, bias: Tensor | None, linear: LinearMap, unsigned: bool
+        self, host: str, name: str, part: Part, bias: Tensor | None, *, linear: LinearMap, unsigned: bool
     ) -> Iterator[Output]:
         if part.out_features % TILE or part.in_features % TILE:
             raise ArchitectureError(
@@ -198,7 +198,9 @@ class NunchakuFormat(Format):
             if not same_bits(again, bias.float()):
                 yield whole(f"{name}.{EXACT}bias", bias)
         packed = Part(part.scheme, part.rows, part.columns, False, tensors)
-        yield from modulation_outputs(name, packed, bias, chunks, dtype, writing_spelling(self.architecture).suffixes)
+        yield from modulation_outputs(
+            name, packed, bias, chunks=chunks, dtype=dtype, suffixes=writing_spelling(self.architecture).suffixes
+        )
 
     def _rounded(self, layer: str, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         """A tensor in the dtype of the file; codes, fp8 scales and the one scale of a whole tensor stay as they are."""

@@ -191,7 +191,7 @@ def _new_dict(*pairs) -> dict:
     return {}
 
 
-def _tensor(storage, offset, shape, stride, _grad=False, _hooks=None, *_) -> StoredTensor:
+def _tensor(storage, offset, shape, stride, *_) -> StoredTensor:
     return _described(storage, storage.dtype, offset, shape, stride)
 
 

@@ -117,7 +117,7 @@ def _read_linear(
                 raise CheckpointError(f"{where}: {part.out_features} rows have no halves. The file is damaged.")
             part, bias = swapped.parts[0], swapped.bias
         parts.append((name, part, bias))
-    return combine(checkpoint.name, linear.stack, parts, None, linear.bias, input_name)
+    return combine(checkpoint.name, linear.stack, parts, arena=None, has_bias=linear.bias, input_name=input_name)
 
 
 def _read_part(tensors: dict[str, Tensor], natural: bool, unsigned: bool, where: str) -> tuple[Part, Tensor | None]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .read_errors import printable, reading
-from .safetensors_header import MOST_HEADER_BYTES, HeaderError, Place, parse_header
+from .safetensors_header import MOST_HEADER_BYTES, HeaderError, TensorPlace, parse_header
 from .source_file import SourceFile
 
 DOWNLOAD_AGAIN = "It is damaged or its download is incomplete; download it again."
@@ -86,7 +86,7 @@ class SafetensorsFile:
         """Close the file until the next read."""
         self._source.release()
 
-    def _read_header(self) -> tuple[dict[str, str], dict[str, Place], int]:
+    def _read_header(self) -> tuple[dict[str, str], dict[str, TensorPlace], int]:
         size = self._source.size
         start = self._source.read_bytes(0, min(64, size))
         nbytes = struct.unpack("<Q", start[:_LENGTH_BYTES])[0] if size >= _LENGTH_BYTES else None

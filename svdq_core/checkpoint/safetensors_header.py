@@ -29,7 +29,7 @@ class HeaderError(ValueError):
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """Where a tensor lies: from `begin` to `end` behind the header, in bytes."""
 
     dtype: str
@@ -38,7 +38,7 @@ class Place:
     end: int
 
 
-def parse_header(text: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str, Place]]:
+def parse_header(text: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str, TensorPlace]]:
     """Metadata and places of a header.
 
     Args:
@@ -72,7 +72,7 @@ def parse_header(text: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str
     return metadata, places
 
 
-def _place(name: str, entry: object) -> Place:
+def _place(name: str, entry: object) -> TensorPlace:
     if not isinstance(entry, dict):
         raise HeaderError(f"{_short(name)} is not described by a table")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -84,7 +84,7 @@ def _place(name: str, entry: object) -> Place:
     size = offsets[1] - offsets[0]
     if prod(shape) * BITS[dtype] != 8 * size:
         raise HeaderError(f"{_short(name)}, {dtype} of shape {_short(str(shape))}, is said to take {size} bytes")
-    return Place(dtype, shape, *offsets)
+    return TensorPlace(dtype, shape, *offsets)
 
 
 def _sizes(name: str, values: object) -> tuple[int, ...]:

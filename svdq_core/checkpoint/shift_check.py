@@ -10,11 +10,25 @@ import math
 from torch import Tensor
 
 from ...kernels.format import GELU_SHIFT
-from ...kernels.part_weights import dequantize
+from ...kernels.part_weights import dequantize, rows_of
 from ..errors import CheckpointError
 from ..layer import Part
 
 CERTAIN = 10  # standard errors
+MOST_ROWS = 1024  # that are looked at
+
+
+def bias_says(part: Part, bias: Tensor | None) -> bool | None:
+    """Whether the bias of an int4 layer says that its activations are unsigned; None where it leaves doubt."""
+    fit = _fit(part, bias)
+    if fit is None:
+        return None
+    slope, doubt = fit
+    for value, said in ((GELU_SHIFT, True), (0.0, False)):
+        other = GELU_SHIFT - value
+        if abs(slope - other) > CERTAIN * doubt and abs(slope - value) < abs(slope - other) / 2:
+            return said
+    return None
 
 
 def check_shift(part: Part, bias: Tensor | None, where: str) -> None:
@@ -22,21 +36,30 @@ def check_shift(part: Part, bias: Tensor | None, where: str) -> None:
 
     Nothing is said where the numbers leave doubt.
     """
-    if part.scheme != "int4" or bias is None or part.out_features < 64:
+    found = bias_says(part, bias)
+    if found is None or found == part.act_unsigned:
         return
-    sums = (dequantize(part.tensors, part.scheme) / part["smooth_factor"].float()).sum(dim=1)
-    sums, values = sums - sums.mean(), bias.float() - bias.float().mean()
+    fit = _fit(part, bias)
+    assert fit is not None  # or the bias had said nothing
+    said, other = ("unsigned", "signed") if part.act_unsigned else ("signed", "unsigned")
+    raise CheckpointError(
+        f"{where}: the file's names say that its activations are {said}, and its bias says {other}: it falls by "
+        f"{fit[0]:.3f} of its weights' sums, expected {GELU_SHIFT if part.act_unsigned else 0.0:.3f}. It would draw "
+        "wrong pictures; take a file of another publisher, and report this one."
+    )
+
+
+def _fit(part: Part, bias: Tensor | None) -> tuple[float, float] | None:
+    """By how much of the sums of its weights a bias falls, and the standard error of that; None: nothing to fit."""
+    if part.scheme != "int4" or bias is None or part.out_features < 64:
+        return None
+    rows = slice(0, MOST_ROWS)
+    weight = dequantize(rows_of(part.tensors, part.scheme, rows), part.scheme)
+    sums = (weight / part["smooth_factor"].float()).sum(dim=1)
+    sums, values = sums - sums.mean(), bias[rows].float() - bias[rows].float().mean()
     spread = float(sums.square().sum())
     if spread == 0:
-        return
+        return None
     slope = float(-(sums * values).sum()) / spread
     rest = values + slope * sums
-    doubt = math.sqrt(float(rest.square().sum()) / (len(values) - 2) / spread)
-    expected, other = (GELU_SHIFT, 0.0) if part.act_unsigned else (0.0, GELU_SHIFT)
-    if abs(slope - expected) > CERTAIN * doubt and abs(slope - other) < abs(slope - expected) / 2:
-        said, found = ("unsigned", "signed") if part.act_unsigned else ("signed", "unsigned")
-        raise CheckpointError(
-            f"{where}: the file's names say that its activations are {said}, and its bias says {found}: it falls by "
-            f"{slope:.3f} of its weights' sums, expected {expected:.3f}. It would draw wrong pictures; take a file of "
-            "another publisher, and report this one."
-        )
+    return slope, math.sqrt(float(rest.square().sum()) / (len(values) - 2) / spread)

@@ -90,7 +90,7 @@ def _round_block(left: Tensor, inverse: Tensor, scales: Tensor, grid: Grid, unit
     def kernel() -> Tensor:
         from ...kernels.quantizer.quantize_weight import round_columns
 
-        return round_columns(left, inverse, scales, grid.low, grid.high, grid.kind == "e2m1", units)
+        return round_columns(left, inverse, scales, low=grid.low, high=grid.high, e2m1=grid.kind == "e2m1", units=units)
 
     def loop() -> Tensor:
         block, errors = left.clone(), torch.empty_like(left)

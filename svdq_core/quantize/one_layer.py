@@ -58,6 +58,7 @@ def quantize_layer(
     plan: LayerPlan,
     spec: QuantSpec,
     name: str,
+    *,
     statistics: InputStatistics | None = None,
     poll: Callable[[], None] = lambda: None,
 ) -> tuple[QuantizedLayer, list[PartReport]]:
@@ -93,12 +94,12 @@ def quantize_layer(
         if bias is not None and statistics is not None:  # its input has a large mean: what that loses is no noise
             total += (weight.float() - restored) @ statistics.tokens.to(weight.device).float().mean(dim=0)
         return _finish(weight, [part], None if bias is None else total, spec, name), [report]
-    statistics = _complete(statistics, plan, spec, in_features, name, weight.device)
+    statistics = _complete(statistics, plan, spec, in_features=in_features, name=name, device=weight.device)
 
     parts, reports = [], []
     for columns in dict.fromkeys(p.columns for p in plan.parts):
         members = [p for p in plan.parts if p.columns == columns]
-        problems = [_pose(weight, member, statistics, spec, name, poll) for member in members]
+        problems = [_pose(weight, member, statistics, spec, name=name, poll=poll) for member in members]
         smooth, label = _choose_shared_factor(problems, spec)
         hessian = _factor_hessian(problems[0].statistics, smooth) if spec.method == "best" else None
         for member, problem in zip(members, problems, strict=True):
@@ -130,6 +131,7 @@ def quantize_part(
     bias: Tensor | None,
     spec: QuantSpec,
     name: str,
+    *,
     after_gelu: bool = False,
     statistics: InputStatistics | None = None,
 ) -> tuple[Part, Tensor | None, PartReport]:
@@ -139,7 +141,7 @@ def quantize_part(
         The part, its bias with the shift correction, its report.
     """
     plan = LayerPlan.whole(weight.shape[0], weight.shape[1], after_gelu)
-    layer, reports = quantize_layer(weight, bias, plan, spec, name, statistics)
+    layer, reports = quantize_layer(weight, bias, plan, spec, name, statistics=statistics)
     return layer.parts[0], layer.bias, reports[0]
 
 
@@ -147,6 +149,7 @@ def _complete(
     statistics: InputStatistics | None,
     plan: LayerPlan,
     spec: QuantSpec,
+    *,
     in_features: int,
     name: str,
     device: torch.device,
@@ -178,6 +181,7 @@ def _pose(
     plan: PartPlan,
     statistics: InputStatistics,
     spec: QuantSpec,
+    *,
     name: str,
     poll: Callable[[], None],
 ) -> Problem:

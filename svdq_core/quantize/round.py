@@ -57,7 +57,9 @@ def fit_scales(
     if not _takes_kernel(residual, grid):
         return fit_scales_in_torch(residual, grid, dtype, importance, sweep)
     tensor = _tensor_scale(residual, grid, dtype)
-    return GroupScales(_fastest_search(residual, grid, dtype, importance, sweep, tensor), tensor)
+    return GroupScales(
+        _fastest_search(residual, grid, dtype, importance=importance, sweep=sweep, tensor=tensor), tensor
+    )
 
 
 def fit_scales_in_torch(
@@ -67,7 +69,7 @@ def fit_scales_in_torch(
     if grid.group_size is None:
         dtype = torch.float32
     tensor = _tensor_scale(residual, grid, dtype)
-    return GroupScales(_search(residual, grid, dtype, importance, sweep, tensor), tensor)
+    return GroupScales(_search(residual, grid, dtype, importance=importance, sweep=sweep, tensor=tensor), tensor)
 
 
 def round_by_absmax(residual: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
@@ -76,7 +78,9 @@ def round_by_absmax(residual: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
         scales = fit_scales_in_torch(residual, grid, dtype, sweep=False)
         return units_to_values(round_to_units(residual, scales, grid), scales, grid)
     values = torch.empty_like(residual)
-    _fastest_search(residual, grid, dtype, None, False, _tensor_scale(residual, grid, dtype), values)
+    _fastest_search(
+        residual, grid, dtype, importance=None, sweep=False, tensor=_tensor_scale(residual, grid, dtype), values=values
+    )
     return values
 
 
@@ -89,6 +93,7 @@ def _fastest_search(
     residual: Tensor,
     grid: Grid,
     dtype: torch.dtype,
+    *,
     importance: Tensor | None,
     sweep: bool,
     tensor: Tensor | None,
@@ -102,11 +107,18 @@ def _fastest_search(
         count = len(SCALE_RATIOS if tensor is None else E4M3_STEPS) if sweep else 1
         assert grid.group_size is not None
         return fit_group_scales(
-            residual.contiguous(), grid.high, grid.group_size, count, dtype, importance, tensor, values
+            residual.contiguous(),
+            grid.high,
+            group_size=grid.group_size,
+            count=count,
+            dtype=dtype,
+            importance=importance,
+            tensor=tensor,
+            values=values,
         )
 
     def search() -> Tensor:
-        found = GroupScales(_search(residual, grid, dtype, importance, sweep, tensor), tensor)
+        found = GroupScales(_search(residual, grid, dtype, importance=importance, sweep=sweep, tensor=tensor), tensor)
         if values is not None:
             values.copy_(units_to_values(round_to_units(residual, found, grid), found, grid))
         return found.groups
@@ -123,7 +135,7 @@ def _tensor_scale(residual: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor | 
 
 
 def _search(
-    residual: Tensor, grid: Grid, dtype: torch.dtype, importance: Tensor | None, sweep: bool, tensor: Tensor | None
+    residual: Tensor, grid: Grid, dtype: torch.dtype, *, importance: Tensor | None, sweep: bool, tensor: Tensor | None
 ) -> Tensor:
     weights = None if importance is None else grid.groups(importance.float())
     rows = max(1, CHUNK_ELEMENTS // residual.shape[1])

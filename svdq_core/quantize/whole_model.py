@@ -44,6 +44,7 @@ def quantize_model(
     plan: ModelPlan,
     weights: Mapping[str, Tensor],
     names: list[str],
+    *,
     spec: QuantSpec,
     device: torch.device,
     on_layer: Callable[[str], None] = lambda name: None,
@@ -68,7 +69,7 @@ def quantize_model(
         SVDQuantError: a weight is not finite, or a result does not fit; see quantize_layer.
     """
     model, reports, kept = QuantizedModel(architecture), [], []
-    for finished in quantize_layers(plan, weights, spec, device, calibration, inputs):
+    for finished in quantize_layers(plan, weights, spec, device, calibration=calibration, inputs=inputs):
         if finished.layer is not None:
             model.layers[finished.name] = _to_cpu(finished.layer)
         model.plain |= {name: tensor.cpu() for name, tensor in finished.plain.items()}
@@ -84,6 +85,7 @@ def quantize_layers(
     weights: Mapping[str, Tensor],
     spec: QuantSpec,
     device: torch.device,
+    *,
     calibration: Mapping[str, InputStatistics] | None = None,
     inputs: InputsOf | None = None,
     wanted: Callable[[str], bool] = lambda name: True,
@@ -111,17 +113,24 @@ def quantize_layers(
             asked = [layer.name for group in groups for layer in group if not is_kept(layer.name, keep)]
             known = {name: calibration[name] for name in asked if name in calibration}
             if source is not None and len(known) < len(asked):
-                drawn = attempt(lambda _, b=block, s=source: s.of_block(b), device, make_room, block, anywhere=False)
-                known = {**drawn, **known}
+                known = {**_draw_inputs(source, block, device, make_room), **known}
             for group in groups:
                 chosen = [layer for layer in group if not is_kept(layer.name, keep)]
-                yield from _quantize_group(chosen, held, known, spec, device, poll, make_room)
+                yield from _quantize_group(
+                    chosen, held, known=known, spec=spec, device=device, poll=poll, make_room=make_room
+                )
                 for layer in group:
                     if layer not in chosen:
                         yield _in_16_bits(layer.name, held, spec, f"{layer.name}: stays in 16 bits as asked.")
     finally:
         if source is not None:
             source.close()
+
+
+def _draw_inputs(
+    source: BlockInputs, block: str, device: torch.device, make_room: Callable[[], None]
+) -> Mapping[str, InputStatistics]:
+    return attempt(lambda _: source.of_block(block), device, make_room, block, anywhere=False)
 
 
 def groups_of(layers: Sequence[PlannedLayer]) -> dict[str, list[PlannedLayer]]:
@@ -139,6 +148,7 @@ def groups_of(layers: Sequence[PlannedLayer]) -> dict[str, list[PlannedLayer]]:
 def _quantize_group(
     group: Sequence[PlannedLayer],
     held: "BlockWeights",
+    *,
     known: Mapping[str, InputStatistics],
     spec: QuantSpec,
     device: torch.device,
@@ -157,7 +167,7 @@ def _quantize_group(
 
     def run(place: torch.device) -> tuple[QuantizedLayer, list[PartReport]]:
         weight, bias = _stacked(names, held, place)
-        return quantize_layer(weight, bias, plan, spec, first.name, statistics, poll)
+        return quantize_layer(weight, bias, plan, spec, first.name, statistics=statistics, poll=poll)
 
     try:
         layer, reports = attempt(run, device, make_room, first.name)

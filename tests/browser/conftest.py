@@ -50,14 +50,12 @@ def _has_front_end() -> bool:
 
 def pytest_collection_modifyitems(items):
     reason = why_not()
-    # last: while Playwright runs, no other event loop can, and the host in this process has one
-    items.sort(key=lambda item: HERE in item.path.parents)
     for item in items:
         if reason and HERE in item.path.parents:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser_host(tmp_path_factory):
     """A server with the real page, all files in place, and the demo's model in 4 bits."""
     base = tmp_path_factory.mktemp("browser")
@@ -67,9 +65,10 @@ def browser_host(tmp_path_factory):
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def page(browser_host):
-    """One page, kept open; nothing may go wrong in it, and nothing may be asked of another machine."""
+    """One page, kept open for this folder: while Playwright runs, no other event loop can, and the host in this
+    process has one. Nothing may go wrong in it, and nothing may be asked of another machine."""
     from playwright.sync_api import sync_playwright
 
     pictures = ROOT / "output" / "browser"
@@ -83,9 +82,9 @@ def page(browser_host):
             opened.close()
 
 
-@pytest.fixture(scope="session", params=["canvas", "elements"])
+@pytest.fixture(scope="package", params=["canvas", "elements"])
 def renderer(request):
-    """Both ways in which the page can draw nodes. For the whole session: all tests of one way come together."""
+    """Both ways in which the page can draw nodes. For the whole folder: all tests of one way come together."""
     return request.param
 
 

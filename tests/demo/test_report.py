@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from svdquant_pack.demo import gallery, pixart, report, round_trip
+from svdquant_pack.demo import gallery, random_pixart, report, round_trip
 from svdquant_pack.demo.check import Check
-from svdquant_pack.demo.client import Client, Outcome
+from svdquant_pack.demo.client import Client, WorkflowOutcome
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def finished(fake_server, lenient, tmp_path):
     drawn = gallery.draw(client, {file.precision: file.path.name for file in files}, lenient, lambda line: None)
     source = tmp_path / "bf16.safetensors"
     source.write_bytes(bytes(4000))
-    outcome = Outcome(1.0, torch.zeros(1, 4, 8, 8), np.zeros((64, 64, 3), np.uint8))
-    random = pixart.PixartResult(source, files[0].path, 0.125, 1.25, outcome, outcome, "what the node said")
+    outcome = WorkflowOutcome(1.0, torch.zeros(1, 4, 8, 8), np.zeros((64, 64, 3), np.uint8))
+    random = random_pixart.PixartResult(source, files[0].path, 0.125, 1.25, outcome, outcome, "what the node said")
 
     def make(passed):
         checks = [Check("a statement", passed, "a figure")]

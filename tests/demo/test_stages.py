@@ -4,14 +4,14 @@ import pytest
 import torch
 from PIL import Image
 
-from svdquant_pack.demo import pixart, stages
+from svdquant_pack.demo import random_pixart, stages
 from svdquant_pack.demo.gallery import COLUMNS, SUBJECTS
 
 
 @pytest.fixture
 def demo(monkeypatch, tmp_path, fake_server, lenient):
     """Run the demo on a FakeServer; return (exit code, server, output folder)."""
-    monkeypatch.setattr(pixart, "random_pixart", lambda: {"x_embedder.proj.bias": torch.zeros(4)})
+    monkeypatch.setattr(random_pixart, "random_pixart", lambda: {"x_embedder.proj.bias": torch.zeros(4)})
     monkeypatch.setattr(stages, "Judge", lambda: lenient)
 
     def run(wrong="", missing=""):

@@ -1,9 +1,9 @@
 """Compiles every kernel for one GPU generation, without that GPU, and prints what came out as JSON.
 
-    PYTHONPATH=tests:tools python tests/kernels/cross_compile.py sm_89
+    PYTHONPATH=tests:tools python tests/kernels/cross_compile.py sm_89 [--own]
 
-With another Triton in front on PYTHONPATH it tells what that version compiles; "missing" is what it has no language
-for.
+--own leaves out what another GPU compiles for it (compile_plan.py). With another Triton in front on PYTHONPATH it tells
+what that version compiles; "missing" is what it has no language for.
 
 A program and not a fixture, because the interpreter that the other tests use must not be on when Triton is imported.
 """
@@ -14,6 +14,7 @@ import sys
 from functools import partial
 from importlib import import_module
 
+import compile_plan
 import triton
 from compile_reports import amd_report, nvidia_report
 from triton.backends.compiler import GPUTarget
@@ -240,7 +241,7 @@ def _hopper(sum_and_gelu: bool, cut: bool) -> tuple:
     return "gemm_w4a8_hopper", "_gemm_w4a8_hopper_kernel", arguments, constants
 
 
-def compile_case(gpu: Generation, module: str, kernel: str, arguments: dict, constants: dict, odd: tuple = ODD):
+def compile_case(gpu: Generation, module: str, kernel: str, arguments: dict, constants: dict, *, odd: tuple = ODD):
     """The compiled kernel of one case; sizes not in `odd` are promised to be multiples of 16."""
     room = "quantizer" if module in QUANTIZER else "step"
     function = getattr(import_module(f"{KERNELS}.{room}.{module}"), kernel)
@@ -267,9 +268,12 @@ def compile_case(gpu: Generation, module: str, kernel: str, arguments: dict, con
     return triton.compile(source, target=target, options=options)
 
 
-def main(name: str) -> None:
+def main(name: str, *options: str) -> None:
     reports, missing, failed, gpu = {}, {}, {}, row_of(name)
+    left = compile_plan.left_to_others(gpu, _cases) if options == ("--own",) else []
     for name, case in _cases(gpu).items():
+        if name in left:
+            continue
         try:
             compiled = compile_case(gpu, *(case() if callable(case) else case))
         except ImportError as error:  # an older Triton without Gluon, or without what Gluon has for this GPU
@@ -282,10 +286,10 @@ def main(name: str) -> None:
             continue
         read = nvidia_report if gpu.target.backend == "cuda" else amd_report
         reports[name] = {"shared": compiled.metadata.shared, **read(compiled)}
-    sys.stdout.write(
-        json.dumps({"triton": triton.__version__, "kernels": reports, "missing": missing, "failed": failed})
-    )
+    report = {"triton": triton.__version__, "kernels": reports, "missing": missing, "failed": failed}
+    report |= {"left": left, "stand_in": compile_plan.stand_in(gpu).name}
+    sys.stdout.write(json.dumps(report))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

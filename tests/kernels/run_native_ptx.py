@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 LIMITS = {"float16": 6e-4, "bfloat16": 5e-3}  # of the largest value: half a step of the type, and its exponent
 
 
-def main(M: int, N: int, K: int, R: int, act_unsigned: bool, dtype: str, gpu: int) -> dict:
+def main(M: int, N: int, K: int, R: int, *, act_unsigned: bool, dtype: str, gpu: int) -> dict:
     torch.manual_seed(42)
     half = getattr(torch, dtype)
     tile = native_int4_tile(M, N, K // 64)
@@ -64,7 +64,9 @@ def main(M: int, N: int, K: int, R: int, act_unsigned: bool, dtype: str, gpu: in
     values = {**addresses, "M": M, "M_PADDED": rows, "N": N, "GROUPS": K // 64, "R": R}
     names = [name for name in compiled.src.fn.arg_names if compiled.src.signature[name] != "constexpr"]
     parameters = [values[name] for name in names] + [0, 0]  # the scratch buffers that Triton appends
-    wanted = reference.gemm_w4a4(qx, ascales, qweight, wscales, x_down, proj_up, bias, act_unsigned)[:M].float()
+    wanted = reference.gemm_w4a4(
+        qx, ascales, qweight, wscales, x_down=x_down, proj_up=proj_up, bias=bias, act_unsigned=act_unsigned
+    )[:M].float()
 
     report = {"limit": LIMITS[dtype], "instruction": f"IMMA.16864.{'U4' if act_unsigned else 'S4'}.S4"}
     report["instructions"] = nvidia_report(compiled)["instructions"]

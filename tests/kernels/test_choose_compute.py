@@ -16,7 +16,7 @@ def machine(monkeypatch):
 
     def make(name, lacking=()):
         rows = {row.name: row for row in (*gpus.GENERATIONS, gpus.OTHER)}
-        for module in (auto, layer_paths, gpus):
+        for module in (auto, gpus):
             monkeypatch.setattr(module, "generation", lambda _device: rows[name])
         monkeypatch.setattr(gpus, "why_no_import", lambda: None)
         why = dict.fromkeys(lacking, "this Triton lacks it")

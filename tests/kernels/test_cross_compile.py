@@ -1,4 +1,7 @@
-"""Every kernel compiled for GPUs that are not here: right matrix instruction, shared memory that fits, no spills."""
+"""Kernels compiled for GPUs that are not here: right matrix instruction, shared memory that fits, no spills.
+
+Which kernels for which GPU: compile_plan.py. `python dev.py compile` compiles all for all.
+"""
 
 import hashlib
 import json
@@ -11,11 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from compile_plan import COMPILED, complete
 
 from svdquant_pack import ROOT
-from svdquant_pack.kernels.gpus import GENERATIONS, Generation
+from svdquant_pack.kernels.gpus import Generation
 
-COMPILED = [row for row in GENERATIONS if row.target is not None]
 CACHE = "svdquant/compiled_kernels"
 COMPILER = Path(__file__).with_name("cross_compile.py")
 
@@ -24,7 +27,7 @@ def _compile(gpu: str) -> dict:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / room) for room in ("tests", "tools", "tests/kernels"))
     result = subprocess.run(
-        [sys.executable, COMPILER, gpu], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, COMPILER, gpu, "--own"], capture_output=True, text=True, env=environment, check=False
     )
     return json.loads(result.stdout) if result.returncode == 0 else {"error": result.stderr[-2000:]}
 
@@ -45,7 +48,7 @@ def reports(pytestconfig) -> dict[str, dict]:
     if kept.get("sources") == sources and sorted(kept["reports"]) == sorted(names):
         return kept["reports"]
     with ThreadPoolExecutor(2) as pool:
-        found = dict(zip(names, pool.map(_compile, names), strict=True))
+        found = complete(dict(zip(names, pool.map(_compile, names), strict=True)))
     if not any("error" in report or report["failed"] or report["missing"] for report in found.values()):
         pytestconfig.cache.set(CACHE, {"sources": sources, "reports": found})
     return found

@@ -111,14 +111,28 @@ def test_codes_and_outputs_of_the_emulated_nunchaku_kernels(precision):
             qx, ascales, x_down = reference.quantize_act_int4(*act, part.act_unsigned)
             codes = unpack_uint4(qx).to(torch.int8) if part.act_unsigned else unpack_int4(qx)
             out = reference.gemm_w4a4(
-                qx, ascales, part["qweight"], part["wscales"], x_down, part["proj_up"], bias, part.act_unsigned
+                qx,
+                ascales,
+                part["qweight"],
+                part["wscales"],
+                x_down=x_down,
+                proj_up=part["proj_up"],
+                bias=bias,
+                act_unsigned=part.act_unsigned,
             )
         else:
             qx, ascales, x_down = reference.quantize_act_nvfp4(*act)
             codes = unpack_uint4(qx)
-            scales = part.get("wtscale"), part.get("wcscales")
             out = reference.gemm_nvfp4(
-                qx, ascales, part["qweight"], part["wscales"], x_down, part["proj_up"], bias, *scales
+                qx,
+                ascales,
+                part["qweight"],
+                part["wscales"],
+                x_down=x_down,
+                proj_up=part["proj_up"],
+                bias=bias,
+                wtscale=part.get("wtscale"),
+                wcscales=part.get("wcscales"),
             )
         assert_same(codes, expected[f"{name}.act_q"])
         found, wanted = ascales.T.contiguous(), expected[f"{name}.act_scale"].view(ascales.dtype)
@@ -143,7 +157,9 @@ def test_equals_comfy_kitchens_own_operation(act_unsigned):
         x = torch.nn.functional.gelu(x, approximate="tanh")
     act, weight = (layer["smooth_factor"], layer["proj_down"]), (layer["qweight"], layer["wscales"])
     qx, ascales, x_down = reference.quantize_act_int4(x, *act, act_unsigned=act_unsigned)
-    out = reference.gemm_w4a4(qx, ascales, *weight, x_down, layer["proj_up"], layer["bias"], act_unsigned)
+    out = reference.gemm_w4a4(
+        qx, ascales, *weight, x_down=x_down, proj_up=layer["proj_up"], bias=layer["bias"], act_unsigned=act_unsigned
+    )
 
     shifted = x + GELU_SHIFT if act_unsigned else x
     qx, ascales, x_down = kitchen.quantize_svdquant_w4a4(shifted, *act, act_unsigned=act_unsigned, lora_x=x)

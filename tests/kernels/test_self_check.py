@@ -19,10 +19,10 @@ def native(monkeypatch):
 
     ran, wrong = [], []
 
-    def play(qx, ascales, qweight, *others):
+    def play(qx, ascales, qweight, wscales, **others):
         (M, half_k), N = qx.shape, qweight.shape[0]
-        ran.append((M, N, 2 * half_k, others[1].dtype, others[4]))
-        out = reference.gemm_w4a4(qx, ascales, qweight, *others)
+        ran.append((M, N, 2 * half_k, others["x_down"].dtype, others["act_unsigned"]))
+        out = reference.gemm_w4a4(qx, ascales, qweight, wscales, **others)
         return out * 1.1 if native_int4_tile(M, N, half_k // 32)["BLOCK_N"] in wrong else out
 
     monkeypatch.setattr(file, "gemm_w4a4_native", play)

@@ -54,7 +54,7 @@ def use(patched) -> None:
         module = layers[key]
         if plan is not None:
             sizes, cpu = (module.in_features, module.out_features), torch.device("cpu")
-            made = build_lora(plan, lambda m=module, d=cpu: m.layer_on(d), sizes, cpu, torch.float32)
+            made = build_lora(plan, lambda m=module, d=cpu: m.layer_on(d), sizes, device=cpu, dtype=torch.float32)
             assert all(bool(tensor.isfinite().all()) for tensor in made.values()), key
     for key, patches in patched.patches.items():
         if key not in layers and not key.endswith(".bias"):

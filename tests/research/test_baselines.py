@@ -49,7 +49,7 @@ def test_the_order_of_methods():
 def test_nearest_is_the_plain_4_bit_layer(precision):
     problem, x = _problem(precision), _tokens(512, 1)
     tensors = nearest_tensors(problem.weight, precision)
-    plain = output_error(x, problem.weight, None, tensors, precision, "w4a4", None)
+    plain = output_error(x, (problem.weight, None), tensors, (precision, "w4a4"), None)
     assert held_out_error("nearest", problem, x) == pytest.approx(plain, rel=0.01)
 
 

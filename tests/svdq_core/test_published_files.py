@@ -18,7 +18,7 @@ def test_bytes_equal_those_of_a_file(precision):
     counts = FLUX.count_blocks([*model.plain, *model.layers], "host")
     blocks = tuple(f"{block.host}." for block in FLUX.blocks)
     outside = sum(tensor.numel() for name, tensor in model.plain.items() if not name.startswith(blocks))
-    computed = weight_bytes(FLUX, width, counts, outside, precision, rank=32)
+    computed = weight_bytes(FLUX, width, counts=counts, outside=outside, precision=precision, rank=32)
     assert computed == pytest.approx(
         model.nbytes, rel=0.02
     )  # norms, kept tensors and nvfp4 channel scales are left out

@@ -24,7 +24,7 @@ from svdquant_pack.svdq_core.stack import (
 SCHEMES = ["int4", "nvfp4", "int8", "awq"]
 
 
-def make_part(scheme, rows, columns, seed=0, smooth=None, rank=16, unsigned=False):
+def make_part(scheme, rows, columns, seed=0, smooth=None, *, rank=16, unsigned=False):
     g = torch.Generator().manual_seed(seed)
     group = 16 if scheme == "nvfp4" else 64
     codes = torch.randint(0 if scheme == "awq" else -7, 8, (rows, columns), generator=g)
@@ -178,7 +178,7 @@ def test_same_bits_sees_what_equality_does_not():
 @pytest.mark.parametrize("scheme", ["int4", "int8"])
 def test_joined_inputs_compute_the_same_and_come_apart_bit_for_bit(scheme):
     smooth = torch.rand(128) + 0.5
-    parts = [make_part(scheme, 256, 128, 1, smooth, 16), make_part(scheme, 128, 128, 2, smooth, 32)]
+    parts = [make_part(scheme, 256, 128, 1, smooth, rank=16), make_part(scheme, 128, 128, 2, smooth, rank=32)]
     layer = stack_rows(parts, [torch.randn(256), torch.randn(128)])
     joined = join_inputs(layer)
     (part,) = joined.parts

@@ -74,7 +74,7 @@ def fill() -> Workflow:
     return _finish(workflow, parts.sample(workflow, model, inpaint[0], inpaint[1], inpaint[2]), vae)
 
 
-def _control(workflow: Workflow, clip: Node, vae: Node, picture: Node, text: str, guidance: float) -> Node:
+def _control(workflow: Workflow, clip: Node, vae: Node, picture: Node, *, text: str, guidance: float) -> Node:
     positive, negative = parts.flux_prompt(workflow, clip, text, guidance)
     return workflow.add(
         PROMPT,
@@ -94,7 +94,7 @@ def canny() -> Workflow:
     )
     picture = parts.one_megapixel(workflow, parts.load_picture(workflow, "picture for the edges"))
     edges = workflow.add(PROMPT, "Canny", "", image=picture, low_threshold=0.15, high_threshold=0.3)
-    control = _control(workflow, clip, vae, edges, DEFAULT_PROMPT, 30.0)
+    control = _control(workflow, clip, vae, edges, text=DEFAULT_PROMPT, guidance=30.0)
     workflow.add(PROMPT, "PreviewImage", "edges", images=edges)
     return _finish(workflow, parts.sample(workflow, loader, control[0], control[1], control[2]), vae)
 
@@ -108,7 +108,7 @@ def depth() -> Workflow:
         "flux.1-depth-dev", "FLUX.1 Depth dev", "Draws with the depth of another picture.", "flux.1-depth-dev", note
     )
     picture = parts.one_megapixel(workflow, parts.load_picture(workflow, "depth map"))
-    control = _control(workflow, clip, vae, picture, DEFAULT_PROMPT, 10.0)
+    control = _control(workflow, clip, vae, picture, text=DEFAULT_PROMPT, guidance=10.0)
     return _finish(workflow, parts.sample(workflow, loader, control[0], control[1], control[2]), vae)
 
 

@@ -74,6 +74,7 @@ def sample(
     positive: Node | Output,
     negative: Node | Output,
     latent: Node | Output,
+    *,
     steps: int = 20,
     title: str = "",
     cfg: float = 1.0,

@@ -133,6 +133,7 @@ def to_ui_form(
     name: str,
     api: dict[str, dict],
     object_info: dict,
+    *,
     stages: dict[str, str] | None = None,
     files: dict[str, list[dict]] | None = None,
     sizes: dict[str, tuple[int, int]] | None = None,
@@ -162,7 +163,16 @@ def to_ui_form(
         boxes.append(Box(numbers[key], stage, max(width, title_width(node)), height, sources))
     positions, rectangles = _placed(boxes, links, note, places, below)
     nodes = [
-        _node(numbers[key], order, node, positions, boxes[order], links, object_info, (files or {}).get(key, []))
+        _node(
+            numbers[key],
+            order,
+            node,
+            positions=positions,
+            box=boxes[order],
+            links=links,
+            object_info=object_info,
+            files=(files or {}).get(key, []),
+        )
         for order, (key, node) in enumerate(api.items())
     ]
     if note:
@@ -227,7 +237,7 @@ def _sockets(node: dict, object_info: dict) -> list[str]:
     return sockets + [name for name, definition in known.items() if is_widget(definition)]
 
 
-def _node(number, order, node, positions, box, links, object_info, files) -> dict:
+def _node(number, order, node, *, positions, box, links, object_info, files) -> dict:
     class_type = node["class_type"]
     info, known = object_info[class_type], definitions(class_type, node["inputs"], object_info)
     inputs = []

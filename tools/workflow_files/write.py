@@ -89,7 +89,15 @@ def ui_form(workflow: Workflow, object_info: dict) -> dict:
     api = workflow.api_form(object_info)
     note = read_me_first(workflow)
     return to_ui_form(
-        workflow.name, api, object_info, stages, offers, sizes, note, read_places().get(workflow.name), workflow.below
+        workflow.name,
+        api,
+        object_info,
+        stages=stages,
+        files=offers,
+        sizes=sizes,
+        note=note,
+        places=read_places().get(workflow.name),
+        below=workflow.below,
     )
 
 

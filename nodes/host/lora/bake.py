@@ -50,7 +50,7 @@ def baked_layer(layer: QuantizedLayer, patches: list[tuple], bias_patches: list[
         )
     sizes = layer.in_features, layer.out_features
     device = layer.parts[0]["qweight"].device
-    tensors = build_lora(plan, lambda: layer, sizes, device, torch.float32)
+    tensors = build_lora(plan, lambda: layer, sizes, device=device, dtype=torch.float32)
     parts, bias = layer.parts, layer.bias
     if plan.blocks:
         parts = tuple(_bake_part(part, tensors["lora_down"], tensors["lora_up"]) for part in parts)

@@ -19,6 +19,7 @@ def build_lora(
     plan: LoraPlan,
     layer: Callable[[], QuantizedLayer],
     sizes: tuple[int, int],
+    *,
     device: torch.device,
     dtype: torch.dtype,
     old: LoraPlan | None = None,
@@ -38,7 +39,11 @@ def build_lora(
     """
     with torch.inference_mode():
         tensors = tensors or {}
-        out = _build_factors(plan, sizes, device, dtype, old, tensors, in_place) if plan.blocks else {}
+        out = (
+            _build_factors(plan, sizes, device=device, dtype=dtype, old=old, tensors=tensors, in_place=in_place)
+            if plan.blocks
+            else {}
+        )
         for i, kron in enumerate(plan.krons):
             left, right = kron_matrices(kron.value, device)
             out[f"lora_left{i}"], out[f"lora_right{i}"] = (left * kron.factor).to(dtype), right.to(dtype)
@@ -88,6 +93,7 @@ def _true_bias(layer: QuantizedLayer, device: torch.device) -> Tensor:
 def _build_factors(
     plan: LoraPlan,
     sizes: tuple[int, int],
+    *,
     device: torch.device,
     dtype: torch.dtype,
     old: LoraPlan | None,

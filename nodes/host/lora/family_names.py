@@ -28,7 +28,7 @@ _OF_COLUMNS = (
 )
 
 
-class Named(NamedTuple):
+class NamedWeight(NamedTuple):
     """What a name stands for.
 
     Args:
@@ -40,7 +40,7 @@ class Named(NamedTuple):
     swapped: bool = False
 
 
-def family_names(patcher) -> dict[str, Named]:
+def family_names(patcher) -> dict[str, NamedWeight]:
     """Module as diffusers calls it -> what it is in the host's model; {} where the host knows such names itself."""
     network = patcher.model.diffusion_model
     names = list(network.state_dict())
@@ -59,7 +59,7 @@ def family_names(patcher) -> dict[str, Named]:
                         found[f"{block.source}.{index}.{source}"] = named
     for host, source in family.modules.items():
         if host in modules:
-            found.setdefault(source, Named(f"{PREFIX}{host}.weight"))
+            found.setdefault(source, NamedWeight(f"{PREFIX}{host}.weight"))
     return found
 
 
@@ -73,17 +73,17 @@ def _family(patcher, names: list[str]) -> Architecture | None:
         return None
 
 
-def _of_linear(linear: LinearMap, key: str, sizes: tuple[int, int]) -> Iterator[tuple[str, Named]]:
+def _of_linear(linear: LinearMap, key: str, sizes: tuple[int, int]) -> Iterator[tuple[str, NamedWeight]]:
     """(source module, what it stands for) of one Linear."""
     if linear.piece is not None:
         return  # one of several Linears that a source holds: a LoRA on that source has no one place
     if len(linear.sources) == 1:
-        yield linear.sources[0], Named(key, linear.swapped)
+        yield linear.sources[0], NamedWeight(key, linear.swapped)
         return
     dim = 0 if linear.stack == "rows" else 1
     for source, rectangle in zip(linear.sources, linear.rectangles(*sizes), strict=True):
         start, stop = rectangle[dim]
-        yield source, Named((key, (dim, start, stop - start)))
+        yield source, NamedWeight((key, (dim, start, stop - start)))
 
 
 def swap_halves(name: str, suffix: str, tensor: Tensor) -> Tensor:

@@ -69,10 +69,10 @@ def _install_layer(
             plan,
             lambda: module.layer_on(device),
             (module.in_features, module.out_features),
-            device,
-            dtype,
-            old if same_dtype else None,
-            {name: tensor.to(device) for name, tensor in tensors.items()},
+            device=device,
+            dtype=dtype,
+            old=old if same_dtype else None,
+            tensors={name: tensor.to(device) for name, tensor in tensors.items()},
             in_place=not keep_spares,
         )
         # the host moves a layer with all that it has; under dynamic VRAM the weight stays and is paged

@@ -32,7 +32,7 @@ def from_nunchaku(lora: dict[str, Tensor], patcher) -> dict[str, Tensor]:
             source, host = f"{block.source}.{index}", f"{block.host}.{index}"
             for linear in block.linears:
                 name = f"diffusion_model.{host}.{linear.host}"
-                converted |= _convert_linear(rest, family, linear, source, name, patcher)
+                converted |= _convert_linear(rest, family, linear, source=source, host=name, patcher=patcher)
             for name in block.plain:
                 vector = rest.pop(f"{source}.{block.plain_map(name).sources[0]}", None)
                 if vector is not None:  # the norms of q and k: new values, not a difference
@@ -48,13 +48,15 @@ def _family(patcher) -> Architecture:
 
 
 def _convert_linear(
-    rest: dict, family: Architecture, linear: LinearMap, source: str, host: str, patcher
+    rest: dict, family: Architecture, linear: LinearMap, *, source: str, host: str, patcher
 ) -> dict[str, Tensor]:
     """What a file has for one host Linear, taken out of `rest`."""
     found, lora = {}, family.lora
     assert lora is not None  # _family chose so
     pairs = [
-        _take_factors(rest, linear, f"{source}.{name}", host, i, patcher, lora.base_rank)
+        _take_factors(
+            rest, linear, source=f"{source}.{name}", host=host, part=i, patcher=patcher, base_rank=lora.base_rank
+        )
         for i, name in enumerate(linear.sources)
     ]
     if linear.stack == "columns":
@@ -70,7 +72,7 @@ def _convert_linear(
 
 
 def _take_factors(
-    rest: dict, linear: LinearMap, source: str, host: str, part: int, patcher, base_rank: int
+    rest: dict, linear: LinearMap, *, source: str, host: str, part: int, patcher, base_rank: int
 ) -> tuple[Tensor, Tensor] | None:
     """(down (r, K), up (N, r)) without the base branch, or None."""
     down, up = (rest.pop(f"{source}.{name}", None) for name in ("lora_down", "lora_up"))

@@ -53,6 +53,7 @@ def load_model_with_status(
     compute: str,
     base: str | None = None,
     disable_dynamic: bool = False,
+    *,
     attention: str = "auto",
     load_device: torch.device | None = None,
 ):

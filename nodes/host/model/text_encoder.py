@@ -38,6 +38,7 @@ def load_text_encoder(
     kind: str,
     device: str,
     disable_dynamic: bool = False,
+    *,
     load_device: torch.device | None = None,
 ):
     """Load text encoder files, one of them a 4-bit T5, as the host's CLIP.

@@ -79,6 +79,7 @@ def make_conditions(
     latent: Tensor,
     shapes: Any,
     request: Request,
+    *,
     generator: torch.Generator,
     strength: Tensor | None = None,
 ) -> dict[str, Any]:

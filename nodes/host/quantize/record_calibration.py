@@ -55,6 +55,7 @@ class RunningCalibration:
         name: str,
         take: int,
         source: str,
+        *,
         kind: str,
         layers: dict[str, tuple[int, int]],
         collector: Collector,
@@ -163,7 +164,9 @@ def start_calibration(patcher, name: str, take: int, tokens: int, hessian_mib: i
     found, source = plan_patcher(patcher), weights_hash(patcher)
     calibration = _alive.get(name)
     if calibration is None or calibration.take != take:
-        calibration = _open(path, name, take, source, found.architecture.name, found.plan.shapes, tokens)
+        calibration = _open(
+            path, name, take, source=source, kind=found.architecture.name, layers=found.plan.shapes, tokens=tokens
+        )
         if not calibration.collector.names():
             hessians = choose_hessians(found.plan, hessian_mib << 20)
             calibration.collector = Collector(tokens=tokens, hessians=hessians)
@@ -181,7 +184,7 @@ def start_calibration(patcher, name: str, take: int, tokens: int, hessian_mib: i
     return clone
 
 
-def _open(path: Path, name: str, take: int, source: str, kind: str, layers, tokens: int) -> RunningCalibration:
+def _open(path: Path, name: str, take: int, *, source: str, kind: str, layers, tokens: int) -> RunningCalibration:
     """A new calibration, or one that goes on from the file of the same take."""
     collector, before = Collector(tokens=tokens), None
     if path.exists():
@@ -193,7 +196,7 @@ def _open(path: Path, name: str, take: int, source: str, kind: str, layers, toke
         else:
             logger.info("calibration %s starts over with take %d", name, take)
     with reading(str(path), RECORD_AGAIN):  # its metadata are texts of anybody's
-        return RunningCalibration(name, take, source, kind, layers, collector, before)
+        return RunningCalibration(name, take, source, kind=kind, layers=layers, collector=collector, before=before)
 
 
 def calibration_of(patcher) -> RunningCalibration:

@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import NamedTuple
 
 import comfy.model_base
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 
 from ....svdq_core.errors import ArchitectureError
 from ....svdq_core.quantize.traced_layers import Span, TracedLinear, TracedModel
+from .experts import find_experts
 from .noise_conditions import Request, WidthError, draw_latent, guess_text_widths, learn_width, make_conditions
 from .replica import replicate, values_or_noise
 from .watch import Seen, Tag, Watch, block_of
@@ -39,6 +41,14 @@ MANY_ROWS = 64  # more than modulation has
 MOST_LESSONS = 12  # widths that layers tell, one after the other
 ALIKE = 0.75  # of the blocks of a kind: some last ones lack an output, the stages of a U-Net are no blocks
 HALF_WAY = 0.5  # of a sampling
+
+
+class Runs(NamedTuple):
+    """What was seen in the three forwards: of a small picture and a short text, a larger picture, a longer text."""
+
+    base: Watch
+    wider: Watch
+    longer: Watch
 
 
 def trace_model(model: comfy.model_base.BaseModel, blocks: dict[str, str] | None = None) -> tuple[TracedModel, Request]:
@@ -74,10 +84,9 @@ def _trace(model: comfy.model_base.BaseModel, blocks: dict[str, str]) -> tuple[T
     linears = {name: m for name, m in model.diffusion_model.named_modules() if isinstance(m, nn.Linear)}
     ran = [name for name, seen in base.seen.items() if seen.calls]
     order = [*ran, *(name for name in linears if name not in set(ran))]
-    traced = [
-        _describe(name, linears[name], blocks, base, *(w.seen.get(name, Seen()) for w in (wider, longer)))
-        for name in order
-    ]
+    runs = Runs(base, wider, longer)
+    traced = [_describe(name, linears[name], blocks, runs) for name in order]
+    traced = _share_among_experts(traced, find_experts(model.diffusion_model, blocks))
     parameters = sum(p.numel() for p in model.diffusion_model.parameters())
     return TracedModel(type(model).__name__, parameters, tuple(traced)), request
 
@@ -164,7 +173,7 @@ def _run(twin: comfy.model_base.BaseModel, blocks: dict[str, str], request: Requ
     try:
         with watch if kinds else nullcontext():
             watch.preparing = True
-            conditions = make_conditions(twin, latent, shapes, request, generator)
+            conditions = make_conditions(twin, latent, shapes, request, generator=generator)
             watch.preparing = False
             twin.apply_model(latent, sigma, transformer_options=options, **conditions)
     finally:
@@ -186,10 +195,29 @@ def _is_padded(base: Seen, wider: Seen, longer: Seen) -> bool:
     return max(base.calls) >= MANY_ROWS and base.calls == wider.calls == longer.calls
 
 
-def _describe(
-    name: str, module: nn.Linear, blocks: dict[str, str], base: Watch, wider: Seen, longer: Seen
-) -> TracedLinear:
-    seen, block = base.seen.get(name, Seen()), block_of(name, blocks)
+def _share_among_experts(traced: list[TracedLinear], experts: dict[str, tuple[str, ...]]) -> list[TracedLinear]:
+    """What the forwards showed of all experts together, for each of them."""
+    by_name = {linear.name: linear for linear in traced}
+    found = []
+    for linear in traced:
+        others = [by_name[name] for name in experts.get(linear.name, ())]
+        ran = next((other for other in others if other.calls), None)
+        if ran is not None:
+            linear = replace(
+                linear,
+                calls=max(linear.calls, 1),
+                grows_with_image=any(other.grows_with_image for other in others),
+                grows_with_text=any(other.grows_with_text for other in others),
+                gelu=linear.gelu if linear.calls else ran.gelu,
+                gated=linear.gated if linear.calls else ran.gated,
+            )
+        found.append(linear)
+    return found
+
+
+def _describe(name: str, module: nn.Linear, blocks: dict[str, str], runs: Runs) -> TracedLinear:
+    seen, wider, longer = (run.seen.get(name, Seen()) for run in runs)
+    block = block_of(name, blocks)
     gelu, gated = _kinds(seen.tags, module.in_features)
     return TracedLinear(
         name=name,
@@ -205,7 +233,7 @@ def _describe(
         input_of=seen.input_of or name,
         gelu=gelu,
         gated=gated,
-        bypassed=name in base.bypassed,
+        bypassed=name in runs.base.bypassed,
     )
 
 

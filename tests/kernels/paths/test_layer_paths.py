@@ -28,7 +28,7 @@ OPS = {**{(s, c): OP[c] for s in LAYERS for c in OP}, ("int8", "w4a4"): OP["w4a8
 def test_real_layers(M, N, K, scheme, compute, R, dtype, device):
     x, tensors = activations(M, K, dtype, device), LAYERS[scheme](N, K, R, dtype, device)
     bias = torch.randn(N, device=device).to(dtype)
-    call = layer_call(x, tensors, scheme, compute, bias)
+    call = layer_call(x, tensors, scheme, compute, bias=bias)
     assert_close(layer_paths.run(call), on_reference(call), op=OPS[scheme, compute])
 
 
@@ -132,9 +132,11 @@ def test_every_path_through_kernels(M, scheme, mode, dtype, device):
     bias, before = torch.randn(72, device=device).to(dtype), torch.randn(M, 72, device=device).to(dtype)
     drawn = torch.randn(192, 16, device=device) / 192**0.5, torch.randn(72, 16, device=device)
     lora = tuple(t.to(dtype) for t in drawn) if scheme == "awq" else None
-    plain = on_reference(layer_call(x, tensors, scheme, mode, bias, lora))
-    calls = [layer_call(x, tensors, scheme, mode, bias, lora)]
-    calls.append(layer_call(x, tensors, scheme, mode, bias, lora, epilogue=Epilogue(before.clone(), accumulate=True)))
+    plain = on_reference(layer_call(x, tensors, scheme, mode, bias=bias, lora=lora))
+    calls = [layer_call(x, tensors, scheme, mode, bias=bias, lora=lora)]
+    calls.append(
+        layer_call(x, tensors, scheme, mode, bias=bias, lora=lora, epilogue=Epilogue(before.clone(), accumulate=True))
+    )
     for one in kernel_paths(calls[0]):
         if type(one).__name__ not in GENERATION_OF_ITS_OWN:
             assert_close(one.run(calls[0]), plain, op="16-bit product")
@@ -150,9 +152,9 @@ def test_activations_that_want_gradients_are_taken(M, dtype, device):
     tensors, bias = awq_layer(72, 192, 0, dtype, device), torch.randn(72, device=device).to(dtype)
     lora = torch.randn(192, 16, device=device).to(dtype) / 14, torch.randn(72, 16, device=device).to(dtype)
     x = torch.randn(M, 192, device=device).to(dtype)
-    wanted = on_reference(layer_call(x, tensors, "awq", "w4a16", bias, lora))
+    wanted = on_reference(layer_call(x, tensors, "awq", "w4a16", bias=bias, lora=lora))
     wanting = [t.requires_grad_() for t in (x, bias, *lora)]
-    call = layer_call(wanting[0], tensors, "awq", "w4a16", wanting[1], (wanting[2], wanting[3]))
+    call = layer_call(wanting[0], tensors, "awq", "w4a16", bias=wanting[1], lora=(wanting[2], wanting[3]))
     for one in kernel_paths(call):
         assert_close(one.run(call), wanted, op="16-bit product")
 
@@ -165,7 +167,7 @@ def test_real_modulation_layers(M, has_lora, dtype, device):
     x, tensors = torch.randn(M, K, device=device).to(dtype), awq_layer(N, K, 0, dtype, device)
     drawn = torch.randn(K, 8, device=device) / K**0.5, torch.randn(N, 8, device=device)
     lora = tuple(t.to(dtype) for t in drawn) if has_lora else None
-    call = layer_call(x, tensors, "awq", "w4a16", torch.randn(N, device=device).to(dtype), lora)
+    call = layer_call(x, tensors, "awq", "w4a16", bias=torch.randn(N, device=device).to(dtype), lora=lora)
     assert_close(layer_paths.run(call), on_reference(call), op="16-bit product")
     assert not ladder._broken, "a path was left behind, so plain torch was compared with itself"
 
@@ -273,7 +275,7 @@ def test_a_gradient_that_is_asked_for_is_right(scheme, mode, path_name, monkeypa
     gelu = torch.nn.functional.gelu if scheme != "awq" else lambda t, approximate: t
     out = held.clone()
     call = layer_call(
-        leaves[0], tensors, scheme, mode, leaves[1], (leaves[2], leaves[3]), gelu=scheme != "awq",
+        leaves[0], tensors, scheme, mode, bias=leaves[1], lora=(leaves[2], leaves[3]), gelu=scheme != "awq",
         epilogue=Epilogue(out, accumulate=True, gelu_from=8),
     )  # fmt: skip
     layer_paths.run(call).square().sum().backward()

@@ -20,7 +20,7 @@ LAYERS = {"int4": int4_layer, "nvfp4": nvfp4_layer, "int8": int8_layer}
 def test_it_matches_the_reference(compute, scheme, act_unsigned, gelu, device):
     x, tensors = activations(19, 192, torch.float16, device), LAYERS[scheme](72, 192, 16, torch.float16, device)
     bias = torch.randn(72, device=device).half()
-    call = layer_call(x, tensors, scheme, compute, bias, act_unsigned=act_unsigned, gelu=gelu)
+    call = layer_call(x, tensors, scheme, compute, bias=bias, act_unsigned=act_unsigned, gelu=gelu)
     assert_close(
         plain_torch.compute(call), on_reference(call), op="gemm_w4a8" if compute == "w4a8" else "16-bit product"
     )
@@ -31,7 +31,7 @@ def test_modulation_layers(has_lora, dtype, device):
     x, bias = torch.randn(3, 192, device=device).to(dtype), torch.randn(72, device=device).to(dtype)
     drawn = torch.randn(192, 8, device=device) / 14, torch.randn(72, 8, device=device)
     lora = tuple(t.to(dtype) for t in drawn) if has_lora else None
-    call = layer_call(x, awq_layer(72, 192, 0, dtype, device), "awq", "w4a16", bias, lora)
+    call = layer_call(x, awq_layer(72, 192, 0, dtype, device), "awq", "w4a16", bias=bias, lora=lora)
     assert_close(plain_torch.compute(call), on_reference(call), op="16-bit product")
 
 
@@ -49,7 +49,7 @@ def test_torch_int_mm_is_used_where_it_can_be(monkeypatch, device):
 def test_blocks_of_rows_come_to_the_whole(monkeypatch, device):
     x, bias = activations(19, 192, torch.float16, device), torch.randn(72, device=device).half()
     for scheme, make in LAYERS.items():
-        call = layer_call(x, make(72, 192, 16, torch.float16, device), scheme, "w4a16", bias)
+        call = layer_call(x, make(72, 192, 16, torch.float16, device), scheme, "w4a16", bias=bias)
         whole = plain_torch.compute(call)
         with monkeypatch.context() as patch:
             patch.setattr(plain_torch, "ROWS", 16)

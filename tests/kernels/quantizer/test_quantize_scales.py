@@ -30,7 +30,16 @@ def test_same_as_in_torch(N, K, grid, weighted, sweep, dtype, device):
         torch.full_like(residual, torch.nan),
         len(SCALE_RATIOS if grid is INT4 else E4M3_STEPS) if sweep else 1,
     )
-    found = fit_group_scales(residual, grid.high, grid.group_size, count, dtype, importance, wanted.tensor, values)
+    found = fit_group_scales(
+        residual,
+        grid.high,
+        group_size=grid.group_size,
+        count=count,
+        dtype=dtype,
+        importance=importance,
+        tensor=wanted.tensor,
+        values=values,
+    )
     assert found.dtype == wanted.groups.dtype
     same = found.float() == wanted.groups.float()
     assert same.float().mean() > 0.99  # two candidates may come out equal but for the order of a sum
@@ -42,6 +51,6 @@ def test_same_as_in_torch(N, K, grid, weighted, sweep, dtype, device):
 
 def test_gaps_are_refused(device):
     with pytest.raises(ValueError, match="contiguous"):
-        fit_group_scales(torch.zeros(128, 16, device=device).T, 7.0, 64, 1, torch.float16)
+        fit_group_scales(torch.zeros(128, 16, device=device).T, 7.0, group_size=64, count=1, dtype=torch.float16)
     with pytest.raises(ValueError, match="multiples of 64"):
-        fit_group_scales(torch.zeros(16, 96, device=device), 7.0, 16, 1, torch.float16)
+        fit_group_scales(torch.zeros(16, 96, device=device), 7.0, group_size=16, count=1, dtype=torch.float16)

@@ -42,7 +42,7 @@ def test_the_recursion(C, N, e2m1, device):
     left, inverse, scales = _problem(C, N, device)
     units = torch.full_like(left, torch.nan)
     limit = 6.0 if e2m1 else 7.0
-    errors = round_columns(left, inverse, scales, -limit, limit, e2m1, units)
+    errors = round_columns(left, inverse, scales, low=-limit, high=limit, e2m1=e2m1, units=units)
     wanted_units, wanted_errors = _reference(left, inverse, scales, e2m1)
     same = (units == wanted_units).all(dim=0)  # a tie that float32 decides otherwise changes what follows it
     assert same.float().mean() > 0.98
@@ -53,7 +53,7 @@ def test_first_column_and_saturation(device):
     left = torch.tensor([[0.25, 0.33, -0.9, 100.0]] * 2, device=device)
     scales, units = torch.full_like(left, 0.1), torch.empty_like(left)
     inverse = torch.tensor([[0.2, 1.0], [0.0, 1.0]], device=device)
-    round_columns(left, inverse, scales, -7.0, 7.0, False, units)
+    round_columns(left, inverse, scales, low=-7.0, high=7.0, e2m1=False, units=units)
     assert_same(units[0], torch.tensor([2.0, 3.0, -7.0, 7.0], device=device))
     # five times what the first column lost was taken from the second: 0.0, 0.18, 0.1, -396.5
     assert_same(units[1] + 0, torch.tensor([0.0, 2.0, 1.0, -7.0], device=device))
@@ -62,7 +62,7 @@ def test_first_column_and_saturation(device):
 def test_wrong_sizes_are_refused(device):
     left, inverse, scales = _problem(MOST_COLUMNS + 1, 16, device)
     with pytest.raises(ValueError, match="129 columns"):
-        round_columns(left, inverse, scales, -7.0, 7.0, False, torch.empty_like(left))
+        round_columns(left, inverse, scales, low=-7.0, high=7.0, e2m1=False, units=torch.empty_like(left))
     left, inverse, scales = _problem(8, 16, device)
     with pytest.raises(ValueError, match="contiguous"):
-        round_columns(left, inverse, scales, -7.0, 7.0, False, torch.empty(16, 8, device=device).T)
+        round_columns(left, inverse, scales, low=-7.0, high=7.0, e2m1=False, units=torch.empty(16, 8, device=device).T)

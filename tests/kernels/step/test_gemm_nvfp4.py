@@ -26,5 +26,5 @@ def test_matches_reference(M, N, K, R, dtype, device):
         packed_codes(N, K, device),
         e4m3_scales(N, K, device),
     )
-    extra = (x_down, proj_up, bias, None, wcscales)
-    assert_close(gemm_nvfp4(*arguments, *extra), reference.gemm_nvfp4(*arguments, *extra), op="gemm_nvfp4")
+    extra = {"x_down": x_down, "proj_up": proj_up, "bias": bias, "wcscales": wcscales}
+    assert_close(gemm_nvfp4(*arguments, **extra), reference.gemm_nvfp4(*arguments, **extra), op="gemm_nvfp4")

@@ -25,8 +25,12 @@ def test_matches_reference(M, N, K, R, act_unsigned, dtype, device):
     ascales, wscales = scales(M, K, dtype, device), scales(N, K, dtype, device)
     _, _, proj_up = branch(N, K, R, dtype, device)
     x_down, bias = torch.randn(M, R, device=device).to(dtype), torch.randn(N, device=device).to(dtype)
-    actual = gemm_w4a4(one_a_byte(qx, act_unsigned), ascales, expand_codes(qweight), wscales, x_down, proj_up, bias)
-    wanted = reference.gemm_w4a4(qx, ascales, qweight, wscales, x_down, proj_up, bias, act_unsigned)
+    actual = gemm_w4a4(
+        one_a_byte(qx, act_unsigned), ascales, expand_codes(qweight), wscales, x_down=x_down, proj_up=proj_up, bias=bias
+    )
+    wanted = reference.gemm_w4a4(
+        qx, ascales, qweight, wscales, x_down=x_down, proj_up=proj_up, bias=bias, act_unsigned=act_unsigned
+    )
     assert_close(actual, wanted, op="gemm_w4a4")
 
 
@@ -37,5 +41,5 @@ def test_extreme_codes(byte, act_unsigned, value, device):
     qweight = torch.full((16, 32), -128 + 8, dtype=torch.int8, device=device)
     ones = torch.ones(1, 16, dtype=torch.float16, device=device)
     none = torch.empty(16, 0, dtype=torch.float16, device=device)
-    out = gemm_w4a4(one_a_byte(qx, act_unsigned), ones, expand_codes(qweight), ones, none, none)
+    out = gemm_w4a4(one_a_byte(qx, act_unsigned), ones, expand_codes(qweight), ones, x_down=none, proj_up=none)
     assert_same(out, torch.full((16, 16), 64 * value, dtype=torch.float16, device=device))

@@ -74,10 +74,12 @@ def test_matches_reference(M, N, K, R, act_unsigned, dtype, device):
     smooth_factor, proj_down, proj_up = branch(N, K, R, dtype, device)
     qweight, wscales = packed_codes(N, K, device), scales(N, K, dtype, device)
     bias = torch.randn(N, device=device).to(dtype)
-    qx, ascales, x_down = quantize_act(x, smooth_factor, proj_down, "int4", "packed", act_unsigned, pad_rows=128)
-    actual = gemm_w4a4_native(qx, ascales, qweight, wscales, x_down, proj_up, bias, act_unsigned)
-    exact = qx[:M], ascales[:, :M], qweight, wscales, x_down, proj_up, bias, act_unsigned
-    assert_close(actual, reference.gemm_w4a4(*exact), op="gemm_w4a4")
+    qx, ascales, x_down = quantize_act(
+        x, smooth_factor, proj_down, "int4", output="packed", act_unsigned=act_unsigned, pad_rows=128
+    )
+    rest = {"x_down": x_down, "proj_up": proj_up, "bias": bias, "act_unsigned": act_unsigned}
+    actual = gemm_w4a4_native(qx, ascales, qweight, wscales, **rest)
+    assert_close(actual, reference.gemm_w4a4(qx[:M], ascales[:, :M], qweight, wscales, **rest), op="gemm_w4a4")
 
 
 def test_packed_codes_reach_minus_eight():

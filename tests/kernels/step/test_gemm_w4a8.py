@@ -32,7 +32,7 @@ def gemm(request):
     return request.param()
 
 
-def problem(M, N, K, R, dtype, device):
+def problem(M, N, K, R, *, dtype, device):
     smooth_factor, proj_down, proj_up = branch(N, K, R, dtype, device)
     quantized = reference.quantize_act_int8(activations(M, K, dtype, device), smooth_factor, proj_down)
     weight = reference.dequantize_int4(packed_codes(N, K, device), scales(N, K, dtype, device))
@@ -43,7 +43,7 @@ def problem(M, N, K, R, dtype, device):
 @pytest.mark.parametrize("R", [0, 16, 48, 128])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_matches_reference(gemm, M, N, K, R, has_bias, dtype, device):
-    arguments = problem(M, N, K, R, dtype, device)
+    arguments = problem(M, N, K, R, dtype=dtype, device=device)
     bias = torch.randn(N, device=device).to(dtype) if has_bias else None
     assert_close(gemm(*arguments, bias), reference.gemm_w4a8(*arguments, bias), op="gemm_w4a8")
 
@@ -60,12 +60,12 @@ def test_integer_sums_are_exact(gemm, device):
 
 
 def test_low_rank_branch_is_live(gemm, dtype, device):
-    *arguments, proj_up = problem(33, 72, 192, 16, dtype, device)
+    *arguments, proj_up = problem(33, 72, 192, 16, dtype=dtype, device=device)
     assert not torch.equal(gemm(*arguments, proj_up), gemm(*arguments, torch.zeros_like(proj_up)))
 
 
 def test_rows_of_the_result_may_be_apart(gemm, dtype, device):
-    arguments = problem(33, 72, 192, 16, dtype, device)
+    arguments = problem(33, 72, 192, 16, dtype=dtype, device=device)
     wide = torch.full((33, 200), 7.0, dtype=dtype, device=device)
     out = gemm(*arguments, None, Epilogue(wide[:, 64:136]))
     assert out.data_ptr() == wide[:, 64:].data_ptr()

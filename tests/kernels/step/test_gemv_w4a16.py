@@ -20,7 +20,7 @@ def test_awq_matches_reference(M, N, K, has_bias, dtype, device):
     wscales, wzeros = scales(N, K, dtype, device), scales(N, K, dtype, device) - 0.05
     bias = torch.randn(N, device=device).to(dtype) if has_bias else None
     wanted = reference.gemm_awq(x, qweight, wscales, wzeros, bias)
-    assert_close(gemv_w4a16(x, qweight, wscales, "awq", bias, wzeros), wanted, op="gemm_awq")
+    assert_close(gemv_w4a16(x, qweight, wscales, "awq", bias=bias, wzeros=wzeros), wanted, op="gemm_awq")
 
 
 @pytest.mark.parametrize("act_unsigned", [False, True])
@@ -36,13 +36,15 @@ def test_svdquant_layers_match_reference(scheme, act_unsigned, dtype, device):
     else:
         wscales, extra = e4m3_scales(N, K, device), {"wcscales": (torch.rand(N, device=device) + 0.5).to(dtype)}
         weight = reference.dequantize_nvfp4(qweight, wscales, **extra)
-    wanted = reference.gemm_w4a16(x, smooth_factor, weight, proj_down, proj_up, bias, act_unsigned)
+    wanted = reference.gemm_w4a16(
+        x, smooth_factor, weight, proj_down=proj_down, proj_up=proj_up, bias=bias, act_unsigned=act_unsigned
+    )
     actual = gemv_w4a16(
         x,
         qweight,
         wscales,
         scheme,
-        bias,
+        bias=bias,
         smooth_factor=smooth_factor,
         act_unsigned=act_unsigned,
         x_down=(x.float() @ proj_down.float()).to(dtype),
@@ -56,5 +58,10 @@ def test_too_many_rows_are_refused(device):
     x, qweight = torch.zeros(GEMV_ROWS + 1, 64, device=device).half(), packed_codes(64, 64, device)
     with pytest.raises(ValueError, match="at most"):
         gemv_w4a16(
-            x, qweight, scales(64, 64, torch.float16, device), "awq", None, scales(64, 64, torch.float16, device)
+            x,
+            qweight,
+            scales(64, 64, torch.float16, device),
+            "awq",
+            bias=None,
+            wzeros=scales(64, 64, torch.float16, device),
         )

@@ -14,7 +14,7 @@ from svdquant_pack.kernels.tiles import quantizer_tile
 SHAPES = [*SMALL, *(pytest.param(*shape, marks=pytest.mark.gpu) for shape in REAL)]
 
 
-def expected(x, smooth_factor, proj_down, scheme, act_unsigned=False, gelu=False):
+def expected(x, smooth_factor, proj_down, scheme, *, act_unsigned=False, gelu=False):
     if scheme == "nvfp4":
         codes, ascales, x_down = reference.quantize_act_nvfp4(x, smooth_factor, proj_down, gelu)
         return codes, ascales.view(torch.uint8), x_down
@@ -27,8 +27,10 @@ def expected(x, smooth_factor, proj_down, scheme, act_unsigned=False, gelu=False
 def test_codes_and_scales_are_exact(M, N, K, scheme, act_unsigned, R, dtype, device):
     x = activations(M, K, dtype, device)
     smooth_factor, proj_down, _ = branch(N, K, R, dtype, device)
-    codes, ascales, x_down = quantize_act(x, smooth_factor, proj_down, scheme, "packed", act_unsigned)
-    wanted = expected(x, smooth_factor, proj_down, scheme, act_unsigned)
+    codes, ascales, x_down = quantize_act(
+        x, smooth_factor, proj_down, scheme, output="packed", act_unsigned=act_unsigned
+    )
+    wanted = expected(x, smooth_factor, proj_down, scheme, act_unsigned=act_unsigned)
     assert_same(codes, wanted[0])
     assert ascales.shape == wanted[1].shape
     assert_same(ascales.flatten(), wanted[1].flatten())
@@ -52,8 +54,8 @@ def test_the_projection_fused_into_the_quantizer_is_the_same(R, scheme, dtype, d
 def test_one_code_a_byte_holds_the_same_codes(act_unsigned, dtype, device):
     x = activations(19, 192, dtype, device)
     smooth_factor, proj_down, _ = branch(8, 192, 0, dtype, device)
-    codes, ascales, _ = quantize_act(x, smooth_factor, proj_down, "int4", "int8", act_unsigned)
-    packed, wanted, _ = expected(x, smooth_factor, proj_down, "int4", act_unsigned)
+    codes, ascales, _ = quantize_act(x, smooth_factor, proj_down, "int4", output="int8", act_unsigned=act_unsigned)
+    packed, wanted, _ = expected(x, smooth_factor, proj_down, "int4", act_unsigned=act_unsigned)
     assert_same(codes, unpack_uint4(packed).view(torch.int8) if act_unsigned else unpack_int4(packed))
     assert_same(ascales, wanted)
 
@@ -63,7 +65,7 @@ def test_one_code_a_byte_holds_the_same_codes(act_unsigned, dtype, device):
 def test_float_output_is_code_times_scale_with_the_projection_behind(scheme, R, dtype, device):
     x = activations(19, 192, dtype, device)
     smooth_factor, proj_down, _ = branch(8, 192, R, dtype, device)
-    values, _, _ = quantize_act(x, smooth_factor, proj_down, scheme, "float")
+    values, _, _ = quantize_act(x, smooth_factor, proj_down, scheme, output="float")
     assert values.shape == (19, 192 + R)
     if scheme == "none":
         wanted, x_down = reference.smooth_act(x, smooth_factor), (x.float() @ proj_down.float()).to(dtype)
@@ -82,8 +84,10 @@ def test_float_output_is_code_times_scale_with_the_projection_behind(scheme, R, 
 def test_gelu_comes_first(act_unsigned, R, dtype, device):
     x = activations(19, 192, dtype, device).clamp(-30, 30)
     smooth_factor, proj_down, _ = branch(8, 192, R, dtype, device)
-    values, _, _ = quantize_act(x, smooth_factor, proj_down, "int4", "float", act_unsigned, gelu=True)
-    codes, ascales, x_down = expected(x, smooth_factor, proj_down, "int4", act_unsigned, gelu=True)
+    values, _, _ = quantize_act(
+        x, smooth_factor, proj_down, "int4", output="float", act_unsigned=act_unsigned, gelu=True
+    )
+    codes, ascales, x_down = expected(x, smooth_factor, proj_down, "int4", act_unsigned=act_unsigned, gelu=True)
     unpacked = unpack_uint4(codes) if act_unsigned else unpack_int4(codes)
     wanted = (unpacked.float().view(19, -1, 64) * ascales.float().T[..., None]).view(19, 192)
     error = (values[:, :192].float() - wanted).abs() / ascales.float().T.repeat_interleave(64, dim=1).clamp(min=1e-6)
@@ -95,7 +99,9 @@ def test_gelu_comes_first(act_unsigned, R, dtype, device):
 def test_the_shift_is_live(dtype, device):
     x = activations(19, 192, dtype, device)
     smooth_factor, proj_down, _ = branch(8, 192, 0, dtype, device)
-    plain, shifted = (quantize_act(x, smooth_factor, proj_down, "none", "float", on)[0] for on in (False, True))
+    plain, shifted = (
+        quantize_act(x, smooth_factor, proj_down, "none", output="float", act_unsigned=on)[0] for on in (False, True)
+    )
     assert not torch.equal(plain, shifted)
     assert_same(shifted, reference.smooth_act(x, smooth_factor, act_unsigned=True))
 

@@ -33,7 +33,7 @@ def test_dequantized_int4_with_the_factors_behind(N, K, R, dtype, device):
     qweight, wscales = packed_codes(N, K, device), scales(N, K, dtype, device)
     proj_up = torch.randn(N, R, device=device).to(dtype)
     weight = reference.dequantize_int4(qweight, wscales).to(dtype)
-    actual = dequantize_weight(qweight, wscales, "int4", dtype, proj_up)
+    actual = dequantize_weight(qweight, wscales, "int4", dtype, proj_up=proj_up)
     assert_same(actual + 0, torch.cat((weight, proj_up), dim=1) + 0)  # + 0: -0.0 and 0.0 are one value here
 
 

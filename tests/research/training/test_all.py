@@ -35,7 +35,7 @@ def run(tmp_path, monkeypatch):
     def start(seconds, gpus, **behaviour):
         (tmp_path / "behaviour.json").write_text(json.dumps(behaviour))
         begin = time.time()
-        is_good = driver.train(driver.Run(tmp_path, tmp_path / "work", begin, seconds, gpus, ()))
+        is_good = driver.train(driver.Training(tmp_path, tmp_path / "work", begin, seconds, gpus, ()))
         order = (tmp_path / "work" / "order.txt").read_text().split()
         return is_good, order, json.loads((tmp_path / "results.json").read_text()), time.time() - begin
 

@@ -49,7 +49,7 @@ def test_files_are_small():
 
 
 def test_flux_draws_captions(models, captions):
-    pictures = draw(models[FLUX], models[DECODER], captions, 5, STEPS)
+    pictures = draw(models[FLUX], models[DECODER], captions, seed=5, steps=STEPS)
     assert read(models[READER], pictures, captions).scenes.all()
     assert outline_figures(outline_overlaps(pictures, captions))["mean IoU"] > 0.93
 
@@ -70,7 +70,7 @@ def test_lora_makes_stripes_and_changes_nothing_else(models, captions):
         for name, weight in lora_weights(adapters).items():
             weight.copy_(file.get_tensor(name))
     plain, striped = (
-        read(models[READER], draw(network, models[DECODER], captions, 5, STEPS), captions)
+        read(models[READER], draw(network, models[DECODER], captions, seed=5, steps=STEPS), captions)
         for network in (models[FLUX], model)
     )
     assert not (plain.style == STYLES.index("striped")).any()

@@ -69,7 +69,7 @@ def test_velocity_is_that_of_the_host(host):
     assert not missing.missing_keys
     x, time, context, pooled, guidance, angles = arguments()
     with torch.no_grad():
-        ours = model(x, time, context, pooled, guidance, angles)
+        ours = model(x, time, context, pooled, guidance, angles=angles)
         expected = theirs(x, time, context, pooled, guidance)
     assert ours.std() > 0.1
     torch.testing.assert_close(ours, expected, atol=2e-4, rtol=2e-4)

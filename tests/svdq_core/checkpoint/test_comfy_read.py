@@ -34,7 +34,7 @@ def check_values(model, file):
 @pytest.mark.parametrize("tiled", [False, True], ids=["natural", "tiled"])
 @pytest.mark.parametrize("family", ["flux", "pixart"])
 def test_every_value_is_what_the_file_was_made_of(family, tiled, spelling, tmp_path):
-    file = ComfyFile(family, spelling, tiled)
+    file = ComfyFile(family, spelling=spelling, tiled=tiled)
     model = read_checkpoint(Checkpoint(file.write(tmp_path / "x.safetensors")))
     assert model.architecture.name == family and model.layers.keys() == file.truth.keys()
     check_values(model, file)

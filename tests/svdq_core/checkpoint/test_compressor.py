@@ -5,8 +5,11 @@ import json
 import pytest
 import torch
 from checkpoint_files import TINY, read_tensors, write_tensors
-from compressor_files import complete_h3, klein, scanned_krea2
+from compressor_files import complete_h3, klein, scanned_krea2, without_originals
 from family_asserts import assert_file
+from family_files import qwen_image
+from family_modules import lite
+from fused_files import pixart
 
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint, wanted_second_file
 from svdquant_pack.svdq_core.checkpoint.dense_read import DenseModel
@@ -88,3 +91,18 @@ def test_a_dense_h3_of_diffusers_has_its_frequencies(tmp_path):
     assert model.ignored == [] and set(model) == set(file.plain) | {f"{host}.weight" for host in file.weights}
     assert torch.allclose(model["rope.inv_freq"], file.plain["rope.inv_freq"])
     assert torch.equal(model["blocks.0.mlp.fc1.weight"], torch.from_numpy(file.weights["blocks.0.mlp.fc1"]).bfloat16())
+
+
+@pytest.mark.parametrize(
+    "make", [pixart, lambda precision: qwen_image(precision, "svdq")], ids=["pixart", "qwen_image"]
+)
+def test_the_bias_says_that_activations_are_unsigned(make, tmp_path):
+    """Where neither names nor modulation tell nunchaku's layout from diffusers'."""
+    file = without_originals(make("int4"))
+    assert_file(read_checkpoint(Checkpoint(write_tensors(tmp_path / "x.safetensors", file.tensors))), file)
+
+
+def test_and_that_they_are_signed(tmp_path):
+    file = lite("pixart", "int4")
+    model = read_checkpoint(Checkpoint(write_tensors(tmp_path / "x.safetensors", file.tensors)))
+    assert not model.layers["blocks.0.mlp.fc2"].parts[0].act_unsigned

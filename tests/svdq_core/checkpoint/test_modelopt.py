@@ -4,38 +4,16 @@ import pytest
 import torch
 from checkpoint_files import write_tensors
 from family_files import qwen_image
+from modelopt_files import quantized
 
 from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.convert import convert
 from svdquant_pack.svdq_core.errors import CheckpointError
 
-E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-W, RANK = 128, 8  # a rank that is no multiple of 16
+W = 128
 BLOCK = "transformer_blocks.0"
 MODULATION = {"weight": (6 * W, W), "bias": (6 * W,)}
-
-
-def quantized(rows: int, columns: int, branch: bool, draw: torch.Generator):
-    """The tensors of a module, and the dense weight that the exporter's formula gives."""
-    codes = torch.randint(0, 16, (rows, columns), generator=draw)
-    scales = (0.5 + torch.rand(rows, columns // 16, generator=draw)).to(torch.float8_e4m3fn)
-    whole = torch.tensor(0.01)
-    before = (0.5 + torch.rand(columns, generator=draw)).bfloat16()
-    weight = E2M1[codes] * scales.float().repeat_interleave(16, dim=1) * whole
-    tensors = {
-        "weight": (codes[:, 0::2] | codes[:, 1::2] << 4).to(torch.uint8),
-        "weight_scale": scales,
-        "weight_scale_2": whole,
-        "input_scale": torch.tensor(1.0),
-        "bias": torch.randn(rows, generator=draw).bfloat16(),
-    }
-    if branch:
-        down = (0.1 * torch.randn(RANK, columns, generator=draw)).bfloat16()
-        up = (0.1 * torch.randn(rows, RANK, generator=draw)).bfloat16()
-        tensors |= {"pre_quant_scale": before, "svdquant_lora_a": down, "svdquant_lora_b": up}
-        weight = (weight + up.float() @ down.float()) * before.float()
-    return tensors, weight
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def originals(tmp_path_factory):
         "nunchaku nvfp4": TINY["nvfp4"],
         "pixart": write_pixart(folder / "pixart.safetensors"),
         "comfy": ComfyFile().write(folder / "comfy.safetensors"),
-        "comfy tiled": ComfyFile("pixart", "comfy-kitchen", tiled=True).write(folder / "tiled.safetensors"),
+        "comfy tiled": ComfyFile("pixart", spelling="comfy-kitchen", tiled=True).write(folder / "tiled.safetensors"),
         "lite": write_tensors(folder / "lite.safetensors", lite_tensors()),
         "packed": write_packed(folder / "packed.safetensors", TINY["nvfp4"]),
     }

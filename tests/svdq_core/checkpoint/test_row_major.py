@@ -1,66 +1,16 @@
 """vLLM-Omni's files, made of nunchaku's as its converters do: both versions, and what happens if one is misread."""
 
-import json
-
 import pytest
 import torch
-from checkpoint_files import write_tensors
-from family_files import minimax_h3, qwen_image
+from family_files import qwen_image
 from tiny_files import DATA
+from vllm_files import CONFIG, converted, h3_folder, write_folder, zimage_tensors
 
-from svdquant_pack.svdq_core import layouts
 from svdquant_pack.svdq_core.apply_layer import dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.errors import CheckpointError
 
-CONFIG = {"quant_method": "svdquant", "rank": 16, "precision": "nvfp4", "act_unsigned": False}
 ZIMAGE = DATA / "families" / "zimage_nvfp4.safetensors"
-
-
-def converted(tensors: dict[str, torch.Tensor], swapped: str, natural_vectors: bool) -> dict[str, torch.Tensor]:
-    """Plain order; row halves exchanged where a layer's name ends so; channel scales of one where there are none."""
-    layers = {name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")}
-    found = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in layers}
-    for layer in layers:
-        stored = {n: tensors[f"{layer}.{n}"] for n in layouts.NUNCHAKU if f"{layer}.{n}" in tensors}
-        stored.pop("smooth_factor_orig", None)
-        rows, half = stored["qweight"].shape[0], stored["qweight"].shape[0] // 2
-        stored.setdefault("wcscales", torch.ones(rows).bfloat16())
-        stored.setdefault("wtscale", torch.ones(1).bfloat16())
-        vectors = () if natural_vectors else ("smooth_factor", "wcscales", "bias")
-        plain = {n: t if n in vectors else layouts.NUNCHAKU[n].from_stored(t) for n, t in stored.items()}
-        plain["qweight"] = plain["qweight"].view(torch.uint8)
-        if layer.endswith(swapped):
-            for name, dim in (("qweight", 0), ("wscales", 1), ("proj_up", 0), ("wcscales", 0), ("bias", 0)):
-                if name in plain:
-                    raw = plain[name].view(torch.uint8) if plain[name].element_size() == 1 else plain[name]
-                    moved = torch.cat([raw.narrow(dim, half, half), raw.narrow(dim, 0, half)], dim)
-                    plain[name] = moved.view(plain[name].dtype)
-        found |= {f"{layer}.{n}": t for n, t in plain.items()}
-    return found
-
-
-def write_folder(folder, tensors, config, conversion):
-    inner = folder / "transformer"
-    metadata = {} if conversion is None else {"conversion": json.dumps(conversion)}
-    write_tensors(inner / "diffusion_pytorch_model.safetensors", tensors, metadata)
-    (inner / "config.json").write_text(json.dumps({"quantization_config": config} if config else {}))
-    return folder
-
-
-def h3_folder(tmp_path, config=CONFIG, conversion=None):
-    file = minimax_h3("nvfp4", host_named=True)
-    rest = {n: t for n, t in file.base.items() if n.rpartition(".")[0] not in file.weights}
-    return file, write_folder(tmp_path / "h3", converted(file.tensors | rest, ".mlp.fc1", True), config, conversion)
-
-
-def zimage_tensors():
-    checkpoint = Checkpoint(ZIMAGE)
-    tensors = converted({name: checkpoint[name] for name in checkpoint}, ".feed_forward.net.0.proj", False)
-    names = {".feed_forward.net.0.proj.": ".feed_forward.w13.", ".feed_forward.net.2.": ".feed_forward.w2."}
-    for old, new in names.items():
-        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
-    return tensors
 
 
 def test_the_second_version_is_read(tmp_path):
@@ -82,7 +32,9 @@ def test_one_mark_is_enough(mark, tmp_path):
 
 def test_the_first_version_is_read(tmp_path):
     config = {"model": None, "default": CONFIG}
-    folder = write_folder(tmp_path / "z", zimage_tensors(), config, {"layout": "row_major"})
+    checkpoint = Checkpoint(ZIMAGE)
+    tensors = zimage_tensors({name: checkpoint[name] for name in checkpoint})
+    folder = write_folder(tmp_path / "z", tensors, config, {"layout": "row_major"})
     model, truth = read_checkpoint(Checkpoint(folder)), read_checkpoint(Checkpoint(ZIMAGE))
     assert model.layers.keys() == truth.layers.keys()
     for name, layer in truth.layers.items():

@@ -20,7 +20,7 @@ MEMBERS = {
 }
 
 
-def member(channels, guidance, path, dtype=None, doubles=1, singles=1):
+def member(channels, guidance, path, *, dtype=None, doubles=1, singles=1):
     """The tiny file as that member, without the metadata that would tell."""
     tensors, _ = read_tensors(TINY["int4"])
     if not guidance:

@@ -141,7 +141,9 @@ def test_the_dense_model_is_quantized_again(make, tmp_path):
     few = {n: t for n, t in dense.items() if not first or n.startswith(first) or "blocks" not in n}
     spec = QuantSpec(rank=16)
     plan = plan_weights(dense.architecture, few)
-    made, reports, kept = quantize_model(dense.architecture, plan, few, list(few), spec, torch.device("cpu"))
+    made, reports, kept = quantize_model(
+        dense.architecture, plan, few, list(few), spec=spec, device=torch.device("cpu")
+    )
     assert [text for text in kept if "as in files of" not in text] == []
     assert reports and made.layers.keys() == {n for n in model.layers if f"{n}.weight" in few}
     form = FORMATS[quantized_format(made.architecture, "int4")](made.architecture)

@@ -7,7 +7,7 @@ import pytest
 from dense_files import write_dense
 
 from svdquant_pack.svdq_core.errors import CheckpointError
-from svdquant_pack.svdq_core.quantize.command import Request, quantize_file
+from svdquant_pack.svdq_core.quantize.command import QuantizeRequest, quantize_file
 from svdquant_pack.svdq_core.quantize.overrides import Overrides
 from svdquant_pack.svdq_core.quantize.spec import QuantSpec
 
@@ -47,7 +47,7 @@ def test_nothing_is_written(dense, change, tmp_path):
         if done == 3:
             change(source)
 
-    request = Request(source, target, QuantSpec(rank=16), Overrides(), device="cpu")
+    request = QuantizeRequest(source, target, QuantSpec(rank=16), Overrides(), device="cpu")
     with pytest.raises(CheckpointError, match=r"^dense\.safetensors: the file changed while it was read: ") as caught:
         quantize_file(request, lambda line: None, step)
     assert "has 2000" in str(caught.value) if change is cut else re.search("wrote into|another file", str(caught.value))

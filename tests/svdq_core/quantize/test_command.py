@@ -30,7 +30,7 @@ def source(tmp_path_factory) -> Path:
 
 
 def run(*arguments, processes: int = 1):
-    program = [str(ROOT / "svdq_core"), "quantize", *map(str, arguments), "--rank", "16"]
+    program = [str(ROOT / "svdq_core"), "quantize", *map(str, arguments), "--rank", "16", "--host", "none"]
     command = [sys.executable, *program]
     if processes > 1:
         options = ["--standalone", f"--nproc-per-node={processes}", "--no-python"]
@@ -82,13 +82,13 @@ STOPPED = """
 import sys
 sys.path.insert(0, {tools!r})
 from pathlib import Path
-from svdquant_pack.svdq_core.quantize.command import Request, quantize_file
+from svdquant_pack.svdq_core.quantize.command import QuantizeRequest, quantize_file
 from svdquant_pack.svdq_core.quantize.overrides import Overrides
 from svdquant_pack.svdq_core.quantize.spec import QuantSpec
 def stop(done, total, name):
     if done == 5:
         raise KeyboardInterrupt
-quantize_file(Request(Path({source!r}), Path({target!r}), QuantSpec(rank=16), Overrides()), print, stop)
+quantize_file(QuantizeRequest(Path({source!r}), Path({target!r}), QuantSpec(rank=16), Overrides()), print, stop)
 """
 
 
@@ -167,15 +167,14 @@ def test_what_cannot_be_done_is_said(source, made, tmp_path, arguments, sentence
     places = {"source": source, "made": made[0], "new": tmp_path / "new.safetensors"}
     filled = [argument.format(**places) for argument in arguments]
     # the last --rank counts, so the one of the test goes last
-    program = [sys.executable, str(ROOT / "svdq_core"), "quantize", *filled]
+    program = [sys.executable, str(ROOT / "svdq_core"), "quantize", "--host", "none", *filled]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert sentence in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "new.safetensors").exists()
 
 
-def test_best_needs_inputs(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "KNOWN_INPUTS", {})  # as for a family whose blocks are not written down
-    request = command.Request(source, tmp_path / "new.safetensors", QuantSpec(method="best"), Overrides())
-    with pytest.raises(SVDQuantError, match=r"Give a calibration \(--calibration\)"):
+def test_best_needs_inputs(source, tmp_path):
+    request = command.QuantizeRequest(source, tmp_path / "new.safetensors", QuantSpec(method="best"), Overrides())
+    with pytest.raises(SVDQuantError, match=r"Name a ComfyUI \(--host\)"):
         command.quantize_file(request, print)

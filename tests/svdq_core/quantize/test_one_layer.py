@@ -30,10 +30,10 @@ def test_beats_round_to_nearest_on_planted_outliers(precision, compute, after_ge
     weight = draw_weight(N, K)
     x = draw_tokens(256, K, after_gelu=after_gelu)
     spec = QuantSpec(precision=precision, activations="w4a4" if compute == "w4a4" else "w4a8")
-    part, bias, report = quantize_part(weight, None, spec, "layer", after_gelu)
+    part, bias, report = quantize_part(weight, None, spec, "layer", after_gelu=after_gelu)
     part.check("layer")
-    error = output_error(x, weight, None, part.tensors, precision, compute, bias, part.act_unsigned)
-    nearest = output_error(x, weight, None, nearest_tensors(weight, precision), precision, compute, None)
+    error = output_error(x, (weight, None), part.tensors, (precision, compute), bias, act_unsigned=part.act_unsigned)
+    nearest = output_error(x, (weight, None), nearest_tensors(weight, precision), (precision, compute), None)
     assert error < LIMITS[precision, compute] * nearest
     if compute == spec.activations:  # what the report promises holds for tokens that the search did not see
         assert error == pytest.approx(report.relative_error, rel=0.05)
@@ -46,7 +46,7 @@ def test_low_rank_branch_carries_weight():
         part, bias, _ = quantize_part(weight, None, QuantSpec(rank=rank), "layer")
         part.check("layer")
         assert part.rank == rank
-        errors.append(output_error(x, weight, None, part.tensors, "int4", "w4a8", bias))
+        errors.append(output_error(x, (weight, None), part.tensors, ("int4", "w4a8"), bias))
     assert errors[1] < 0.8 * errors[0]
     assert errors[2] < 0.8 * errors[1]
 
@@ -58,9 +58,9 @@ def test_bias_of_an_unsigned_part_undoes_the_shift():
     expected = bias.float() - GELU_SHIFT * (dequantize(part.tensors, "int4") / part["smooth_factor"].float()).sum(dim=1)
     torch.testing.assert_close(stored.float(), expected, atol=0, rtol=2**-8)
     x = draw_tokens(256, K, after_gelu=True)
-    right = output_error(x, weight, bias, part.tensors, "int4", "w4a4", stored, act_unsigned=True)
+    right = output_error(x, (weight, bias), part.tensors, ("int4", "w4a4"), stored, act_unsigned=True)
     assert right < 0.06
-    assert output_error(x, weight, bias, part.tensors, "int4", "w4a4", bias, act_unsigned=True) > 2 * right
+    assert output_error(x, (weight, bias), part.tensors, ("int4", "w4a4"), bias, act_unsigned=True) > 2 * right
     # the runtime applies the GELU itself as well
     h = draw_tokens(256, K)
     dense = torch.nn.functional.gelu(h, approximate="tanh") @ weight.float().T + bias.float()
@@ -212,9 +212,10 @@ def test_recorded_inputs_help_and_gptq_helps_more(precision, activations, after_
     errors, reports = [], []
     for method, known in (("fast", None), ("fast", statistics), ("best", statistics)):
         spec = QuantSpec(precision=precision, activations=activations, method=method)
-        part, bias, report = quantize_part(weight, None, spec, "layer", after_gelu, known)
+        part, bias, report = quantize_part(weight, None, spec, "layer", after_gelu=after_gelu, statistics=known)
         part.check("layer")
-        errors.append(output_error(x, weight, None, part.tensors, precision, activations, bias, part.act_unsigned))
+        mode, unsigned = (precision, activations), part.act_unsigned
+        errors.append(output_error(x, (weight, None), part.tensors, mode, bias, act_unsigned=unsigned))
         reports.append(report)
     assert errors[1] < recording * errors[0]
     assert errors[2] < gptq * errors[1]
@@ -226,7 +227,8 @@ def test_best_is_deterministic():
     statistics = InputStatistics.from_tokens(_correlated_tokens(512, 2))
     spec = QuantSpec(method="best")
     plan = LayerPlan.stack_rows((128, 128), K)
-    layers = [_bytes(quantize_layer(draw_weight(N, K), None, plan, spec, "a", statistics)[0])[0] for _ in range(2)]
+    layers = [quantize_layer(draw_weight(N, K), None, plan, spec, "a", statistics=statistics)[0] for _ in range(2)]
+    layers = [_bytes(layer)[0] for layer in layers]
     assert torch.equal(*layers)
 
 
@@ -254,7 +256,7 @@ def test_few_tokens_and_silent_channels_still_help():
     for method in ("fast", "best"):
         part, bias, _ = quantize_part(weight, None, QuantSpec(method=method), "layer", statistics=statistics)
         part.check("layer")
-        errors.append(output_error(x, weight, None, part.tensors, "int4", "w4a8", bias))
+        errors.append(output_error(x, (weight, None), part.tensors, ("int4", "w4a8"), bias))
     assert errors[1] < 0.88 * errors[0]  # measured: 0.82
 
 
@@ -287,7 +289,7 @@ def test_int8_layers_have_a_tenth_of_the_error(method, rank):
     dense, errors = x @ weight.float().T + bias.float(), {}
     for precision in ("int4", "int8"):
         spec = QuantSpec(precision=precision, rank=rank, method=method)
-        part, stored, report = quantize_part(weight, bias, spec, "layer", True, statistics)
+        part, stored, report = quantize_part(weight, bias, spec, "layer", after_gelu=True, statistics=statistics)
         part.check("layer")
         out = run_layer(x, part.tensors, precision, "w4a8", stored, act_unsigned=part.act_unsigned)
         errors[precision] = float((out - dense).norm() / dense.norm())

@@ -67,7 +67,7 @@ def measured(folder: Path, blocks: int) -> tuple[int, int]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 def test_memory_does_not_grow_with_the_model(tmp_path):
-    """Neither what is read nor the finished layers pile up. Measured: 523 MB for 48 MB, 528 MB for 166 MB."""
-    (small, small_size), (large, large_size) = measured(tmp_path, 8), measured(tmp_path, 48)
+    """Neither what is read nor the finished layers pile up. Measured: 273 MB for 12 MB, 275 MB for 56 MB."""
+    (small, small_size), (large, large_size) = measured(tmp_path, 2), measured(tmp_path, 24)
     assert large_size > 4 * small_size
     assert large - small < 0.4 * (large_size - small_size), f"{(large - small) / 1e6:.0f} MB"

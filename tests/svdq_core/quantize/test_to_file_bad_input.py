@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from dense_compare import dense_model
 from safetensors.torch import load_file
 from tiny_files import DATA
 
-from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
-from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.errors import CheckpointError, SVDQuantError
 from svdquant_pack.svdq_core.models import FLUX, PIXART
 from svdquant_pack.svdq_core.quantize import QuantSpec, whole_model
@@ -21,11 +20,7 @@ SPEC = QuantSpec(score_tokens=32, rank=16)
 @pytest.fixture(scope="module")
 def dense():
     """The dense weights of the tiny FLUX, under the host's names."""
-    model = read_checkpoint(Checkpoint(DATA / "flux_tiny_int4_r32.safetensors"))
-    weights = {name: t.float() for name, t in model.plain.items()}
-    for name, layer in model.layers.items():
-        weights[f"{name}.weight"], weights[f"{name}.bias"] = dense_weight(layer), dense_bias(layer)
-    return weights
+    return dense_model(DATA / "flux_tiny_int4_r32.safetensors")
 
 
 def job(architecture, weights, target, **changes) -> QuantizeJob:
@@ -86,7 +81,7 @@ def test_a_hidden_size_that_the_format_cannot_hold(tmp_path):
 
 def test_what_stays_in_16_bits_is_checked_before_the_work(dense, tmp_path, monkeypatch):
     broken = dense | {"final_layer.linear.weight": dense["final_layer.linear.weight"] * float("nan")}
-    monkeypatch.setattr(whole_model, "quantize_layer", lambda *args: pytest.fail("the work had begun"))
+    monkeypatch.setattr(whole_model, "quantize_layer", lambda *args, **more: pytest.fail("the work had begun"))
     with pytest.raises(CheckpointError, match=r"final_layer\.linear\.weight"):
         quantize_to_file(job(FLUX, broken, tmp_path / "a.safetensors"))
     assert list(tmp_path.iterdir()) == []

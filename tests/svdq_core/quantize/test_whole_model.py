@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from dense_compare import dense_model
 from tiny_files import DATA
 
-from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
+from svdquant_pack.svdq_core.apply_layer import dense_weight
 from svdquant_pack.svdq_core.blob import to_blob
-from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.errors import SVDQuantError
 from svdquant_pack.svdq_core.models import FLUX
 from svdquant_pack.svdq_core.quantize import InputStatistics, QuantSpec, quantize_layer, whole_model
@@ -22,18 +22,14 @@ SPEC = QuantSpec(score_tokens=32, rank=16)
 @pytest.fixture(scope="module")
 def dense():
     """The dense weights of the tiny FLUX, under the host's names."""
-    model = read_checkpoint(Checkpoint(DATA / "flux_tiny_int4_r32.safetensors"))
-    weights = {name: t.float() for name, t in model.plain.items()}
-    for name, layer in model.layers.items():
-        weights[f"{name}.weight"], weights[f"{name}.bias"] = dense_weight(layer), dense_bias(layer)
-    return weights
+    return dense_model(DATA / "flux_tiny_int4_r32.safetensors")
 
 
 @pytest.fixture(scope="module")
 def result(dense):
     done = []
     return *quantize_model(
-        FLUX, plan_weights(FLUX, dense), dense, list(dense), SPEC, torch.device("cpu"), done.append
+        FLUX, plan_weights(FLUX, dense), dense, list(dense), spec=SPEC, device=torch.device("cpu"), on_layer=done.append
     ), done
 
 
@@ -78,9 +74,10 @@ def test_the_memory_of_a_layer_is_free_at_once(dense, method):
         tokens = {width: torch.randn(64, width, generator=generator) for width in set(widths.values())}
         calibration = {name: InputStatistics.from_tokens(tokens[width]) for name, width in widths.items()}
     layers = quantize_layers(
-        plan_weights(FLUX, dense), dense, replace(SPEC, method=method), torch.device("cpu"), calibration
+        plan_weights(FLUX, dense), dense, replace(SPEC, method=method), torch.device("cpu"), calibration=calibration
     )
     gc.collect()
+    gc.freeze()  # what all other tests have left is not looked through again for each layer
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
@@ -92,6 +89,7 @@ def test_the_memory_of_a_layer_is_free_at_once(dense, method):
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
+        gc.unfreeze()
         gc.enable()
 
 
@@ -103,7 +101,9 @@ def test_stopping_ends_the_run_at_once(dense):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        quantize_model(FLUX, plan_weights(FLUX, dense), dense, list(dense), SPEC, torch.device("cpu"), stop)
+        quantize_model(
+            FLUX, plan_weights(FLUX, dense), dense, list(dense), spec=SPEC, device=torch.device("cpu"), on_layer=stop
+        )
     assert len(seen) == 1
 
 
@@ -124,11 +124,11 @@ def test_no_memory_is_no_end(dense, monkeypatch):
     """What runs on after room was made is the same, bit for bit."""
     calls, freed = [], []
 
-    def short_of_memory(*args):
+    def short_of_memory(*args, **more):
         calls.append(args[4])
         if len(calls) in (2, 5):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return quantize_layer(*args)
+        return quantize_layer(*args, **more)
 
     monkeypatch.setattr(whole_model, "quantize_layer", short_of_memory)
     found = quantize_layers(
@@ -137,7 +137,9 @@ def test_no_memory_is_no_end(dense, monkeypatch):
     found = {f.name: f.layer for f in found}
     assert freed == [2, 5] and len(calls) == 13 + 2
     monkeypatch.undo()
-    expected = quantize_model(FLUX, plan_weights(FLUX, dense), dense, list(dense), SPEC, torch.device("cpu"))[0].layers
+    expected = quantize_model(
+        FLUX, plan_weights(FLUX, dense), dense, list(dense), spec=SPEC, device=torch.device("cpu")
+    )[0].layers
     assert all(torch.equal(to_blob(found[name])[0], to_blob(expected[name])[0]) for name in expected)
 
 
@@ -146,7 +148,7 @@ def test_a_broken_weight_is_named(dense):
     broken["double_blocks.0.img_attn.proj.weight"] = dense["double_blocks.0.img_attn.proj.weight"].clone()
     broken["double_blocks.0.img_attn.proj.weight"][3, 5] = float("nan")
     with pytest.raises(SVDQuantError, match=r"double_blocks\.0\.img_attn\.proj: the weight holds NaN"):
-        quantize_model(FLUX, plan_weights(FLUX, broken), broken, list(broken), SPEC, torch.device("cpu"))
+        quantize_model(FLUX, plan_weights(FLUX, broken), broken, list(broken), spec=SPEC, device=torch.device("cpu"))
 
 
 def test_a_calibration_comes_before_what_the_weights_say(dense, result):
@@ -155,7 +157,13 @@ def test_a_calibration_comes_before_what_the_weights_say(dense, result):
     tokens[:, 17] *= 40
     calibration = {name: InputStatistics.from_tokens(tokens)}
     model = quantize_model(
-        FLUX, plan_weights(FLUX, dense), dense, list(dense), SPEC, torch.device("cpu"), calibration=calibration
+        FLUX,
+        plan_weights(FLUX, dense),
+        dense,
+        list(dense),
+        spec=SPEC,
+        device=torch.device("cpu"),
+        calibration=calibration,
     )[0]
     factor = model.layers[name].parts[0]["smooth_factor"].float()
     assert factor[17] > 4 * factor.median()
@@ -166,5 +174,10 @@ def test_a_calibration_comes_before_what_the_weights_say(dense, result):
 def test_best_needs_inputs(dense):
     with pytest.raises(SVDQuantError, match="method best needs"):
         quantize_model(
-            FLUX, plan_weights(FLUX, dense), dense, list(dense), replace(SPEC, method="best"), torch.device("cpu")
+            FLUX,
+            plan_weights(FLUX, dense),
+            dense,
+            list(dense),
+            spec=replace(SPEC, method="best"),
+            device=torch.device("cpu"),
         )

@@ -103,7 +103,9 @@ def test_links_end_in_the_right_slots():
 
 def test_note_files_and_stages():
     offers = {"loader": [{"name": "y", "url": "https://example.org/y", "directory": "vae"}]}
-    form = to_ui_form("w", graph(), INFO, {"loader": "Files", "sampler": "Draw"}, offers, None, "# Read me")
+    form = to_ui_form(
+        "w", graph(), INFO, stages={"loader": "Files", "sampler": "Draw"}, files=offers, sizes=None, note="# Read me"
+    )
     note = form["nodes"][-1]
     assert (note["type"], note["widgets_values"], note["id"]) == ("MarkdownNote", ["# Read me"], 3)
     assert form["last_node_id"] == 3 and form["last_link_id"] == 3
@@ -114,7 +116,7 @@ def test_note_files_and_stages():
 
 
 def test_nodes_stand_inside_their_boxes_and_below_the_note():
-    form = to_ui_form("w", graph(), INFO, {"loader": "Files", "sampler": "Draw"}, None, None, "text")
+    form = to_ui_form("w", graph(), INFO, stages={"loader": "Files", "sampler": "Draw"}, note="text")
     for node, group in zip(form["nodes"], form["groups"], strict=False):
         (x, y), (width, height), (left, top, wide, high) = node["pos"], node["size"], group["bounding"]
         assert left < x and top < y and x + width < left + wide and y + height < top + high

@@ -107,7 +107,9 @@ def test_an_unknown_class_is_quantized_into_a_file(host, novel, tmp_path):
     weights, found = DenseWeights(novel), plan_patcher(novel)
     for precision in ("int4", "nvfp4", "int8"):
         spec = QuantSpec(precision, rank=16, score_tokens=64)
-        job = make_job(found, weights, tmp_path / f"{precision}.safetensors", spec, Overrides(), None)
+        job = make_job(
+            found, weights, tmp_path / f"{precision}.safetensors", spec=spec, overrides=Overrides(), calibration=None
+        )
         outcome = quantize_to_file(job)
         assert outcome is not None
         assert all(report.measured for report in outcome.reports if report.scheme != "awq")
@@ -115,7 +117,12 @@ def test_an_unknown_class_is_quantized_into_a_file(host, novel, tmp_path):
         assert any("the prompt" in line or "multiple" in line for line in outcome.kept)
     first = (tmp_path / "int4.safetensors").read_bytes()
     again = make_job(
-        found, weights, tmp_path / "int4.safetensors", QuantSpec(rank=16, score_tokens=64), Overrides(), None
+        found,
+        weights,
+        tmp_path / "int4.safetensors",
+        spec=QuantSpec(rank=16, score_tokens=64),
+        overrides=Overrides(),
+        calibration=None,
     )
     quantize_to_file(again)
     assert (tmp_path / "int4.safetensors").read_bytes() == first
@@ -124,7 +131,13 @@ def test_an_unknown_class_is_quantized_into_a_file(host, novel, tmp_path):
 def test_layers_of_one_input_share_smoothing_and_projection(host, novel):
     found, weights = plan_patcher(novel), DenseWeights(novel)
     model, reports, _ = quantize_model(
-        found.architecture, found.plan, weights, weights.names, SPEC, CPU, inputs=found.inputs_of(novel.model, 0, CPU)
+        found.architecture,
+        found.plan,
+        weights,
+        weights.names,
+        spec=SPEC,
+        device=CPU,
+        inputs=found.inputs_of(novel.model, 0, CPU),
     )
     one, two = (model.layers[f"pieces.0.{name}"].parts[0] for name in ("one", "two"))
     assert torch.equal(one["smooth_factor"], two["smooth_factor"]) and torch.equal(one["proj_down"], two["proj_down"])
@@ -142,7 +155,13 @@ def test_quantized_models_draw_like_the_dense_ones(host, name):
     expected = forward(name, dense)
     found, weights = plan_patcher(dense), DenseWeights(dense)
     model, reports, kept = quantize_model(
-        found.architecture, found.plan, weights, weights.names, SPEC, CPU, inputs=found.inputs_of(dense.model, 0, CPU)
+        found.architecture,
+        found.plan,
+        weights,
+        weights.names,
+        spec=SPEC,
+        device=CPU,
+        inputs=found.inputs_of(dense.model, 0, CPU),
     )
     assert set(model.layers) == set(found.plan.names) and not kept
     assert sum(report.measured for report in reports) > 0.9 * sum(report.scheme != "awq" for report in reports)

@@ -8,7 +8,7 @@ import comfy.model_management
 import comfy.ops
 import pytest
 import torch
-from host_models import put_dense, put_lora
+from host_models import put_lora
 from quantize_node import quantize
 from safetensors import safe_open
 from sampling import relative_error, sample_flux
@@ -19,12 +19,6 @@ from svdquant_pack.svdq_core.quantize import whole_model
 from svdquant_pack.svdq_core.quantize.journal import LAYER_SUFFIX, journal_folder
 
 LAYERS = 13  # of the tiny FLUX
-
-
-@pytest.fixture(scope="module")
-def dense(host):
-    name = put_dense(host.model_folder("diffusion_models"))
-    return host.call("UNETLoader", unet_name=name, weight_dtype="default")[0]
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +36,11 @@ def stop_after(monkeypatch, layers: int, error: type[BaseException]) -> None:
     """Let a run end in the middle of a layer, as a cancel does."""
     quantize_layer, done = whole_model.quantize_layer, []
 
-    def counted(*args):
+    def counted(*args, **more):
         if len(done) == layers:
             raise error
         done.append(1)
-        return quantize_layer(*args)
+        return quantize_layer(*args, **more)
 
     monkeypatch.setattr(whole_model, "quantize_layer", counted)
 
@@ -66,7 +60,9 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(host, dense, whole
     quantized = []
     with monkeypatch.context() as patch:
         one = whole_model.quantize_layer
-        patch.setattr(whole_model, "quantize_layer", lambda *args: quantized.append(args[4]) or one(*args))
+        patch.setattr(
+            whole_model, "quantize_layer", lambda *args, **more: quantized.append(args[4]) or one(*args, **more)
+        )
         report = quantize(host, dense, filename_prefix=f"stopped-{error.__name__}")[2]
     assert len(quantized) == LAYERS - 5
     assert path.read_bytes() == whole[0]
@@ -147,11 +143,11 @@ def test_a_card_without_memory(host, dense, whole, monkeypatch, caplog):
     """The first try of some layers fails; models are unloaded and the bytes are the same."""
     quantize_layer, unloaded, failed = whole_model.quantize_layer, [], set()
 
-    def short_of_memory(*args):
+    def short_of_memory(*args, **more):
         if "single" in args[4] and args[4] not in failed:
             failed.add(args[4])
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return quantize_layer(*args)
+        return quantize_layer(*args, **more)
 
     unload = comfy.model_management.unload_all_models
     monkeypatch.setattr(comfy.model_management, "unload_all_models", lambda: unloaded.append(1) or unload())
@@ -163,7 +159,7 @@ def test_a_card_without_memory(host, dense, whole, monkeypatch, caplog):
 
 
 def test_no_memory_at_all_is_a_sentence(host, dense, monkeypatch):
-    def no_memory(*args):
+    def no_memory(*args, **more):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(whole_model, "quantize_layer", no_memory)

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from svdquant_pack.demo import pixart
+from svdquant_pack.demo import random_pixart
 
 
 @pytest.fixture(scope="module")
 def weights():
-    return pixart.random_pixart()
+    return random_pixart.random_pixart()
 
 
 def test_weights_are_the_same_every_time(weights):
-    again = pixart.random_pixart()
+    again = random_pixart.random_pixart()
     assert weights.keys() == again.keys()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert all(weight.dtype == torch.bfloat16 for weight in weights.values())
@@ -44,5 +44,5 @@ def test_autoencoder_is_the_hosts(half, host):
     import comfy.taesd.taesd
 
     expected = {k: tuple(w.shape) for k, w in getattr(comfy.taesd.taesd, half)(latent_channels=4).state_dict().items()}
-    found = pixart.random_autoencoder(encoder=half == "Encoder")
+    found = random_pixart.random_autoencoder(encoder=half == "Encoder")
     assert {name: tuple(weight.shape) for name, weight in found.items()} == expected

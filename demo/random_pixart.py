@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..svdq_core.checkpoint.save import save_tensors
 from .check import Check
-from .client import Client, Outcome
+from .client import Client, WorkflowOutcome
 from .metrics import is_identical, relative_error
 
 MODEL = "demo_pixart_random.safetensors"
@@ -43,8 +43,8 @@ class PixartResult:
     path: Path
     error: float
     floor: float
-    bf16: Outcome
-    quantized: Outcome
+    bf16: WorkflowOutcome
+    quantized: WorkflowOutcome
     report: str
 
 
