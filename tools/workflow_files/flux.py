@@ -168,7 +168,7 @@ def controlnet() -> Workflow:
 def lora_stack() -> Workflow:
     note = (
         "Any LoRA for FLUX.1 dev works; choose yours in the rows, or switch a row off. Changing a strength does not "
-        "reload the model. The stock **LoraLoaderModelOnly** works as well; this node adds the report of what matched. "
+        "reload the model. ComfyUI's own **Load LoRA** works as well; this node adds the report of what matched. "
         "The turbo LoRA is what allows 8 steps: without it take 20."
     )
     workflow, loader, clip, vae = _start(
