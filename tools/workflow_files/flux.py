@@ -139,7 +139,7 @@ def redux() -> Workflow:
 def controlnet() -> Workflow:
     note = (
         f"The ordinary ControlNet nodes work as they are. {EXAMPLE} For depth or pose, load a map of that kind and "
-        "take **Canny** out. The middle of the picture is used: set width and height to its shape."
+        "take **Detect Edges (Canny)** out. The middle of the picture is used: set width and height to its shape."
     )
     workflow, loader, clip, vae = _start(
         "flux.1-dev-controlnet", "FLUX.1 dev with ControlNet", "Text and edges to picture.", "flux.1-dev", note
