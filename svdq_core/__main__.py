@@ -44,7 +44,13 @@ def _show_progress(done: int, total: int, name: str) -> None:
 def _convert(options: argparse.Namespace) -> None:
     show = _show_progress if sys.stderr.isatty() else lambda *step: None
     done = _import("convert").convert(
-        options.source, options.target, options.to, options.overwrite, show, options.strict, options.base
+        options.source,
+        options.target,
+        options.to,
+        overwrite=options.overwrite,
+        on_progress=show,
+        strict=options.strict,
+        base=options.base,
     )
     for note in done.notes:
         sys.stdout.write(f"note: {note}\n")
