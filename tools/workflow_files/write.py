@@ -20,8 +20,8 @@ if __package__ in (None, ""):
 
 from workflow_files import families, flux, making
 from workflow_files.graph import Workflow
-from workflow_files.note import read_me_first
-from workflow_files.ui_form import below_note, to_ui_form
+from workflow_files.note import below_note, read_me_first
+from workflow_files.ui_form import to_ui_form
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "workflows"
