@@ -119,7 +119,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="a .safetensors file, or a folder of nunchaku, diffusers, deepcompressor",
     )
     convert.add_argument("target", type=Path, metavar="OUT", help="the .safetensors file to write")
-    convert.add_argument("--to", required=True, choices=("nunchaku", "comfy", "bf16", "svdquant"))
+    convert.add_argument(
+        "--to",
+        required=True,
+        choices=("nunchaku", "comfy", "bf16", "svdquant"),
+        help="the format: nunchaku's, ComfyUI's own, the 16-bit model that the file stands for, or this pack's",
+    )
     convert.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
     convert.add_argument(
         "--base", type=Path, metavar="FILE", help="a second file with what is not quantized, for MiniMax H3"
