@@ -116,3 +116,12 @@ def test_edit_2511_by_its_name_alone(tmp_path):
     """Its structure is that of 2509; ComfyUI wants an empty tensor that no file has."""
     model = read(qwen_image("nvfp4", "svdq"), tmp_path, "nunchaku_qwen_image_edit_2511_balance_fp4.safetensors")
     assert model.plain["__index_timestep_zero__"].numel() == 0
+
+
+def test_flux_2_dev_has_guidance(tmp_path):
+    file = flux2("int4")
+    for number, shape in ((1, (W, 256)), (2, (W, W))):
+        name, host = f"guidance_embedder.linear_{number}", f"guidance_in.{'in' if number == 1 else 'out'}_layer"
+        tensor = torch.full(shape, 0.5 / number, dtype=torch.bfloat16)
+        file.tensors[f"time_guidance_embed.{name}.weight"] = file.plain[f"{host}.weight"] = tensor
+    assert_file(read(file, tmp_path), file)
