@@ -43,7 +43,13 @@ def _show_progress(done: int, total: int, name: str) -> None:
 def _convert(options: argparse.Namespace) -> None:
     show = _show_progress if sys.stderr.isatty() else lambda *step: None
     done = _import("convert").convert(
-        options.source, options.target, options.to, options.overwrite, show, options.strict, options.base
+        options.source,
+        options.target,
+        options.to,
+        overwrite=options.overwrite,
+        on_progress=show,
+        strict=options.strict,
+        base=options.base,
     )
     for note in done.notes:
         sys.stdout.write(f"note: {note}\n")
@@ -111,7 +117,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="a .safetensors file, or a folder of nunchaku, diffusers, deepcompressor",
     )
     convert.add_argument("target", type=Path, metavar="OUT", help="the .safetensors file to write")
-    convert.add_argument("--to", required=True, choices=("nunchaku", "comfy", "bf16", "svdquant"))
+    convert.add_argument(
+        "--to",
+        required=True,
+        choices=("nunchaku", "comfy", "bf16", "svdquant"),
+        help="the format: nunchaku's, ComfyUI's own, the 16-bit model that the file stands for, or this pack's",
+    )
     convert.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
     convert.add_argument(
         "--base", type=Path, metavar="FILE", help="a second file with what is not quantized, for MiniMax H3"
