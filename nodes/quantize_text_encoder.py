@@ -8,7 +8,7 @@ from pathlib import Path
 from comfy_api.latest import io, ui
 
 from ..svdq_core.checkpoint import require_space
-from ..svdq_core.quantize.text_encoder import text_encoder_job
+from ..svdq_core.quantize.encoder_plan import text_encoder_job
 from ..svdq_core.quantize.to_file import Outcome, quantize_to_file
 from .checked_inputs import checked
 from .host import files

@@ -14,7 +14,7 @@ from torch import nn
 from svdquant_pack.nodes.host.model.quantized_linear import SVDQuantLinear
 from svdquant_pack.nodes.host.model.text_encoder import load_text_encoder
 from svdquant_pack.svdq_core.checkpoint import Checkpoint
-from svdquant_pack.svdq_core.quantize.text_encoder import plan_text_encoder
+from svdquant_pack.svdq_core.quantize.encoder_plan import plan_text_encoder
 
 CPU = torch.device("cpu")
 T5 = {"d_model": 128, "d_ff": 256, "num_layers": 2, "num_heads": 2, "vocab_size": 64}

@@ -10,7 +10,7 @@ from svdquant_pack.svdq_core.apply_layer import dense_weight
 from svdquant_pack.svdq_core.checkpoint import Checkpoint
 from svdquant_pack.svdq_core.checkpoint.encoder_read import holds_encoder_layers, read_encoder
 from svdquant_pack.svdq_core.errors import CheckpointError
-from svdquant_pack.svdq_core.quantize.text_encoder import plan_text_encoder, text_encoder_job
+from svdquant_pack.svdq_core.quantize.encoder_plan import plan_text_encoder, text_encoder_job
 from svdquant_pack.svdq_core.quantize.to_file import quantize_to_file
 
 
