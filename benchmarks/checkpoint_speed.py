@@ -37,7 +37,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from family_file import FamilyFile  # noqa: E402
+from family_file import FamilyFile, raised  # noqa: E402
 from safetensors import safe_open  # noqa: E402  (the pack has to be importable first)
 from safetensors.torch import load  # noqa: E402
 
@@ -79,7 +79,7 @@ def modulation(name: str, chunks: int) -> Iterator[Output]:
     yield random_output(f"{name}.qweight", torch.int32, rows // 4, WIDTH // 2)
     for scale in ("wscales", "wzeros"):
         yield random_output(f"{name}.{scale}", half, WIDTH // 64, rows)
-    yield random_output(f"{name}.bias", half, rows)
+    yield raised(random_output(f"{name}.bias", half, rows))
 
 
 def flux_outputs(double: int, single: int, rank: int) -> list[Output]:

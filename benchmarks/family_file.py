@@ -79,7 +79,8 @@ class FamilyFile:
             yield make(f"{name}.{suffixes['proj_down']}", half, columns, self.rank)
             yield make(f"{name}.{suffixes['proj_up']}", half, rows, self.rank)
         if linear.bias:
-            yield make(f"{name}.bias", half, rows)
+            bias = make(f"{name}.bias", half, rows)
+            yield raised(bias) if linear.modulation_chunks > 1 and not kept else bias
 
     def _outside(self) -> Iterator[Output]:
         for host, source in self.family.plain_tensors().items():
@@ -91,3 +92,14 @@ class FamilyFile:
         found = self.family.shape_of(f"{module}.weight" if end == "bias" else host, width)
         shape = (width,) if found is None else tuple(OPEN if size is None else size for size in found)
         return shape[:1] if end == "bias" else shape
+
+
+def raised(bias: Output) -> Output:
+    """A bias with 1 added to the scales among interleaved rows, as nunchaku stores them."""
+
+    def blocks() -> Iterator[torch.Tensor]:
+        for tensor in bias.blocks():
+            tensor[1::3] += 1
+            yield tensor
+
+    return Output(bias.name, bias.shape, bias.dtype, blocks)

@@ -37,7 +37,7 @@ GPU_BYTES, MAIN_BYTES = 12e9, 16e9
 SHARED_MEMORY = Path("/dev/shm")
 
 
-class OutOfTimeError(Exception):
+class TimeUsedUpError(Exception):
     """A run has used up its time."""
 
 
@@ -125,12 +125,12 @@ def _measure(name: str, device, options: argparse.Namespace) -> list[dict]:
         done: list[float] = []
         last = opened
 
-        def on_layer(count: int, total: int, layer: str, weights=weights, done=done, opened=opened) -> None:
+        def on_layer(count: int, total: int, layer: str, *, weights=weights, done=done, opened=opened) -> None:
             nonlocal last
             done.append(weights[layer])
             last = time.perf_counter()
             if not options.whole and last - opened > options.seconds:
-                raise OutOfTimeError
+                raise TimeUsedUpError
 
         job = QuantizeJob(
             source.architecture,
@@ -146,7 +146,7 @@ def _measure(name: str, device, options: argparse.Namespace) -> list[dict]:
         )
         try:
             quantize_to_file(job, on_layer)
-        except OutOfTimeError:
+        except TimeUsedUpError:
             finished = False
         else:
             finished, last = True, time.perf_counter()

@@ -12,7 +12,6 @@ import importlib
 import io
 import logging
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -44,7 +43,13 @@ def _show_progress(done: int, total: int, name: str) -> None:
 def _convert(options: argparse.Namespace) -> None:
     show = _show_progress if sys.stderr.isatty() else lambda *step: None
     done = _import("convert").convert(
-        options.source, options.target, options.to, options.overwrite, show, options.strict, options.base
+        options.source,
+        options.target,
+        options.to,
+        overwrite=options.overwrite,
+        on_progress=show,
+        strict=options.strict,
+        base=options.base,
     )
     for note in done.notes:
         sys.stdout.write(f"note: {note}\n")
@@ -69,11 +74,10 @@ def _quantize(options: argparse.Namespace) -> None:
         options.overwrite,
     )
     show = _show_progress if sys.stderr.isatty() else lambda *step: None
-    with tempfile.TemporaryDirectory() as stubs:
-        command.quantize_file(request, _write_line, show, _find_opener(options, Path(stubs)))
+    command.quantize_file(request, _write_line, show, _find_opener(options))
 
 
-def _find_opener(options: argparse.Namespace, stubs: Path) -> Callable:
+def _find_opener(options: argparse.Namespace) -> Callable:
     """What opens the file: ComfyUI, or where there is none, what this pack knows by itself."""
     alone = _import("quantize.source_model").open_described
     try:
@@ -83,7 +87,7 @@ def _find_opener(options: argparse.Namespace, stubs: Path) -> Callable:
     if folder is None:
         _write_line("note: no ComfyUI was found (--host names one): only models that this pack describes are known")
         return alone
-    problem = library.import_comfyui(folder, stubs, options.device)
+    problem = library.import_comfyui(folder, options.device)
     if problem:
         _write_line(f"note: {problem}; only models that this pack describes are known now")
         return alone
@@ -113,7 +117,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="a .safetensors file, or a folder of nunchaku, diffusers, deepcompressor",
     )
     convert.add_argument("target", type=Path, metavar="OUT", help="the .safetensors file to write")
-    convert.add_argument("--to", required=True, choices=("nunchaku", "comfy", "bf16", "svdquant"))
+    convert.add_argument(
+        "--to",
+        required=True,
+        choices=("nunchaku", "comfy", "bf16", "svdquant"),
+        help="the format: nunchaku's, ComfyUI's own, the 16-bit model that the file stands for, or this pack's",
+    )
     convert.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
     convert.add_argument(
         "--base", type=Path, metavar="FILE", help="a second file with what is not quantized, for MiniMax H3"
