@@ -246,6 +246,8 @@ def main(argv: list[str]) -> int:
             return 2
         if not command.developer:
             python = sys.executable if options.python in (None, DEFAULT) else options.python
+            if options.host:  # quantize asks it what is in a file
+                os.environ["COMFYUI_PATH"] = str(options.host)
             return run_command(name, command, Path(python), HOST_FOLDER, rest)
         if any(argument in HELP for argument in rest):
             environment = Environment(None)

@@ -71,6 +71,26 @@ def test_what_the_file_says_about_its_making(made):
     assert torch.__version__ in metadata["svdquant_made_with"]
 
 
+@pytest.mark.host
+def test_a_comfyui_says_what_is_in_the_file(source, tmp_path):
+    """dev.py hands on its --host; inputs are then those of the real model on noise."""
+    target = tmp_path / "asked.safetensors"
+    command = [sys.executable, str(ROOT / "dev.py"), "quantize", "--host", os.environ["COMFYUI_PATH"]]
+    kept = ["--keep", "double_blocks.*"]
+    environment = {n: v for n, v in os.environ.items() if n != "COMFYUI_PATH"} | {"CUDA_VISIBLE_DEVICES": ""}
+    command += [str(source), str(target), "--rank", "16", "--device", "cpu", *kept]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "standard normal" not in done.stdout and "10 layers in int4" in done.stdout
+    model = read_checkpoint(Checkpoint(target))
+    assert model.layers and all(name.startswith("single_blocks.") for name in model.layers)
+    assert "alembic" not in done.stderr
+
+
+def test_without_comfyui_it_says_so(made):
+    assert "no ComfyUI was found" in made[1] and "standard normal" in made[1]
+
+
 def test_two_processes_write_the_same_bytes(source, made, tmp_path):
     done = run(source, tmp_path / "two.safetensors", processes=2)
     assert done.returncode == 0, done.stderr
