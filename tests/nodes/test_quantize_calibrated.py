@@ -88,9 +88,9 @@ def test_pixart(host, folder):
     recording = start(host, dense, name="calibrated/pixart", gram_mib=8)
     sample_pixart(recording)
     save(host, recording)
-    model, path, report, _ = quantize(
-        host, dense, method="best", filename_prefix="pixart-calibrated", calibration="calibrated/pixart.safetensors"
-    )
+    # half a minute less; test_flux has such layers
+    settings = {"method": "best", "filename_prefix": "pixart-calibrated", "keep_16bit": "*.mlp.*"}
+    model, path, report, _ = quantize(host, dense, calibration="calibrated/pixart.safetensors", **settings)
     assert "recorded in pixart.safetensors" in report
     picture = sample_pixart(model)
     assert relative_error(picture, sample_pixart(dense)) < 0.02  # measured 0.0052
