@@ -1,10 +1,13 @@
 """How long a full-size checkpoint takes to read, beside safetensors reading the same bytes and doing nothing with them.
 
     python benchmarks/checkpoint_speed.py FOLDER [--double 19] [--single 38] [--rank 32] [--rounds 7] [--cold] [--keep]
+    python benchmarks/checkpoint_speed.py FOLDER --family qwen_image,zimage|all [--gib 12] [--precision int4] [--cold]
 
 Writes a synthetic FLUX.1 file in nunchaku's INT4 layout into FOLDER (6.3 GiB at full size; random codes, sound
-scales), then reads it in several ways, one after the other, round after round:
+scales), or one of each family named, of about as many GiB as asked for (Chroma in nvfp4: random INT4 biases are
+refused), then reads it in several ways, one after the other, round after round:
 
+    file        all bytes of the file into one piece of memory: what a reader of any format has to do
     bytes       safetensors maps the file, every tensor is copied once into memory of its own: what reading costs at
                 least, and what every ratio is relative to
     load        safetensors.torch.load of the file's bytes, for comparison
@@ -34,6 +37,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
+from family_file import FamilyFile, raised  # noqa: E402
 from safetensors import safe_open  # noqa: E402  (the pack has to be importable first)
 from safetensors.torch import load  # noqa: E402
 
@@ -41,6 +45,7 @@ from svdquant_pack.svdq_core.blob import to_blob  # noqa: E402
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
 from svdquant_pack.svdq_core.checkpoint.output import Output  # noqa: E402
 from svdquant_pack.svdq_core.checkpoint.stream import write_stream  # noqa: E402
+from svdquant_pack.svdq_core.models import ARCHITECTURES  # noqa: E402
 
 WIDTH, TEXT, POOLED = 3072, 4096, 768
 
@@ -74,7 +79,7 @@ def modulation(name: str, chunks: int) -> Iterator[Output]:
     yield random_output(f"{name}.qweight", torch.int32, rows // 4, WIDTH // 2)
     for scale in ("wscales", "wzeros"):
         yield random_output(f"{name}.{scale}", half, WIDTH // 64, rows)
-    yield random_output(f"{name}.bias", half, rows)
+    yield raised(random_output(f"{name}.bias", half, rows))
 
 
 def flux_outputs(double: int, single: int, rank: int) -> list[Output]:
@@ -106,6 +111,10 @@ def flux_outputs(double: int, single: int, rank: int) -> list[Output]:
         found.append(random_output(f"{name}.weight", torch.bfloat16, *shape))
         found.append(random_output(f"{name}.bias", torch.bfloat16, shape[0]))
     return found
+
+
+def read_file(path: Path) -> bytes:
+    return path.read_bytes()
 
 
 def read_bytes(path: Path) -> list[torch.Tensor]:
@@ -190,7 +199,7 @@ def measure(read: Callable[[Path], object], path: Path, cold: bool) -> Cost:
     return Cost(wall, cpu, memory.grown)
 
 
-READS = {"bytes": read_bytes, "load": read_load, "ready": read_ready, "blobs": read_blobs}
+READS = {"file": read_file, "bytes": read_bytes, "load": read_load, "ready": read_ready, "blobs": read_blobs}
 
 
 def main() -> int:
@@ -203,29 +212,46 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cold", action="store_true", help="from the disk every time")
     parser.add_argument("--keep", action="store_true", help="do not delete the file afterwards")
+    parser.add_argument("--family", default="", help="names of families with commas between them, or all")
+    parser.add_argument("--gib", type=float, default=1.0, help="size of the file of a family; no larger than published")
+    parser.add_argument("--precision", choices=("int4", "nvfp4"), default="nvfp4")
     options = parser.parse_args()
-    path = options.folder / f"synthetic-{options.double}-{options.single}-r{options.rank}.safetensors"
+    names = list(ARCHITECTURES) if options.family == "all" else [name for name in options.family.split(",") if name]
+    sys.stdout.write(
+        f"{'cold' if options.cold else 'warm'}; {options.rounds} rounds; torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads; load of the machine {os.getloadavg()[0]:.1f}\n"
+        "| file | read | wall s | times file | times bytes | CPU s | times bytes | memory / file |\n"
+        "|---|---|---|---|---|---|---|---|\n"
+    )
+    for name in names:
+        family, rank = ARCHITECTURES[name], options.rank
+        path = options.folder / f"synthetic-{name}-{options.precision}-{options.gib:g}.safetensors"
+        made = FamilyFile(family, family.published[0], random_output, options.precision, rank)
+        measure_file(path, made.outputs(options.gib * 2**30), options)
+    if not names:
+        path = options.folder / f"synthetic-{options.double}-{options.single}-r{options.rank}.safetensors"
+        measure_file(path, flux_outputs(options.double, options.single, options.rank), options)
+    return 0
+
+
+def measure_file(path: Path, outputs: list[Output], options: argparse.Namespace) -> None:
+    """Write a file where it is not there yet, read it in every way, print its rows, and remove it."""
     if not path.exists():
-        outputs = flux_outputs(options.double, options.single, options.rank)
         write_stream(path, outputs, {}, outputs)
     if not options.cold:
         measure(read_ready, path, cold=False)  # the file gets into the page cache
     rounds = [{n: measure(read, path, options.cold) for n, read in READS.items()} for _ in range(options.rounds)]
     size = path.stat().st_size
-    sys.stdout.write(
-        f"{path.name}: {size / 2**30:.2f} GiB, {'cold' if options.cold else 'warm'}; {options.rounds} rounds; torch "
-        f"{torch.__version__}, {torch.get_num_threads()} threads; load of the machine {os.getloadavg()[0]:.1f}\n"
-        "| read | wall s | times bytes | CPU s | times bytes | memory / file |\n|---|---|---|---|---|---|\n"
-    )
     for name in READS:
         wall, cpu = median(r[name].wall for r in rounds), median(r[name].cpu for r in rounds)
-        walls = median(r[name].wall / r["bytes"].wall for r in rounds)
+        walls = " | ".join(f"{median(r[name].wall / r[of].wall for r in rounds):.2f}" for of in ("file", "bytes"))
         cpus = median(r[name].cpu / r["bytes"].cpu for r in rounds)
         grown = median(r[name].grown for r in rounds) / size
-        sys.stdout.write(f"| {name} | {wall:.2f} | {walls:.2f} | {cpu:.2f} | {cpus:.2f} | {grown:.2f} |\n")
+        shown = f"{path.stem} ({size / 2**30:.2f} GiB)"
+        sys.stdout.write(f"| {shown} | {name} | {wall:.2f} | {walls} | {cpu:.2f} | {cpus:.2f} | {grown:.2f} |\n")
+        sys.stdout.flush()
     if not options.keep:
         path.unlink()
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,23 +9,22 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / room) for room in ("tools", "benchmarks")]
 import torch  # noqa: E402
+from comfyui_library import find_comfyui, import_comfyui  # noqa: E402
 from quantize_stages import STAGES, Stages  # noqa: E402
 from synthetic_model import SIZES, Size, SyntheticCalibration, write_model  # noqa: E402
 
 from svdquant_pack.svdq_core.checkpoint.container import Checkpoint  # noqa: E402
 from svdquant_pack.svdq_core.checkpoint.dense_read import DenseModel  # noqa: E402
-from svdquant_pack.svdq_core.quantize.command import (  # noqa: E402
-    QuantizeRequest,
-    plan_dense,
-    quantize_file,
-)
+from svdquant_pack.svdq_core.quantize.command import QuantizeRequest, quantize_file  # noqa: E402
 from svdquant_pack.svdq_core.quantize.overrides import Overrides  # noqa: E402
+from svdquant_pack.svdq_core.quantize.source_model import OpenSource, open_described, plan_dense  # noqa: E402
 from svdquant_pack.svdq_core.quantize.spec import QuantSpec  # noqa: E402
 from svdquant_pack.svdq_core.quantize.to_file import QuantizeJob, quantize_to_file  # noqa: E402
 
@@ -50,6 +49,7 @@ def measure(options: argparse.Namespace) -> dict:
     if calibration is not None:
         for name in calibration.names:
             calibration[name]  # drawn before the clock starts
+    opener = find_opener(options.device)
     started = last = time.perf_counter()
     layers: dict[str, list[float]] = defaultdict(list)
     stages, finished = Stages(device), False
@@ -66,7 +66,7 @@ def measure(options: argparse.Namespace) -> dict:
         with stages.timed():
             if calibration is None:
                 request = QuantizeRequest(source, target, spec, Overrides(), device=options.device, overwrite=True)
-                quantize_file(request, lambda line: sys.stderr.write(f"{line}\n"), on_layer)
+                quantize_file(request, lambda line: sys.stderr.write(f"{line}\n"), on_layer, opener)
             else:
                 model = DenseModel(Checkpoint(source))
                 job = QuantizeJob(
@@ -94,6 +94,21 @@ def measure(options: argparse.Namespace) -> dict:
         "main": peak_memory(),
         "written": target.stat().st_size if finished else 0,
     }
+
+
+def find_opener(device: str) -> OpenSource:
+    """ComfyUI's own model, as the command uses it where there is one."""
+    host = find_comfyui(None)
+    if host is None:
+        sys.stderr.write("no ComfyUI (COMFYUI_PATH): inputs are taken for standard normal\n")
+        return open_described
+    with tempfile.TemporaryDirectory() as stubs:
+        problem = import_comfyui(host, Path(stubs), "cpu" if device == "cpu" else "")
+        if problem:
+            raise SystemExit(problem)
+        from svdquant_pack.nodes.host.quantize.file_source import open_source
+
+        return open_source
 
 
 def peak_memory() -> int:

@@ -1,6 +1,6 @@
 """Puts the demo's small models and nodes into a ComfyUI, where workflows/demo/ui uses them.
 
-python demo/install.py COMFYUI    copies 26 MB of models and two nodes into your own; restart it afterwards
+python demo/install.py COMFYUI    copies 26 MB of models and three nodes into your own; restart it afterwards
 
 Standard library only.
 """

@@ -43,6 +43,7 @@ class Generation:
         cards: examples, for the README.
         chips: of NVIDIA the compute capabilities, of AMD the gfx names.
         int4, fp4: whether tensor cores multiply such codes natively.
+        fp4_triton: the oldest Triton that compiles fp4 products for it, where that is not every one that has them.
         wgmma: whether they multiply asynchronously from shared memory, fed by bulk copies (Hopper's, not Blackwell's).
         overlaps_launches: whether a kernel may begin while the one before it runs.
         int8_rate: how many times as fast as 16-bit products with float32 sums int8 products are, as Triton makes them.
@@ -60,6 +61,7 @@ class Generation:
     chips: tuple[tuple[int, int] | str, ...] = ()
     int4: bool = False
     fp4: bool = False
+    fp4_triton: tuple[int, int] = (0, 0)
     wgmma: bool = False
     overlaps_launches: bool = False
     int8_rate: float = 1.0
@@ -149,11 +151,20 @@ GENERATIONS = (
     ),
     Generation(
         "sm_120",
-        "RTX 50, RTX PRO 6000, DGX Spark",
-        ((12, 0), (12, 1)),
+        "RTX 50, RTX PRO 6000",
+        ((12, 0),),
         fp4=True,
         int8_rate=4,
         target=Target(120, 32, 101376, "mma.sync"),
+    ),
+    Generation(
+        "sm_121",
+        "DGX Spark",
+        ((12, 1),),
+        fp4=True,
+        fp4_triton=(3, 8),  # 3.7 ends in "PassManager::run failed" at the block-scaled product
+        int8_rate=4,
+        target=Target(121, 32, 101376, "mma.sync"),
     ),
     # its kernels fail with Triton 3.7 ("unsupported target"), and plain torch takes over
     Generation("gfx906", "Radeon VII, MI50", ("gfx906",), int8_rate=0, evidence="not compiled"),

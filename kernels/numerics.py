@@ -106,6 +106,39 @@ def add_projection(x, proj_down, sums):
 
 
 @triton.jit
+def read_and_project(
+    x_ptrs,
+    proj_down_ptr,
+    offs_k,
+    offs_r,
+    mask_m,
+    R,
+    x_down,
+    PTX: tl.constexpr,
+    GELU: tl.constexpr,
+    SHIFT: tl.constexpr,
+    HAS_RANK: tl.constexpr,
+):
+    """A tile of activations on its way to the quantizer: gelu(x) + shift, float32, and x_down with its part added.
+
+    x_ptrs (BLOCK_M, BLOCK_K) at columns offs_k; offs_r (1, BLOCK_R); mask_m (BLOCK_M, 1).
+    """
+    DTYPE: tl.constexpr = x_ptrs.dtype.element_ty
+    x = tl.load(x_ptrs, mask=mask_m, other=0.0)
+    wide = x.to(tl.float32)
+    if GELU:
+        wide = rounded(gelu_tanh(wide, PTX), DTYPE, False)
+        x = wide.to(DTYPE)
+    if HAS_RANK:
+        x = pin_layout(x, PTX)
+        proj_down = tl.load(proj_down_ptr + offs_k[:, None] * R + offs_r, mask=offs_r < R, other=0.0)
+        x_down = add_projection(x, proj_down.to(DTYPE), x_down)
+    if SHIFT != 0.0:
+        wide = rounded(wide + SHIFT, DTYPE, True)
+    return wide, x_down
+
+
+@triton.jit
 def quotient(x, divisor, DTYPE: tl.constexpr, PTX: tl.constexpr):
     """x / divisor in float32, so exact that it rounds to DTYPE as the true quotient does.
 

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io, ui
 
+from .checked_inputs import checked
 from .host import files
 from .host.lora.lora_file import apply_lora_file
 
@@ -41,6 +42,7 @@ class SVDQuantLoraLoader(io.ComfyNode):
         return files.fingerprint(files.lora_path(lora_name)) + str(strength)
 
     @classmethod
+    @checked
     def execute(cls, model, lora_name: str, strength: float) -> io.NodeOutput:
         patched, report = apply_lora_file(model, files.lora_path(lora_name), strength)
         return io.NodeOutput(patched, report.text(), ui=ui.PreviewText(report.text()))

@@ -4,6 +4,7 @@ import logging
 
 from comfy_api.latest import io, ui
 
+from .checked_inputs import checked
 from .host.quantize.record_calibration import RunningCalibration, calibration_of, start_calibration
 
 logger = logging.getLogger("svdquant")
@@ -65,6 +66,7 @@ class SVDQuantCalibrationStart(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, name: str, take: int, tokens: int, gram_mib: int) -> io.NodeOutput:
         return io.NodeOutput(start_calibration(model, name.strip(), take, tokens, gram_mib))
 
@@ -94,6 +96,7 @@ class SVDQuantCalibrationSave(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, samples: dict) -> io.NodeOutput:
         calibration = calibration_of(model)
         path = calibration.save()

@@ -1,7 +1,5 @@
 """Node: two IMAGEs -> a sheet with difference map and figures."""
 
-import math
-
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -9,6 +7,7 @@ from torch.nn.functional import interpolate
 
 from ..svdq_core.errors import SVDQuantError
 from ..svdq_core.picture_metrics import mean_absolute_difference, psnr, ssim
+from .checked_inputs import checked
 from .comparison_sheet import Pair, draw_pair, heat_map, percent
 
 SCALES = (1, 2, 5, 10, 20, 50, 100, 200)  # that "automatic" chooses from
@@ -59,6 +58,7 @@ class SVDQuantCompareImages(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         reference: Tensor,
@@ -70,8 +70,6 @@ class SVDQuantCompareImages(io.ComfyNode):
         difference_scale: float = 0.0,
     ) -> io.NodeOutput:
         notes = []
-        if not math.isfinite(difference_scale) or difference_scale < 0:
-            raise SVDQuantError(f"difference_scale is {difference_scale}, expected a number from 0 on. 0 chooses one.")
         for images, name in ((reference, "reference"), (image, "image")):
             _check(images, name)
         reference, image = (_flatten_alpha(i, name, notes) for i, name in ((reference, "reference"), (image, "image")))

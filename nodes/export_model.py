@@ -5,6 +5,7 @@ import logging
 from comfy_api.latest import io, ui
 
 from ..svdq_core.checkpoint.formats import FORMATS, save_model
+from .checked_inputs import checked
 from .host import files
 from .host.model.extract import extract_model
 from .host.progress import Progress
@@ -47,6 +48,7 @@ class SVDQuantExportModel(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, format: str, filename_prefix: str, overwrite: bool = False) -> io.NodeOutput:
         path = files.output_path(filename_prefix, overwrite)
         quantized = extract_model(model)

@@ -6,6 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..svdq_core.models import SUPPORTED
 from ..svdq_core.runtime import COMPUTE_CHOICES
+from .checked_inputs import checked
 from .host import files
 from .host.attention import CHOICES as ATTENTION_CHOICES
 from .host.memory_words import memory_line
@@ -87,6 +88,7 @@ class SVDQuantModelLoader(io.ComfyNode):
         return "".join(prints) + compute + attention
 
     @classmethod
+    @checked
     def execute(
         cls, model_name: str, compute: str, attention: str = "auto", second_file: str = NO_FILE
     ) -> io.NodeOutput:

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from .checked_inputs import checked
 from .host import files
 from .host.model.text_encoder import OTHERS, load_text_encoder
 
@@ -58,6 +59,7 @@ class SVDQuantTextEncoderLoader(io.ComfyNode):
         return "".join(map(files.fingerprint, _paths(text_encoder, second, third))) + type + device
 
     @classmethod
+    @checked
     def execute(
         cls, text_encoder: str, type: str, second: str = NO_FILE, third: str = NO_FILE, device: str = "default"
     ) -> io.NodeOutput:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from comfy_api.latest import io, ui
 
 from ..svdq_core.errors import LoraError
+from .checked_inputs import checked
 from .host import files
 from .host.lora.lora_file import apply_lora_file
 
@@ -89,6 +90,7 @@ class SVDQuantLoraStack(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, **inputs) -> io.NodeOutput:
         rows, lines, known = active_rows(inputs), [], set(files.list_loras())
         absent = [row for row in rows if row.name not in known]
@@ -117,5 +119,8 @@ def active_rows(inputs: Mapping[str, Any]) -> list[Row]:
     for number in range(1, MOST_ROWS + 1):
         name = inputs.get(f"loras.lora_{number}") or NONE
         if name != NONE and inputs.get(f"loras.on_{number}", True):
-            rows.append(Row(number, name, float(inputs.get(f"loras.strength_{number}", 1.0))))
+            if not isinstance(name, str):  # the host leaves the lists of this node to it
+                raise LoraError(f"row {number}: {type(name).__name__} is no name of a file. Choose one from the list.")
+            strength = inputs.get(f"loras.strength_{number}")
+            rows.append(Row(number, name, 1.0 if strength is None else float(strength)))
     return rows

@@ -13,6 +13,7 @@ from ..svdq_core.quantize.overrides import Overrides
 from ..svdq_core.quantize.spec import METHODS
 from ..svdq_core.quantize.to_file import quantize_to_file
 from .calibration import CalibrationFile
+from .checked_inputs import checked
 from .error_plot import draw_errors
 from .host import files
 from .host.model.build import load_model
@@ -151,6 +152,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         return "" if calibration in (None, NO_CALIBRATION) else files.fingerprint(str(find_calibration(calibration)))
 
     @classmethod
+    @checked
     def execute(
         cls,
         model,

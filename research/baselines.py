@@ -25,7 +25,7 @@ from ..svdq_core.quantize.fit import BEST_TURNS, Fit, branch_weight, fit_part, s
 from ..svdq_core.quantize.gptq import FactoredHessian, choose_damping, round_gptq
 from ..svdq_core.quantize.grid import NF4, Arithmetic, Grid
 from ..svdq_core.quantize.problem import Problem
-from ..svdq_core.quantize.round import fit_scales, round_to_units, units_to_values
+from ..svdq_core.quantize.round import fit_scales, round_to_units
 from ..svdq_core.quantize.smooth import Exponents, FactorFamily, activation_level
 from ..svdq_core.quantize.statistics import InputStatistics
 
@@ -119,7 +119,7 @@ def _round(
     residual = problem.weight * smooth - branch_weight(*branch, smooth)
     scales = fit_scales(residual, grid, problem.scale_dtype, sweep=False)
     units = round_to_units(residual, scales, grid) if hessian is None else round_gptq(residual, scales, grid, hessian)
-    return Fit(units, scales, units_to_values(units, scales, grid), smooth, *branch)
+    return Fit(units, scales, grid, smooth, *branch)
 
 
 def _decompose(problem: Problem, matrix: Tensor, smooth: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +140,7 @@ def _search(problem: Problem, candidates: tuple[Exponents, ...] | None) -> Tenso
 def _factor_hessian(problem: Problem, smooth: Tensor, damping: float | None = None) -> FactoredHessian:
     hessian, count = problem.statistics.hessian()
     damping = choose_damping(count, len(smooth)) if damping is None else damping
-    factored = FactoredHessian.factor(hessian / smooth / smooth[:, None], damping)
+    factored = FactoredHessian.factor(hessian, damping, smooth)
     assert factored is not None, "a Hessian is positive definite once damped"
     return factored
 

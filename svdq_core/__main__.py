@@ -1,8 +1,9 @@
-"""What works without ComfyUI, from the command line.
+"""Files into SVDQuant files, from the command line.
 
 python svdq_core convert IN OUT --to nunchaku|comfy|bf16|svdquant
 python svdq_core quantize IN OUT --precision int4|nvfp4|int8
 
+quantize asks ComfyUI what is in a file, where one is found or named; everything else works without.
 Standard library only until the arguments are read: --help works in every Python.
 """
 
@@ -11,12 +12,15 @@ import importlib
 import io
 import logging
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
-command_line = importlib.import_module("command_line")  # a tool of dev.py's, in the folder above
+command_line = importlib.import_module("command_line")  # tools of dev.py's, in the folder above
+library = importlib.import_module("comfyui_library")
 BAR_WIDTH = 30
 # as svdq_core.quantize.spec has them, which takes torch to import
 PRECISIONS = ("int4", "nvfp4", "int8")
@@ -40,7 +44,13 @@ def _show_progress(done: int, total: int, name: str) -> None:
 def _convert(options: argparse.Namespace) -> None:
     show = _show_progress if sys.stderr.isatty() else lambda *step: None
     done = _import("convert").convert(
-        options.source, options.target, options.to, options.overwrite, show, options.strict, options.base
+        options.source,
+        options.target,
+        options.to,
+        overwrite=options.overwrite,
+        on_progress=show,
+        strict=options.strict,
+        base=options.base,
     )
     for note in done.notes:
         sys.stdout.write(f"note: {note}\n")
@@ -65,7 +75,26 @@ def _quantize(options: argparse.Namespace) -> None:
         options.overwrite,
     )
     show = _show_progress if sys.stderr.isatty() else lambda *step: None
-    command.quantize_file(request, _write_line, show)
+    with tempfile.TemporaryDirectory() as stubs:
+        command.quantize_file(request, _write_line, show, _find_opener(options, Path(stubs)))
+
+
+def _find_opener(options: argparse.Namespace, stubs: Path) -> Callable:
+    """What opens the file: ComfyUI, or where there is none, what this pack knows by itself."""
+    alone = _import("quantize.source_model").open_described
+    try:
+        folder = library.find_comfyui(options.host)
+    except library.HostSourceError as error:
+        raise _import("errors").SVDQuantError(str(error)) from error
+    if folder is None:
+        _write_line("note: no ComfyUI was found (--host names one): only models that this pack describes are known")
+        return alone
+    problem = library.import_comfyui(folder, stubs, options.device)
+    if problem:
+        _write_line(f"note: {problem}; only models that this pack describes are known now")
+        return alone
+    # the one way from here to ComfyUI, which the rooms themselves never go
+    return importlib.import_module("svdquant_pack.nodes.host.quantize.file_source").open_source
 
 
 def _write_line(line: str) -> None:
@@ -90,7 +119,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="a .safetensors file, or a folder of nunchaku, diffusers, deepcompressor",
     )
     convert.add_argument("target", type=Path, metavar="OUT", help="the .safetensors file to write")
-    convert.add_argument("--to", required=True, choices=("nunchaku", "comfy", "bf16", "svdquant"))
+    convert.add_argument(
+        "--to",
+        required=True,
+        choices=("nunchaku", "comfy", "bf16", "svdquant"),
+        help="the format: nunchaku's, ComfyUI's own, the 16-bit model that the file stands for, or this pack's",
+    )
     convert.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
     convert.add_argument(
         "--base", type=Path, metavar="FILE", help="a second file with what is not quantized, for MiniMax H3"
@@ -104,9 +138,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _add_quantize(commands: argparse._SubParsersAction) -> None:
-    quantize = commands.add_parser("quantize", help="make an SVDQuant file of a 16-bit FLUX.1 or PixArt model")
+    quantize = commands.add_parser("quantize", help="make an SVDQuant file of a 16-bit diffusion model")
     quantize.add_argument("source", type=Path, metavar="IN", help="a .safetensors file, or a folder of diffusers")
     quantize.add_argument("target", type=Path, metavar="OUT", help="the .safetensors file to write")
+    quantize.add_argument(
+        "--host",
+        metavar="DIR",
+        help="the ComfyUI whose model classes to use (COMFYUI_PATH, or the one around); or none",
+    )
     quantize.add_argument("--precision", choices=PRECISIONS, default="int4", help="of the weights (int4)")
     quantize.add_argument(
         "--activations",

@@ -2,7 +2,18 @@
 
 
 class SVDQuantError(Exception):
-    """Base of every error that this pack raises on purpose."""
+    """Base of every error that this pack raises on purpose.
+
+    Half of a pair of surrogates, which names of files and texts from outside may hold, is spelled out: the host prints
+    what a node raises, and a text that cannot be encoded would end the thread that runs all prompts.
+    """
+
+    def __init__(self, *args: object):
+        super().__init__(*(_encodable(a) if isinstance(a, str) else a for a in args))
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class CheckpointError(SVDQuantError):

@@ -11,7 +11,7 @@ def prints(path):
     return {name: fingerprint(tensor) for name, tensor in read_tensors(path)[0].items()}
 
 
-def dense(path):
+def dense_model(path):
     """Name -> float32 tensor of the model without quantization, low-rank branches included."""
     model = read_checkpoint(Checkpoint(path))
     found = {name: tensor.float() for name, tensor in model.plain.items()}
@@ -22,7 +22,7 @@ def dense(path):
 
 def assert_equivalent(left, right, limit=1e-6):
     """The same dense model: the largest difference of each tensor, relative to its largest value."""
-    first, second = dense(left), dense(right)
+    first, second = dense_model(left), dense_model(right)
     assert first.keys() == second.keys()
     for name in first:
         error = float((first[name] - second[name]).abs().max()) / float(first[name].abs().max())

@@ -32,7 +32,7 @@ class Module:
     swapped: bool = False
 
 
-def _stack(host: str, block: str, names: str, rows: int = 1, columns: int = 1, bias: bool = True, **more) -> Module:
+def _stack(host: str, block: str, names: str, rows: int = 1, columns: int = 1, *, bias: bool = True, **more) -> Module:
     """`names` are separated by spaces, each of equal rows."""
     modules = tuple(f"{block}.{name}" for name in names.split())
     return Module(host, modules, (rows,) * len(modules), columns, bias, **more)

@@ -148,3 +148,17 @@ def duplicate_key(random: Random, file: Original) -> tuple[bytes, bool]:
 def deep_header(random: Random, file: Original) -> tuple[bytes, bool]:
     depth = random.choice([50, 1000, 200_000])
     return file.with_header(b'{"a":' + b"[" * depth + b"]" * depth + b"}"), False
+
+
+# what can happen to a file whatever it holds
+OF_ANY_FILE: tuple[Mutation, ...] = (
+    truncate,
+    append,
+    noise,
+    header_length,
+    header_bytes,
+    data_bytes,
+    header_entry,
+    duplicate_key,
+    deep_header,
+)

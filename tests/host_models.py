@@ -4,11 +4,9 @@ import shutil
 from pathlib import Path
 
 import torch
+from dense_compare import dense_model
 from safetensors.torch import save_file
 from tiny_files import DATA
-
-from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
-from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 
 
 def put_tiny(folder: Path, precision: str = "int4") -> str:
@@ -23,10 +21,7 @@ def put_dense(folder: Path, precision: str = "int4", dtype: torch.dtype = torch.
     """The dense equivalent of the tiny file under the host's names; returns its name in the list."""
     name = f"dense-{precision}-{str(dtype).removeprefix('torch.')}.safetensors"
     if not (folder / name).exists():
-        model = read_checkpoint(Checkpoint(DATA / f"flux_tiny_{precision}_r32.safetensors"))
-        tensors = {key: tensor.float() for key, tensor in model.plain.items()}
-        for key, layer in model.layers.items():
-            tensors[f"{key}.weight"], tensors[f"{key}.bias"] = dense_weight(layer), dense_bias(layer)
+        tensors = dense_model(DATA / f"flux_tiny_{precision}_r32.safetensors")
         save_file({key: tensor.to(dtype).contiguous() for key, tensor in tensors.items()}, folder / name)
     return name
 

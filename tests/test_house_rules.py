@@ -1,6 +1,7 @@
 """Rules of names and signatures that a machine can check: few positional arguments, one thing for each name."""
 
 import ast
+import re
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
@@ -32,7 +33,7 @@ CALLS = {
     "demo": {"svdq_core", "kernels"},
     "research": {"demo", "svdq_core", "kernels"},
     "benchmarks": {"research", "nodes", "svdq_core", "kernels"},
-    "tools": set(),
+    "tools": {"kernels"},
 }
 
 
@@ -132,3 +133,18 @@ def test_the_rooms_that_call_each_other_are_named():
             name = inside[0] if node.level else (node.module or "").removeprefix("svdquant_pack.").split(".")[0]
             ours = node.level or (node.module or "").startswith("svdquant_pack.")
             assert not ours or name not in CALLS or name in {room, *CALLS[room]}, f"{file} calls {name}"
+
+
+SWITCHES = re.compile(
+    r"(?:environ\.(?:get|pop|setdefault)\(|environ\[)\"(\w+)\"|^[A-Z]+ = \"(SVDQUANT_\w+|TORCH_\w+)\"", re.M
+)
+NOT_A_CHOICE = {"SVDQUANT_TYPED", "OMP_WAIT_POLICY"}  # handed from one of our programs to another
+
+
+def test_every_environment_variable_stands_in_the_table():
+    table = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Environment variables")[2]
+    named = set(re.findall(r"`([A-Z_0-9]+)(?:=\d)?`", table))
+    sources = [(ROOT / file).read_text(encoding="utf-8") for file in [*_files(), "dev.py"]]
+    read = {name for source in sources for pair in SWITCHES.findall(source) for name in pair if name}
+    assert "SVDQUANT_REPLAY" in read and "COMFYUI_PATH" in read
+    assert read - NOT_A_CHOICE <= named, "read, and not in docs/architecture.md"

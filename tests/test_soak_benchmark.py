@@ -37,6 +37,23 @@ def test_prompts_use_all_of_them_and_many_sizes(soak):
     assert len({(g["latent"]["inputs"]["width"], g["latent"]["inputs"]["height"]) for g in graphs}) > 60
 
 
+def test_before_memory_is_looked_at_every_lora_was_used_by_both_loaders(soak):
+    used = set()
+
+    class Server:
+        def prompt(self, graph):
+            used.update(
+                (node["class_type"], node["inputs"]["lora_name"], graph["model"]["inputs"]["model_name"])
+                for node in graph.values()
+                if "lora_name" in node["inputs"]
+            )
+
+    names = soak.lora_names(20)
+    soak.warm_up(Server(), names)
+    loaders = "SVDQuantLoraLoader", "LoraLoaderModelOnly"
+    assert used == {(loader, name, model) for loader in loaders for name in names for model in soak.MODELS}
+
+
 def test_the_slope_is_of_the_closest_line(soak):
     assert soak.slope([10, 20, 30, 40], [5, 7, 9, 11]) == pytest.approx(0.2)
     assert soak.slope([10, 20, 30], [5, 5, 5]) == soak.slope([10], [3]) == 0

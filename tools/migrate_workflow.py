@@ -1,10 +1,8 @@
-"""Turns a workflow made with ComfyUI-nunchaku's nodes into one with this pack's and core nodes.
-
-usage: python dev.py migrate-workflow IN.json OUT.json
+"""Turns a workflow made with ComfyUI-nunchaku's nodes into one with this pack's and ComfyUI's own.
 
 Both of ComfyUI's forms are understood: what the page saves (subgraphs included) and what /prompt takes. Files,
-strengths, links and places of the nodes stay; what has no counterpart is said and stays as it is. Standard library
-only.
+strengths, links and places of the nodes stay; what has no counterpart is said and stays as it is. Standard
+library only.
 """
 
 import argparse
@@ -95,8 +93,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog=typed(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, metavar="IN", help="workflow made for ComfyUI-nunchaku")
-    parser.add_argument("target", type=Path, metavar="OUT", help="where the new workflow is written")
+    parser.add_argument("source", type=Path, metavar="IN.json", help="workflow made for ComfyUI-nunchaku")
+    parser.add_argument("target", type=Path, metavar="OUT.json", help="where the new workflow is written")
     options = parser.parse_args(argv)
     try:
         workflow, lines = migrate(json.loads(options.source.read_text(encoding="utf-8")))

@@ -23,6 +23,8 @@ WIDGETS = {
     ),
     "NunchakuFluxLoraLoader": ("lora_name", "lora_strength"),
     "NunchakuFluxLoraStack": tuple(f"lora_{kind}_{i}" for i in range(1, 16) for kind in ("name", "strength")),
+    "NunchakuQwenImageLoraLoader": ("lora_name", "lora_strength"),
+    "NunchakuQwenImageLoraStack": tuple(f"lora_{kind}_{i}" for i in range(1, 6) for kind in ("name", "strength")),
     "NunchakuTextEncoderLoader": (
         "model_type",
         "text_encoder1",
@@ -48,6 +50,11 @@ WITHOUT_COUNTERPART = {
     "NunchakuFluxIPAdapterApply": "IP-Adapter: take an IP-Adapter pack for FLUX, or FLUX.1 Redux (core nodes).",
     "NunchakuModelMerger": "Not needed: Load Model (SVDQuant) reads folders of older releases; Export Model (SVDQuant) "
     "writes one file.",
+    **dict.fromkeys(
+        [f"NunchakuQwenImageLoraStackV{n}" for n in (1, 2, 3)]
+        + [f"NunchakuZImageTurboLoraStackV{n}" for n in (1, 2, 4)],
+        "LoRAs of another pack: put Apply LoRAs (SVDQuant) or stock LoRA loaders in its place, with the same files.",
+    ),
     "NunchakuDepthPreprocessor": "Depth maps: take a preprocessor pack, for example comfyui_controlnet_aux.",
 }
 
@@ -192,6 +199,8 @@ RULES: dict[str, Callable[[dict], Replacement]] = {
     "NunchakuZImageDiTLoader": _family_loader,
     "NunchakuFluxLoraLoader": _lora_loader,
     "NunchakuFluxLoraStack": _lora_stack,
+    "NunchakuQwenImageLoraLoader": _lora_loader,
+    "NunchakuQwenImageLoraStack": _lora_stack,
     "NunchakuTextEncoderLoader": _text_encoders,
     "NunchakuTextEncoderLoaderV2": _text_encoders,
     "NunchakuWheelInstaller": _installer,

@@ -1,6 +1,7 @@
 // Apply LoRAs with one line for each LoRA: switch, name, strength, and buttons to move or remove it.
 // The node's own widgets hold the values and are hidden; without this file the page shows them as they are.
 import { app } from "../../scripts/app.js";
+import { addElement } from "./dom_widget.js";
 
 const NODE = "SVDQuantLoraStack";
 const NONE = "None"; // what a row without a file holds
@@ -188,9 +189,8 @@ app.registerExtension({
       widget.hidden = true;
       widget.options.hidden = true;
     }
-    const lines = node.addDOMWidget("rows", "svdquant_lora_rows", rows.root, { serialize: false, hideOnZoom: false,
-      getMinHeight: () => rows.height, getMaxHeight: () => rows.height, getHeight: () => rows.height, margin: 8 });
-    lines.serialize = false; // its values are those of the hidden widgets
+    const height = () => rows.height;
+    addElement(node, "lora_rows", rows.root, height, { getMaxHeight: height, getHeight: height });
     const configured = node.onConfigure;
     node.onConfigure = function (...given) {
       const result = configured?.apply(this, given);

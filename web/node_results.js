@@ -2,10 +2,12 @@
 // the two pictures under a slider. Nothing has to be wired for it.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { addElement } from "./dom_widget.js";
 
 const OURS = /^SVDQuant/;
-const LINE = 16, PADDING = 12, MOST_LINES = 14; // pixels; longer reports are scrolled
-const WIDE = 460, SLIDER = 320;
+const LINE = 16, PADDING = 12; // pixels
+const MOST_LINES = { SVDQuantEnvironmentCheck: 24 }, USUAL_LINES = 5; // longer reports are scrolled
+const WIDE = 400, SLIDER = 320;
 const CHARACTER = 6.7; // width of one, about
 
 const STYLE = `
@@ -23,9 +25,7 @@ const STYLE = `
 
 function addWidget(node, name, element, height) {
   // without a greatest height: whoever makes the node taller sees more
-  const widget = node.addDOMWidget(name, `svdquant_${name}`, element, { serialize: false, hideOnZoom: false,
-    getMinHeight: height, margin: 8 });
-  widget.serialize = false; // it is shown, never saved or sent
+  const widget = addElement(node, name, element, height);
   for (const kind of ["pointerdown", "wheel"])
     element.addEventListener(kind, (event) => event.stopPropagation()); // to select text, to scroll it
   return widget;
@@ -48,7 +48,7 @@ function showText(node, text) {
   const width = Math.max(node.size[0], long ? WIDE : 0);
   const inLine = Math.max(Math.floor((width - 36) / CHARACTER), 20);
   const lines = text.split("\n").reduce((sum, line) => sum + Math.max(Math.ceil(line.length / inLine), 1), 0);
-  node.svdquantTextHeight = Math.min(lines, MOST_LINES) * LINE + PADDING + 16;
+  node.svdquantTextHeight = Math.min(lines, MOST_LINES[node.comfyClass] ?? USUAL_LINES) * LINE + PADDING + 16;
   shown.style.minHeight = `${node.svdquantTextHeight - 16}px`;
   if (!known) addWidget(node, "report", shown, () => node.svdquantTextHeight);
   grow(node, width);

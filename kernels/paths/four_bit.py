@@ -8,7 +8,7 @@ from ..format import GROUP_SIZE_INT4
 from ..gpus import Generation
 from ..layer_call import LayerCall
 from ..tiles import NATIVE_INT4_ROWS, native_int4_tile
-from .path import KernelPath, outer_scales, why_no_language
+from .path import KernelPath, outer_scales, why_no_language, why_too_old
 
 
 class NativeInt4(KernelPath):
@@ -93,7 +93,9 @@ class NativeFp4(KernelPath):
     name, serves = "FP4 tensor cores", frozenset({("nvfp4", "w4a4")})
 
     def why_not_on(self, gpu: Generation) -> str | None:
-        return why_no_language("gemm_nvfp4") if gpu.fp4 else f"{gpu.name} has none"
+        if not gpu.fp4:
+            return f"{gpu.name} has none"
+        return why_no_language("gemm_nvfp4") or why_too_old(gpu.fp4_triton, f"FP4 products for {gpu.name}")
 
     def makes(self, call: LayerCall) -> str | None:
         return "packed nvfp4 codes"

@@ -80,6 +80,16 @@ def why_no_language(kernel: str) -> str | None:
     return None
 
 
+@cache
+def why_too_old(needed: tuple[int, int], what: str) -> str | None:
+    """Why the Triton that is installed compiles something only in newer versions, in words; None if it does."""
+    version = str(getattr(import_module("triton"), "__version__", "")) if needed > (0, 0) else ""
+    numbers = tuple(int(n) for n in version.split(".")[:2] if n.isdecimal())
+    if len(numbers) < 2 or numbers >= needed:
+        return None
+    return f"Triton {version} compiles no {what}; Triton {'.'.join(map(str, needed))} does"
+
+
 def outer_scales(call: LayerCall) -> dict[str, Tensor | None]:
     """What nvfp4 weights may have beside the scales of groups, by name."""
     return {name: call.tensors.get(name) for name in ("wtscale", "wcscales")}

@@ -15,7 +15,7 @@ from ..format import GROUP_SIZE_NVFP4
 from ..gpus import generation
 from ..launching.launch import launch
 from ..tiles import gemm_tile
-from .gemm_w4a8 import add_low_rank, tile_position
+from .gemm_w4a8 import add_branch_and_bias, tile_position
 from .unpack_weight import channel_factors, scale_bits
 
 GROUP_SIZE = tl.constexpr(GROUP_SIZE_NVFP4)
@@ -68,10 +68,9 @@ def _gemm_nvfp4_kernel(
         wscales_ptrs += (BLOCK_K // GROUP_SIZE) * N
 
     out *= channel_factors(wtscale_ptr, wcscales_ptr, offs_n, N)[None, :]
-    if HAS_RANK:
-        out = add_low_rank(out, x_down_ptr, proj_up_ptr, offs_m, offs_n, M, N, R, BLOCK_R)
-    if HAS_BIAS:
-        out += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
+    out = add_branch_and_bias(
+        out, x_down_ptr, proj_up_ptr, bias_ptr, offs_m, offs_n, M, N, R, HAS_RANK, HAS_BIAS, BLOCK_R
+    )
     out_ptrs = out_ptr + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=(offs_m < M)[:, None] & (offs_n < N)[None, :])
 

@@ -17,7 +17,7 @@ from ..gpus import generation
 from ..launching.launch import launch
 from ..numerics import ROUND_MAGIC, ROUND_MAGIC_BITS
 from ..tiles import gemm_tile
-from .gemm_w4a8 import add_low_rank, tile_position
+from .gemm_w4a8 import add_branch_and_bias, tile_position
 
 GROUP_SIZE = tl.constexpr(GROUP_SIZE_INT4)
 
@@ -68,10 +68,9 @@ def _gemm_w4a4_kernel(
         ascales_ptrs += stride_ag
         wscales_ptrs += N
 
-    if HAS_RANK:
-        out = add_low_rank(out, x_down_ptr, proj_up_ptr, offs_m, offs_n, M, N, R, BLOCK_R)
-    if HAS_BIAS:
-        out += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
+    out = add_branch_and_bias(
+        out, x_down_ptr, proj_up_ptr, bias_ptr, offs_m, offs_n, M, N, R, HAS_RANK, HAS_BIAS, BLOCK_R
+    )
     out_ptrs = out_ptr + offs_m.to(tl.int64)[:, None] * N + offs_n[None, :]
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=(offs_m < M)[:, None] & (offs_n < N)[None, :])
 

@@ -58,6 +58,29 @@ def add_low_rank(
     return out
 
 
+@triton.jit
+def add_branch_and_bias(
+    out,
+    x_down_ptr,
+    proj_up_ptr,
+    bias_ptr,
+    offs_m,
+    offs_n,
+    M,
+    N,
+    R,
+    HAS_RANK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """out (BLOCK_M, BLOCK_N) float32 with x_down @ proj_up.T and the bias added, where there are such."""
+    if HAS_RANK:
+        out = add_low_rank(out, x_down_ptr, proj_up_ptr, offs_m, offs_n, M, N, R, BLOCK_R)
+    if HAS_BIAS:
+        out += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
+    return out
+
+
 @triton.jit(do_not_specialize=["M"])
 def _gemm_w4a8_kernel(
     qx_ptr,  # (M, K) int8
@@ -102,10 +125,9 @@ def _gemm_w4a8_kernel(
     ascales = tl.load(ascales_ptr + offs_m, mask=offs_m < M, other=0.0)
     channel_scales = tl.load(channel_scales_ptr + offs_n, mask=offs_n < N, other=0.0)
     out = accumulator.to(tl.float32) * ascales[:, None] * channel_scales[None, :]
-    if HAS_RANK:
-        out = add_low_rank(out, x_down_ptr, proj_up_ptr, offs_m, offs_n, M, N, R, BLOCK_R)
-    if HAS_BIAS:
-        out += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
+    out = add_branch_and_bias(
+        out, x_down_ptr, proj_up_ptr, bias_ptr, offs_m, offs_n, M, N, R, HAS_RANK, HAS_BIAS, BLOCK_R
+    )
     out_ptrs = out_ptr + offs_m.to(tl.int64)[:, None] * stride_om + offs_n[None, :]
     mask = (offs_m < M)[:, None] & (offs_n < N)[None, :]
     if ACCUMULATE:

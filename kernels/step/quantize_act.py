@@ -18,17 +18,14 @@ from ..gpus import generation, takes_ptx
 from ..launching.launch import launch
 from ..numerics import (
     ROUND_MAGIC,
-    add_projection,
     decode_e2m1,
     decode_e4m3,
     encode_e2m1,
     encode_e4m3,
-    gelu_tanh,
     pack_nibbles,
-    pin_layout,
+    read_and_project,
     reciprocal_or_zero,
     round_to_bits,
-    rounded,
     rounded_quotient,
 )
 from ..tiles import fuses_rank, quantizer_tile
@@ -73,17 +70,10 @@ def _quantize_groups_kernel(
 
     for start in range(0, K, BLOCK_K):
         offs_k = start + tl.arange(0, BLOCK_K)
-        x = tl.load(x_ptr + rows * stride_xm + offs_k[None, :], mask=mask_m, other=0.0)
-        wide = x.to(tl.float32)
-        if GELU:
-            wide = rounded(gelu_tanh(wide, PTX), DTYPE, False)
-            x = wide.to(DTYPE)
-        if HAS_RANK:
-            x = pin_layout(x, PTX)
-            proj_down = tl.load(proj_down_ptr + offs_k[:, None] * R + offs_r, mask=offs_r < R, other=0.0)
-            x_down = add_projection(x, proj_down.to(DTYPE), x_down)
-        if SHIFT != 0.0:
-            wide = rounded(wide + SHIFT, DTYPE, True)
+        x_ptrs = x_ptr + rows * stride_xm + offs_k[None, :]
+        wide, x_down = read_and_project(
+            x_ptrs, proj_down_ptr, offs_k, offs_r, mask_m, R, x_down, PTX, GELU, SHIFT, HAS_RANK
+        )
         x_hat = rounded_quotient(wide, tl.load(smooth_ptr + offs_k), DTYPE, PTX)
 
         GROUPS: tl.constexpr = BLOCK_K // GROUP_SIZE

@@ -60,7 +60,14 @@ def list_text_encoders() -> list[str]:
 
 
 def text_encoder_path(name: str) -> str:
-    return folder_paths.get_full_path_or_raise("text_encoders", name)
+    return _path_of("text_encoders", name)
+
+
+def _path_of(kind: str, name: str) -> str:
+    path = folder_paths.get_full_path(kind, name)
+    if path is None:
+        raise SVDQuantError(f"{name}: not found in models/{kind}. Refresh the page and choose again.")
+    return path
 
 
 def embedding_folders() -> list[str]:
@@ -69,7 +76,7 @@ def embedding_folders() -> list[str]:
 
 
 def lora_path(name: str) -> str:
-    return folder_paths.get_full_path_or_raise("loras", name)
+    return _path_of("loras", name)
 
 
 def list_loras() -> list[str]:

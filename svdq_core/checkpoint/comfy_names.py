@@ -21,6 +21,7 @@ MAX_CONFIG_BYTES = 65536
 
 # what this pack adds: a layer that only it can read in one piece
 PART = "parts"  # LAYER.parts.0, LAYER.parts.1: what one layer of this format cannot hold together
+STACKED = "svdquant_stacked"  # "rows" or "columns": how these lie in the layer
 PART_ROWS, PART_RANKS = "svdquant_part_rows", "svdquant_part_ranks"  # of parts joined in one layer
 
 # canonical tensor name -> suffixes, the first is written

@@ -5,7 +5,7 @@ from ..layer import QuantizedLayer
 from ..models import LinearMap
 from .assemble import combine
 from .comfy_layers import unpack_awq, unpack_svdquant
-from .comfy_names import AWQ, CONFIG, CONFIGS, PART, SVDQUANT, find_tensors, layer_configs
+from .comfy_names import AWQ, CONFIG, CONFIGS, PART, STACKED, SVDQUANT, find_tensors, layer_configs
 from .container import Checkpoint
 from .read_plan import Plan, has_bias, plain_names, plan_rest
 from .recognize import recognize_host
@@ -93,7 +93,11 @@ def _read_linear(
             layer = QuantizedLayer(joined[0].in_features, joined[-1].rows[1], tuple(joined), bias)
             return _checked(layer, where) if biased else layer
         parts.append((name, joined[0], bias))
-    return combine(checkpoint.name, linear.stack if len(parts) > 1 else "rows", parts, has_bias=biased)
+    # what no family describes, its own config does
+    stack = layers[0][2].get(STACKED) if linear is _ONE_PIECE else linear.stack
+    return combine(
+        checkpoint.name, "columns" if stack == "columns" and len(parts) > 1 else "rows", parts, has_bias=biased
+    )
 
 
 def _checked(layer: QuantizedLayer, where: str) -> QuantizedLayer:

@@ -10,7 +10,7 @@ from ..quantized_model import QuantizedModel
 from ..schemes import KEPT
 from ..stack import join_rows
 from .comfy_layers import joined_config, pack_awq, pack_svdquant
-from .comfy_names import AWQ, CONFIG, CONFIGS, PART, SUFFIXES, SVDQUANT, config_tensor
+from .comfy_names import AWQ, CONFIG, CONFIGS, PART, STACKED, SUFFIXES, SVDQUANT, config_tensor
 from .output import Output, whole
 from .writer import Format
 
@@ -50,7 +50,8 @@ class ComfyFormat(Format):
         for index, part in enumerate(layer.parts):
             last = part.columns[1] == layer.in_features
             bias = layer.bias[part.rows[0] : part.rows[1]] if last and layer.bias is not None else part.get("bias")
-            yield from self._layer(f"{host}.{PART}.{index}", part, bias, [part])
+            stacked = "rows" if part.columns == (0, layer.in_features) else "columns"
+            yield from self._layer(f"{host}.{PART}.{index}", part, bias, [part], {STACKED: stacked})
 
     def plain_outputs(self, host: str, tensor: Tensor) -> Iterator[Output]:
         yield whole(host, tensor)
@@ -59,7 +60,9 @@ class ComfyFormat(Format):
         kept = super().metadata(outline)
         return {key: text for key, text in kept.items() if key != CONFIGS}
 
-    def _layer(self, name: str, part: Part, bias: Tensor | None, parts: Sequence[Part]) -> Iterator[Output]:
+    def _layer(
+        self, name: str, part: Part, bias: Tensor | None, parts: Sequence[Part], more: dict | None = None
+    ) -> Iterator[Output]:
         kind, pack = (AWQ, pack_awq) if part.scheme == "awq" else (SVDQUANT, pack_svdquant)
         tensors, config = pack(part)
         if bias is not None:
@@ -69,7 +72,7 @@ class ComfyFormat(Format):
                 continue
             yield whole(f"{name}.{SUFFIXES[kind][canonical][0]}", tensor)
         joined = {} if self.strict else joined_config(parts)
-        yield whole(f"{name}.{CONFIG}", config_tensor(config | joined))
+        yield whole(f"{name}.{CONFIG}", config_tensor(config | joined | (more or {})))
 
 
 def _reason(parts: Sequence[Part]) -> str:

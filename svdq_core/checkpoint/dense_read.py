@@ -54,7 +54,7 @@ class DenseModel(Mapping[str, Tensor]):
                 f"{checkpoint.name}: no model that can be quantized here{first}. Supported: {SUPPORTED}."
             )
         self.architecture = recognize_dense(checkpoint.name, names)
-        diffusers = self._has_names_of_diffusers()
+        diffusers = self.has_names_of_diffusers = self._has_names_of_diffusers()
         self.counts = self.architecture.count_blocks(names, "source" if diffusers else "host")
         self._swapped: set[str] = set()  # host tensors whose row halves stand in the other order
         self._rows: dict[str, int] = {}  # host tensor in one row -> rows that it has in the file

@@ -9,7 +9,7 @@ from .comfy_names import CONFIG, CONFIGS, layer_configs
 from .comfy_read import plan_comfy
 from .container import NATIVE_FILES, Checkpoint
 from .deepcompressor import plan_deepcompressor
-from .lite import is_lite, plan_lite, refuse_logical
+from .lite import is_lite, plan_lite, refuse_logical, refuse_plain_modulation
 from .modelopt import MARK, plan_modelopt
 from .nunchaku_read import plan_nunchaku
 from .packed import LAYOUT_SUFFIX, plan_packed
@@ -69,7 +69,11 @@ def _plan_tiled(checkpoint: Checkpoint) -> Plan:
         return plan_row_major(checkpoint)
     refuse_logical(checkpoint)
     check_tiles(checkpoint)
-    return plan_lite(checkpoint) if is_lite(checkpoint) else plan_nunchaku(checkpoint)
+    if is_lite(checkpoint):
+        return plan_lite(checkpoint)
+    plan = plan_nunchaku(checkpoint)
+    refuse_plain_modulation(checkpoint, plan.architecture)
+    return plan
 
 
 DIALECTS = (

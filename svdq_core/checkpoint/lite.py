@@ -13,7 +13,7 @@ import torch
 from ..arena import Arena
 from ..errors import CheckpointError
 from ..layer import QuantizedLayer
-from ..models import BlockMap, LinearMap
+from ..models import Architecture, BlockMap, LinearMap
 from ..models.layer_maps import Modules
 from .assemble import combine
 from .base_file import require_base
@@ -26,6 +26,7 @@ from .recognize import recognize_source
 from .shift_check import bias_says
 from .source_rows import own_rows
 
+ALIKE = 0.05  # what the means of rows in plain order, taken for shifts and scales in turn, differ by at most
 MANIFEST_SCHEMA = "nunchaku_lite.runtime_manifest"
 
 
@@ -58,11 +59,28 @@ def _is_fused(checkpoint: Checkpoint) -> bool:
 
 def _has_plus_one(checkpoint: Checkpoint) -> bool:
     """Whether a modulation's bias has 1 added to its scales, every third of interleaved rows, as only nunchaku does."""
+    return (_raised(checkpoint) or 0.0) > 0.5
+
+
+def _raised(checkpoint: Checkpoint) -> float | None:
+    """By how much every third bias of the first modulation is above the one before it; None: there is no such."""
     name = next((n.removesuffix("wzeros") + "bias" for n in checkpoint if n.endswith(".wzeros")), "")
     if name not in checkpoint or len(checkpoint.shape(name)) != 1 or checkpoint.shape(name)[0] % 3:
-        return False
+        return None
     shifts, scales, _ = checkpoint[name].float().view(-1, 3).mean(dim=0).tolist()
-    return scales - shifts > 0.5
+    return scales - shifts
+
+
+def refuse_plain_modulation(checkpoint: Checkpoint, family: Architecture) -> None:
+    """Raise CheckpointError where modulation should be interleaved and raised by 1, and its bias shows neither."""
+    interleaved = any(linear.modulation_chunks > 1 for block in family.blocks for linear in block.linears)
+    raised = _raised(checkpoint)
+    if interleaved and raised is not None and abs(raised) < ALIKE:
+        raise CheckpointError(
+            f"{checkpoint.name}: its layers are called as nunchaku's, but its modulation is not stored as nunchaku "
+            "does: the biases of its scales have no 1 added, so that its rows seem to be in plain order. Read as "
+            "nunchaku's it would be noise. Take a file of another publisher, and report this one."
+        )
 
 
 def refuse_logical(checkpoint: Checkpoint) -> None:

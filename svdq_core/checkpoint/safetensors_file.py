@@ -13,6 +13,7 @@ from .safetensors_header import MOST_HEADER_BYTES, HeaderError, TensorPlace, par
 from .source_file import SourceFile
 
 DOWNLOAD_AGAIN = "It is damaged or its download is incomplete; download it again."
+SAFETENSORS = "safetensors"  # a kind that says no more than the format
 _LENGTH_BYTES = 8  # of the number that says how long the header is
 DTYPES = {
     "BOOL": torch.bool,
@@ -44,8 +45,8 @@ class SafetensorsFile:
         CheckpointError: it is not there, damaged, or of another kind.
     """
 
-    def __init__(self, path: Path, shown: str | None = None, kind: str = "safetensors", advice: str = DOWNLOAD_AGAIN):
-        self.path, self.shown, self._advice = path, shown or printable(path.name), advice
+    def __init__(self, path: Path, shown: str | None = None, kind: str = SAFETENSORS, advice: str = DOWNLOAD_AGAIN):
+        self.path, self.shown, self._kind, self._advice = path, shown or printable(path.name), kind, advice
         if not path.is_file():
             raise CheckpointError(f"{self.shown}: there is no such file.")
         with reading(self.shown, advice):
@@ -68,9 +69,14 @@ class SafetensorsFile:
         """
         place = self._places[name]
         if place.dtype not in DTYPES:
-            raise CheckpointError(f"{self.shown}: {name} is {place.dtype}, which no SVDQuant format uses.")
+            raise CheckpointError(f"{self.shown}: {name} is {place.dtype}, which is not read here.")
         data = self._source.read(self._start + place.begin, place.end - place.begin)
         return data.view(DTYPES[place.dtype]).reshape(place.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the file."""
+        return self._source.size
 
     def dtype(self, name: str) -> str:
         return self._places[name].dtype
@@ -101,24 +107,22 @@ class SafetensorsFile:
         size = self._source.size
         if size == 0:
             raise CheckpointError(f"{self.shown}: the file is empty. {self._advice}")
-        if start[:4] == b"GGUF":
-            raise CheckpointError(
-                f"{self.shown}: this is a GGUF file. Load it with a GGUF loader; it holds no SVDQuant layers."
-            )
-        if start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] <= b"\x05"):
-            raise CheckpointError(
-                f"{self.shown}: this is a pickle (.pt, .ckpt), not a safetensors file. Only safetensors files are read "
-                "here, and the folder with the model.pt, scale.pt, smooth.pt and branch.pt of deepcompressor."
-            )
-        if start.lstrip()[:1] == b"<":
-            raise CheckpointError(
-                f"{self.shown}: this is a web page, not a safetensors file. Download the model itself."
-            )
-        if start.startswith(b"version https://git-lfs"):
-            raise CheckpointError(
-                f"{self.shown}: this is a Git LFS pointer, not a safetensors file. Run `git lfs pull`."
-            )
+        kind = f"not a {self._kind} file" if self._kind == SAFETENSORS else f"not a readable {self._kind} file"
+        for found, what, remedy in (
+            (start[:4] == b"GGUF", "a GGUF file", "Load it with a GGUF loader; it holds no SVDQuant layers."),
+            (
+                start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] <= b"\x05"),
+                "a pickle (.pt, .ckpt)",
+                "Only safetensors files are read here, and the folder with the model.pt, scale.pt, smooth.pt and "
+                "branch.pt of deepcompressor.",
+            ),
+            (start.lstrip()[:1] == b"<", "a web page", "Download the model itself."),
+            (start.startswith(b"version https://git-lfs"), "a Git LFS pointer", "Run `git lfs pull`."),
+        ):
+            if found:
+                remedy = remedy if self._kind == SAFETENSORS else self._advice
+                raise CheckpointError(f"{self.shown}: this is {what}, {kind}. {remedy}")
         raise CheckpointError(
-            f"{self.shown}: not a safetensors file, or cut off: its header claims {header_bytes} bytes, the file has "
+            f"{self.shown}: {kind}, or cut off: its header claims {header_bytes} bytes, the file has "
             f"{size}. {self._advice}"
         )

@@ -100,10 +100,13 @@ class SameModel:
         self._named = self._contradiction(members)
 
     def _choose(self, hosts: list[str]) -> set[str]:
-        """A few of the smallest layers, spread over the model."""
+        """One layer of each kind, whose rows might be in another order, and a few of the smallest from everywhere."""
+        kinds: dict[str, str] = {}
+        for host in hosts:
+            kinds.setdefault(".".join(host.split(".")[-2:]), host)
         sizes = {host: torch.Size(self.second.shape(f"{host}.weight")).numel() for host in hosts}
         small = [host for host in hosts if sizes[host] == min(sizes.values())]
-        return {small[place] for place in (0, len(small) // 2, -1)} if small else set()
+        return {*kinds.values(), *(small[place] for place in (len(small) // 2, -1) if small)}
 
     def look(self, host: str, entry: QuantizedLayer | Tensor) -> None:
         """Compare a piece of the first file.
@@ -130,7 +133,7 @@ class SameModel:
             raise CheckpointError(
                 f"{second}: {name} is {found.relative:.2f} of its size away from what {first} has, "
                 f"{found.of_rounding:.1f} times what quantizing makes. They share their shapes and are of two models: "
-                "take the second file of the model that was quantized."
+                "take the second file of the model that was quantized. (Rows in another order would look the same.)"
             )
         self._looked.append(found)
 

@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from ..layer import Part
 
 CERTAIN = 10  # standard errors
-MOST_ROWS = 1024  # that are looked at
+MOST_ROWS = 256  # that are looked at: a file has up to a hundred such layers
 
 
 def bias_says(part: Part, bias: Tensor | None) -> bool | None:

@@ -1,26 +1,49 @@
 """A file of tensors read into memory at once; nothing holds on to it afterwards, as a mapping would."""
 
-import io
+from collections.abc import Callable
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
+
+from .safetensors_file import DOWNLOAD_AGAIN, SafetensorsFile
+from .source_file import SourceFile
 
 SAFETENSORS_ENDINGS = (".safetensors", ".sft")
 
 
-def read_whole(path: Path) -> dict[str, Tensor]:
+def read_whole(
+    path: Path,
+    shown: str,
+    kind: str,
+    look: Callable[[list[str], int], None] | None = None,
+) -> dict[str, Tensor]:
     """Tensors by name: all of a file of safetensors or torch.save, whose numbers become tensors of one value.
 
+    Args:
+        shown, kind: name and kind of the file, for messages.
+        look: is given the names of tensors and the file's size before any tensor is read, and may raise. A pickle's
+            names are not known before.
+
     Raises:
-        whatever the two libraries raise for a damaged file: each kind has its own errors.
+        CheckpointError: a safetensors file is damaged, or any file changed while it was read.
+        OSError and whatever torch raises for a damaged pickle: each kind has its own errors.
     """
-    data = path.read_bytes()
     if path.suffix.lower() in SAFETENSORS_ENDINGS:
-        return safetensors.torch.load(data)
-    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    content = _inner(content)
+        file = SafetensorsFile(path, shown, kind, DOWNLOAD_AGAIN)
+        if look is not None:
+            look(file.names(), file.nbytes)
+        try:
+            tensors = {name: file.read(name) for name in file.names()}
+            file.check_unchanged()
+        finally:
+            file.release()
+        return tensors
+    source = SourceFile(path, shown)  # not to read with: torch reads one tensor after the other by itself
+    source.release()
+    with path.open("rb") as opened:
+        content = _inner(torch.load(opened, map_location="cpu", weights_only=True))
+    source.check()
     found = {}
     for name, value in content.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):  # an alpha that was saved as a number

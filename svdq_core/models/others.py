@@ -59,6 +59,17 @@ OTHERS = (
         source=(("^pos_embed.proj.", ".norm1_context."),),
         resembles=True,
     ),
+    Other("Stable Audio", host=(("^transformer.rotary_pos_emb.",),), resembles=True),
+    Other("HunyuanDiT", host=(("^mlp_t5.0.",),), resembles=True),
+    Other("Hunyuan3D", host=(("^latent_in.",), ("^t_embedder.mlp.2.", "^blocks.0.attn1.k_norm.")), resembles=True),
+    Other("ACE-Step", host=(("^genre_embedder.",), ("^decoder.layers.0.", "^encoder.lyric_encoder.")), resembles=True),
+    Other("SeedVR2", host=((".mlp.all.proj_in",), (".mlp.vid.proj_out.",)), resembles=True),
+    Other("HiDream-O1", host=(("^t_embedder1.mlp.0.", "^x_embedder.proj1."),), resembles=True),
+    Other("PixelDiT or PiD", host=(("^core.pixel_embedder.",), ("^lq_proj.",)), resembles=True),
+    Other("Z-Image in pixels", host=(("^dec_net.cond_embed.",),), resembles=True),
+    Other("TripoSplat", host=(("^cam_out_layer.", "^repo_layers.0."),), resembles=True),
+    Other("Cosmos 1", host=(("^blocks.block0.blocks.0.",),), resembles=True),
+    Other("Stable Cascade", host=(("^clf.1.",),), resembles=True),
     Other("Mochi", host=(("^t5_y_embedder.",),), source=((".norm1_context.linear_1.",),), resembles=True),
     Other("AuraFlow", host=(("^double_layers.",),), source=(("^joint_transformer_blocks.",),)),
     Other("HiDream", host=(("^double_stream_blocks.",),), source=(("^double_stream_blocks.",),)),
@@ -91,7 +102,8 @@ def other_family(names: Sequence[str], side: str, before: bool) -> str:
     """
     for other in OTHERS:
         if other.resembles == before:
-            for marks in getattr(other, side):
+            # some writers call layers as ComfyUI does
+            for marks in other.host if side == "host" else (*other.source, *other.host):
                 if all(occurs(mark, names) for mark in marks):
                     return other.title
     return ""

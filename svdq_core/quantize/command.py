@@ -1,6 +1,8 @@
-"""The command line's `quantize`: a 16-bit model file into an SVDQuant file, without ComfyUI."""
+"""The command line's `quantize`: a 16-bit model file into an SVDQuant file.
 
-import math
+ComfyUI's own model says what is in it where there is a ComfyUI; without one, only described families are known.
+"""
+
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -9,26 +11,22 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint.container import Checkpoint, read_json
-from ..checkpoint.dense_read import DenseModel
+from ..checkpoint.container import Checkpoint
 from ..checkpoint.metadata import pack_version
 from ..checkpoint.save import writing
 from ..errors import SVDQuantError
 from .calibration_file import Calibration
 from .calibration_fit import FittedCalibration
-from .known_inputs import KNOWN_INPUTS
-from .layout_plan import plan_layout
+from .estimate import duration, estimate_seconds
 from .model_plan import ModelPlan
-from .one_layer import quantize_part
 from .overrides import Overrides, layer_errors
 from .share import Share
 from .source import hash_files
+from .source_model import OpenSource, SourceModel, open_described
 from .spec import QuantSpec
 from .to_file import Outcome, QuantizeJob, quantize_to_file
 
 WORST_SHOWN = 5
-TRIAL_SIZE = 1024  # of the layer that tells how fast a machine without GPU is
-TRIAL_TOKENS = 320 * 16  # rows of every layer when the model runs on noise
 
 
 @dataclass(frozen=True)
@@ -58,12 +56,14 @@ def quantize_file(
     request: QuantizeRequest,
     say: Callable[[str], None],
     on_layer: Callable[[int, int, str], None] = lambda *step: None,
+    open_source: OpenSource = open_described,
 ) -> None:
     """Quantize a file; started by torchrun, together with the other processes.
 
     Args:
         say: takes a line for the user.
         on_layer: as quantize_to_file.
+        open_source: finds out what the file holds.
 
     Raises:
         CheckpointError: the source or the calibration cannot be used, or changes meanwhile.
@@ -77,34 +77,20 @@ def quantize_file(
     checkpoint = Checkpoint(source)
     if target.exists() and any(target.samefile(file) for file in checkpoint.files):
         raise SVDQuantError(f"{target} is the source itself. Choose another name.")
-    model = DenseModel(checkpoint)
-    blocks = KNOWN_INPUTS.get(model.architecture.name)
-    if request.spec.method == "best" and request.calibration is None and blocks is None:
-        raise SVDQuantError(
-            "Method best rounds by what layers see. Give a calibration (--calibration), use Quantize Model in ComfyUI, "
-            "which runs the real model; or choose --method fast."
-        )
-    plan = plan_dense(model)
-    request.overrides.check(plan.names)
-    calibration = _open_calibration(request, model.architecture.name, plan)
     share = Share.of_torchrun()
     device = choose_device(request.device, share)
+    model = open_source(checkpoint, request.spec.seed, device)
+    if request.spec.method == "best" and request.calibration is None and model.inputs is None:
+        raise SVDQuantError(
+            "Method best rounds by what layers see. Name a ComfyUI (--host), whose model then runs on noise; or give a "
+            "calibration (--calibration), or choose --method fast."
+        )
+    plan = model.plan
+    request.overrides.check(plan.names)
+    calibration = _open_calibration(request, model.architecture.name, plan)
     if share.first:
-        for note in () if calibration is None else calibration.notes:
-            say(f"note: {request.calibration}: {note}")
-        if calibration is None and blocks is None:
-            say(
-                "note: without ComfyUI the inputs of layers are taken for standard normal. Quantize Model in ComfyUI "
-                "runs the real model on noise, and a calibration (--calibration) records your prompts: both are better."
-            )
-        for name in model.ignored:
-            say(f"note: {name} has no place in a {model.architecture.title} model and is left out")
-        if device.type == "cpu":
-            expected = _duration(estimate_seconds(model, request.spec))
-            say(
-                f"note: no GPU is used; this takes about {expected} on this processor. It can be interrupted: "
-                "the same command goes on where it stopped."
-            )
+        for line in _announce(request, model, calibration, device):
+            say(line)
 
     def verify() -> None:
         checkpoint.check_unchanged()
@@ -115,12 +101,13 @@ def quantize_file(
     recorded = hash_files([request.calibration]) if request.calibration else "none"
     verify()  # the hashes are of what is read, too
     settings = ", ".join(f"{key} {value}" for key, value in (asdict(request.spec) | asdict(request.overrides)).items())
-    decisive = (origin, recorded, str(request.spec), str(request.overrides.keep))
+    seen = "assumed" if model.inputs is None else "noise"  # what layers are taken to see
+    decisive = (origin, recorded, seen, str(request.spec), str(request.overrides.keep))
     job = QuantizeJob(
         architecture=model.architecture,
         plan=plan,
-        weights=model,
-        names=list(model),
+        weights=model.weights,
+        names=list(model.weights),
         spec=request.spec,
         device=device,
         target=target,
@@ -133,9 +120,9 @@ def quantize_file(
             "svdquant_made_with": f"torch {torch.__version__}, {_device_name(device)}",
         },
         calibration=calibration,
-        inputs=None if blocks is None else lambda held: blocks(held, list(model), request.spec.seed, device),
+        inputs=model.inputs,
         overrides=request.overrides,
-        extras=position_size(model),
+        extras=model.extras,
         verify=verify,
     )
     try:
@@ -182,32 +169,6 @@ def choose_device(named: str, share: Share) -> torch.device:
     return device
 
 
-def position_size(model: DenseModel) -> dict[str, torch.Tensor]:
-    """What tells ComfyUI for which image size a PixArt was trained: a `pos_embed` of that length.
-
-    The host's files have one; for folders of diffusers the config says how long it is.
-    """
-    sample_size = read_json(model.checkpoint, "config").get("sample_size")
-    if model.architecture.name != "pixart" or "pos_embed" in model or not isinstance(sample_size, int):
-        return {}
-    patch = model.shape("x_embedder.proj.weight")[-1]
-    return {"pos_embed": torch.zeros(1, (sample_size // patch) ** 2, 1)}
-
-
-def estimate_seconds(model: DenseModel, spec: QuantSpec) -> float:
-    """How long a model will take on the CPU, from one small layer and one product."""
-    weight = torch.randn(TRIAL_SIZE, TRIAL_SIZE, generator=torch.Generator().manual_seed(0))
-    tokens = weight.repeat(TRIAL_TOKENS // TRIAL_SIZE, 1)
-    started = time.perf_counter()
-    quantize_part(weight, None, QuantSpec(spec.precision, spec.activations, spec.rank), "trial")
-    tokens @ weight
-    seconds = time.perf_counter() - started
-    name, linear = next(model.architecture.linears(model.counts))
-    width = model.shape(f"{name}.weight")[1] / linear.relative_size[1]
-    sizes = (linear.relative_size for _, linear in model.architecture.linears(model.counts))
-    return seconds * sum(rows * columns for rows, columns in sizes) * width**2 / TRIAL_SIZE**2
-
-
 def describe(outcome: Outcome, target: Path, seconds: float) -> list[str]:
     """What to tell the user, a line each."""
     errors = layer_errors(outcome.reports)
@@ -225,18 +186,23 @@ def describe(outcome: Outcome, target: Path, seconds: float) -> list[str]:
     return lines
 
 
-def _duration(seconds: float) -> str:
-    """In the unit that suits it."""
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
-
-
-def plan_dense(model: DenseModel) -> ModelPlan:
-    """What becomes of the model's layers, by its family's published layout."""
-    shapes = {name: model.shape(f"{name}.weight") for name, _ in model.architecture.linears(model.counts)}
-    parameters = sum(math.prod(model.shape(name)) for name in model)
-    return plan_layout(model.architecture, {n: (s[0], s[1]) for n, s in shapes.items()}, parameters)
+def _announce(
+    request: QuantizeRequest, model: SourceModel, calibration: FittedCalibration | None, device: torch.device
+) -> list[str]:
+    """What to say before the work, a line each."""
+    lines = model.plan.describe(request.spec)
+    if calibration is None:
+        lines += [f"note: {note}" for note in model.notes]
+    else:
+        lines += [f"note: {request.calibration}: {note}" for note in calibration.notes]
+    lines += [f"note: {name} has no place in a {model.plan.title} model and is left out" for name in model.ignored]
+    seconds = estimate_seconds(model.plan, request.spec, device)
+    where = "no GPU is used; this" if device.type == "cpu" else "this"
+    took = f"about {duration(seconds)}" if seconds else "less than a few minutes"
+    lines.append(
+        f"note: {where} takes {took} on this machine. It can be interrupted: the same command goes on where it stopped."
+    )
+    return lines
 
 
 def _open_calibration(request: QuantizeRequest, kind: str, plan: ModelPlan) -> FittedCalibration | None:

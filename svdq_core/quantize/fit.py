@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..errors import SVDQuantError
 from .gptq import FactoredHessian, round_gptq
+from .grid import Grid
 from .problem import Problem
-from .round import GroupScales, fit_scales, round_to_units, units_to_values
+from .round import ROWS, GroupScales, fit_scales, round_to_units, units_to_values
 
 # Trained tiny FLUX, W4A4, standard-normal tokens: error 0.099, 0.092, 0.091, 0.090, 0.090 after 1, 2, 3, 5, 8 turns.
 # A turn takes about 4.5 s of a minute for FLUX.1 on an H200.
@@ -35,19 +36,23 @@ class Fit:
     """A quantized part before packing.
 
     Args:
-        units: (N, K) float32 residual in units of its scales.
-        scales: of the residual's groups.
-        values: (N, K) float32 units times scales, in smoothed coordinates.
+        units: (N, K) residual in units of its scales; bfloat16 where that holds them exactly, else float32.
+        scales: of the residual's groups. grid: of the units.
         smooth: (K,) float32, exact in 16 bits.
         proj_down: (K, R), proj_up: (N, R) in 16 bits; proj_down sees the raw input.
     """
 
     units: Tensor
     scales: GroupScales
-    values: Tensor
+    grid: Grid
     smooth: Tensor
     proj_down: Tensor
     proj_up: Tensor
+
+    @property
+    def values(self) -> Tensor:
+        """(N, K) float32: units times scales, in smoothed coordinates. Made anew each time: it is large."""
+        return units_to_values(self.units.float(), self.scales, self.grid)
 
     def error(self, problem: Problem) -> float:
         """Relative output error on the problem's sample."""
@@ -85,7 +90,8 @@ def fit_part(problem: Problem, smooth: Tensor, turns: int = FAST_TURNS, hessian:
     up, down = problem.decompose(smoothed)
     proj_down, proj_up = store_branch(up, down, smooth, dtype)
     for _ in range(turns):
-        residual = smoothed - branch_weight(proj_down, proj_up, smooth)
+        residual = branch_weight(proj_down, proj_up, smooth)
+        torch.sub(smoothed, residual, out=residual)
         scales = fit_scales(residual, grid, dtype, importance)
         if hessian is None:
             units = round_to_units(residual, scales, grid)
@@ -93,11 +99,13 @@ def fit_part(problem: Problem, smooth: Tensor, turns: int = FAST_TURNS, hessian:
             units = round_gptq(residual, scales, grid, hessian)
         del residual
         values = units_to_values(units, scales, grid)
-        up, down = _fit_branch(problem, smoothed - values, down, importance, hessian)
+        up, down = _fit_branch(problem, smoothed - values, down, importance=importance, hessian=hessian)
         proj_down, proj_up = store_branch(up, down, smooth, dtype)
         error = problem.squared_error(values, smooth, proj_down, proj_up)
         if error < best_error:
-            best, best_error = Fit(units, scales, values, smooth, proj_down, proj_up), error
+            kept = units.bfloat16() if grid.fits_bfloat16 else units
+            best, best_error = Fit(kept, scales, grid, smooth, proj_down, proj_up), error
+        del units, values
         if problem.rank == 0:
             break
     if best is None:
@@ -106,19 +114,23 @@ def fit_part(problem: Problem, smooth: Tensor, turns: int = FAST_TURNS, hessian:
 
 
 def _fit_branch(
-    problem: Problem, lost: Tensor, guess: Tensor, importance: Tensor, hessian: FactoredHessian | None
+    problem: Problem, lost: Tensor, guess: Tensor, *, importance: Tensor, hessian: FactoredHessian | None
 ) -> tuple[Tensor, Tensor]:
     """The branch that minimizes the output error of `lost` (N, K): up (N, R), down (R, K), in smoothed coordinates.
+
+    `lost` is overwritten.
 
     Args:
         guess: (R, K) the branch of the turn before.
     """
     if hessian is None:
         root = importance.sqrt()
-        up, down = problem.decompose(lost * root, guess * root)
+        up, down = problem.decompose(lost.mul_(root), guess * root)
         return up, down / root
     order, root = hessian.order, hessian.root
-    up, down = problem.decompose(lost[:, order] @ root, guess[:, order] @ root)
+    for rows in lost.split(ROWS):
+        rows.copy_(rows[:, order] @ root)
+    up, down = problem.decompose(lost, guess[:, order] @ root)
     restored = torch.empty_like(down)
     restored[:, order] = down @ hessian.inverse
     return up, restored

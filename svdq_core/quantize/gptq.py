@@ -12,7 +12,7 @@ from torch import Tensor
 from ...kernels.gpus import why_no_triton
 from ...kernels.ladder import descend
 from .grid import Grid
-from .round import GroupScales
+from .round import ROWS, GroupScales
 
 BLOCK = 128  # columns whose errors are passed on within, before one product with all later columns
 MAX_DAMPING = 100.0
@@ -43,22 +43,32 @@ class FactoredHessian:
     inverse: Tensor
 
     @staticmethod
-    def factor(hessian: Tensor, damping: float) -> "FactoredHessian | None":
+    def factor(hessian: Tensor, damping: float, smooth: Tensor | None = None) -> "FactoredHessian | None":
         """Factor a (K, K) float32 matrix; None if it stays indefinite up to MAX_DAMPING times its mean diagonal.
+
+        At most four such matrices are in memory at once: 1.07 GB each where K is 16384.
 
         Args:
             damping: what to add to the diagonal, in units of its mean; raised tenfold while the factorization fails.
+            smooth: (K,) the factor that the input is divided by; None: it is taken as it is.
         """
+        if smooth is not None:
+            hessian = hessian / smooth
+            hessian /= smooth[:, None]
         diagonal = hessian.diagonal()
         order = diagonal.argsort(descending=True, stable=True)
-        permuted = hessian[order][:, order]
         mean = diagonal.mean().clamp(min=torch.finfo(torch.float32).tiny)
+        # Factored from the last row upwards, the root is upper triangular and its inverse is what rounding needs.
+        rising = order.flip(0)
+        permuted = hessian.index_select(0, rising)
+        del hessian, diagonal
+        permuted = permuted.index_select(1, rising)
+        diagonal = permuted.diagonal().clone()
         while damping <= MAX_DAMPING:
-            # Factored from the last row upwards, the root is upper triangular and its inverse is what rounding needs.
-            damped = permuted.flip(0, 1)
-            damped.diagonal().add_(damping * mean)
-            root, failed = torch.linalg.cholesky_ex(damped)
+            permuted.diagonal().copy_(diagonal + damping * mean)
+            root, failed = torch.linalg.cholesky_ex(permuted)
             if not bool(failed):
+                del permuted
                 root = root.flip(0, 1)
                 eye = torch.eye(len(root), device=root.device)
                 return FactoredHessian(order, root, torch.linalg.solve_triangular(root, eye, upper=True))
@@ -68,9 +78,14 @@ class FactoredHessian:
 
 def round_gptq(residual: Tensor, scales: GroupScales, grid: Grid, hessian: FactoredHessian) -> Tensor:
     """Units (N, K) float32 of a residual (N, K) float32 that keep its product with the inputs."""
+    group_of = hessian.order // (grid.group_size or residual.shape[1])
+    chunks = zip(residual.split(ROWS), scales.effective().split(ROWS), strict=True)
+    units = [_round_rows(rows, effective, group_of, grid, hessian) for rows, effective in chunks]
+    return units[0] if len(units) == 1 else torch.cat(units)
+
+
+def _round_rows(residual: Tensor, effective: Tensor, group_of: Tensor, grid: Grid, hessian: FactoredHessian) -> Tensor:
     order, inverse = hessian.order, hessian.inverse
-    group_of = order // (grid.group_size or residual.shape[1])
-    effective = scales.effective()
     # One row for each column of the weight: each step then reads and writes consecutive memory.
     left = residual.T[order]
     units = torch.empty_like(left)

@@ -40,6 +40,11 @@ class Grid:
     high: float
     group_size: int | None
 
+    @property
+    def fits_bfloat16(self) -> bool:
+        """Whether bfloat16 holds every unit exactly: whole numbers up to 256 and e2m1 numbers, not quantiles."""
+        return self.kind != "nf4"
+
     def snap(self, units: Tensor) -> Tensor:
         """The nearest unit, ties to even, saturating: float32 (...) -> float32 (...)."""
         if self.kind == "nf4":

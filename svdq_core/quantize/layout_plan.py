@@ -44,8 +44,13 @@ def plan_layout(architecture: Architecture, shapes: Mapping[str, tuple[int, int]
 
 
 def spare_idle_layers(plan: ModelPlan, traced: TracedModel) -> ModelPlan:
-    """The plan without what files may hold quantized and a step hardly runs: MiniMax H3's modulation and refiner."""
-    layers = dict(plan.layers)
+    """The plan without what files may hold quantized and a step hardly runs: MiniMax H3's modulation and refiner.
+
+    Blocks stand in the order in which they run: what layers see then comes from one forward.
+    """
+    order = {block: place for place, block in enumerate(traced.blocks)}
+    ordered = sorted(plan, key=lambda layer: order.get(layer.block, len(order)))
+    layers = {layer.name: layer for layer in ordered}
     for linear in traced:
         layer = layers.get(linear.name)
         if layer is None or layer.parts is None or layer.is_modulation:

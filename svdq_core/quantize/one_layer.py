@@ -19,7 +19,7 @@ from .gptq import FactoredHessian, choose_damping
 from .grid import runtime_arithmetic
 from .part_plan import LayerPlan, PartPlan
 from .problem import Problem
-from .round import round_awq
+from .round import ROWS, round_awq
 from .smooth import FactorFamily, activation_level
 from .spec import QuantSpec
 from .statistics import InputStatistics, named_generator
@@ -106,7 +106,8 @@ def quantize_layer(
             fit = fit_part(problem, smooth, FAST_TURNS if hessian is None else BEST_TURNS, hessian)
             if problem.shift:
                 rows = slice(*member.rows)
-                total[rows] -= problem.shift * (fit.values / smooth).double().sum(dim=1).float()
+                sums = [(values / smooth).double().sum(dim=1) for values in fit.values.split(ROWS)]
+                total[rows] -= problem.shift * torch.cat(sums).float()
             part = _to_part(fit, member, problem, spec)
             parts.append(part)
             reports.append(
@@ -210,7 +211,7 @@ def _choose_shared_factor(problems: list[Problem], spec: QuantSpec) -> tuple[Ten
 
 def _factor_hessian(statistics: InputStatistics, smooth: Tensor) -> FactoredHessian | None:
     hessian, count = statistics.hessian()
-    return FactoredHessian.factor(hessian / smooth / smooth[:, None], choose_damping(count, len(smooth)))
+    return FactoredHessian.factor(hessian, choose_damping(count, len(smooth)), smooth)
 
 
 def _to_part(fit: Fit, plan: PartPlan, problem: Problem, spec: QuantSpec) -> Part:
@@ -218,7 +219,7 @@ def _to_part(fit: Fit, plan: PartPlan, problem: Problem, spec: QuantSpec) -> Par
     if spec.precision == "int8":
         weight = {"qweight": units.to(torch.int8).contiguous(), "wscales": fit.scales.groups[:, 0].contiguous()}
     else:
-        codes = encode_e2m1(units) if spec.precision == "nvfp4" else units.to(torch.int8)
+        codes = encode_e2m1(units.float()) if spec.precision == "nvfp4" else units.to(torch.int8)
         weight = {"qweight": pack_nibbles(codes), "wscales": fit.scales.groups.T.contiguous()}
     tensors = weight | {
         "smooth_factor": fit.smooth.to(spec.scale_dtype),

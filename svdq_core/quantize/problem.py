@@ -10,7 +10,7 @@ from torch import Tensor
 from ...kernels.reference import requantize_int8
 from .grid import Arithmetic, quantize_activations
 from .low_rank import COLD_STEPS, WARM_STEPS, draw_test_matrix, exact_svd, truncated_svd
-from .round import round_by_absmax
+from .round import ROWS, round_by_absmax
 from .statistics import InputStatistics, named_generator
 
 SCORE_STEPS = 1  # of the decomposition that a smoothing factor is scored with
@@ -92,12 +92,16 @@ class Problem:
             smooth: (K,), proj_down: (K, R) for raw x, proj_up: (N, R).
         """
         self.poll()
-        if self.arithmetic.requantize:
-            codes, channel_scales = requantize_int8(values)
-            values = codes.float() * channel_scales[:, None]
-        out = self.quantized_input(smooth) @ values.T
-        out += (self.tokens @ proj_down.float()) @ proj_up.float().T
-        return float(out.sub_(self.target).square_().sum())
+        x_hat, projected = self.quantized_input(smooth), self.tokens @ proj_down.float()
+        errors = []
+        for rows, up, target in zip(values.split(ROWS), proj_up.split(ROWS), self.target.split(ROWS, 1), strict=True):
+            if self.arithmetic.requantize:
+                codes, channel_scales = requantize_int8(rows)
+                rows = codes.float() * channel_scales[:, None]
+            out = x_hat @ rows.T
+            out += projected @ up.float().T
+            errors.append(out.sub_(target).square_().sum())
+        return float(sum(errors))
 
     def relative_error(self, values: Tensor, smooth: Tensor, proj_down: Tensor, proj_up: Tensor) -> float:
         """||y_quantized - y|| / ||y|| on the sample; arguments as squared_error. 0 where y is all zero."""

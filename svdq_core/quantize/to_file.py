@@ -34,6 +34,7 @@ from .spec import QuantSpec
 from .statistics import InputStatistics
 from .whole_model import InputsOf, groups_of, is_kept, other_tensors, quantize_layers
 
+AUTO = "auto"
 PENDING = 2  # layers that wait to be written while the next one is computed
 
 
@@ -54,6 +55,7 @@ class QuantizeJob:
         extras: host tensors that the file needs and `weights` lacks.
         poll, make_room: as quantize_layers.
         verify: raises if what was read has changed since the run began; called before anything is written.
+        form: a key of FORMATS, or "auto": the family's published layout where there is one.
     """
 
     architecture: Architecture
@@ -72,6 +74,12 @@ class QuantizeJob:
     poll: Callable[[], None] = lambda: None
     make_room: Callable[[], None] = lambda: None
     verify: Callable[[], None] = lambda: None
+    form: str = AUTO
+
+    def open_format(self) -> Format:
+        """The format to write."""
+        chosen = quantized_format(self.architecture, self.spec.precision) if self.form == AUTO else self.form
+        return FORMATS[chosen](self.architecture)
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ def quantize_to_file(
     """
     share = share or Share()
     journal = Journal(job.target, job.fingerprint)
-    form = FORMATS[quantized_format(job.architecture, job.spec.precision)](job.architecture)
+    form = job.open_format()
     if not share.first:
         share.wait()  # until the first has looked through the journal
         _quantize(job, journal, form, share, on_layer)

@@ -113,8 +113,7 @@ def quantize_layers(
             asked = [layer.name for group in groups for layer in group if not is_kept(layer.name, keep)]
             known = {name: calibration[name] for name in asked if name in calibration}
             if source is not None and len(known) < len(asked):
-                drawn = attempt(lambda _, b=block, s=source: s.of_block(b), device, make_room, block, anywhere=False)
-                known = {**drawn, **known}
+                known = {**_draw_inputs(source, block, device, make_room), **known}
             for group in groups:
                 chosen = [layer for layer in group if not is_kept(layer.name, keep)]
                 yield from _quantize_group(
@@ -126,6 +125,12 @@ def quantize_layers(
     finally:
         if source is not None:
             source.close()
+
+
+def _draw_inputs(
+    source: BlockInputs, block: str, device: torch.device, make_room: Callable[[], None]
+) -> Mapping[str, InputStatistics]:
+    return attempt(lambda _: source.of_block(block), device, make_room, block, anywhere=False)
 
 
 def groups_of(layers: Sequence[PlannedLayer]) -> dict[str, list[PlannedLayer]]:

@@ -5,6 +5,7 @@ import urllib.parse
 
 import pytest
 from comfyui_pack import PACK_NAME
+from node_frames import FRAMES, overlapping
 from workflow_files import write
 from workflow_files.ui_form import to_ui_form
 
@@ -48,8 +49,9 @@ def test_quantizing_shows_report_plot_and_picture(page, quantized):
     plot = page.find("PreviewImage")
     assert page.shows_picture(plot["id"], entry["outputs"][plot["id"]]["images"][0]["filename"])
     page.picture("quantized")
-    texts = [output["text"][0] for output in entry["outputs"].values() if "text" in output]
-    assert any("relative output error" in text for text in texts)
+    assert "relative output error" in page.page.locator(".svdquant-text").inner_text(), "shown on the node, no wire"
+    frames = page.page.evaluate(FRAMES)
+    assert not overlapping(frames), "the report makes the node larger than the layout has room for"
 
 
 def test_a_picture_appears_and_follows_the_strength(drawn, quantized, renderer):

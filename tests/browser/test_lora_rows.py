@@ -79,6 +79,24 @@ def test_rows_keep_their_values(drawn, renderer, tmp_path):
     assert stack.sent() == [] and stack.lines() == [("None", "1")], "one empty row stays"
 
 
+def test_lines_are_as_wide_as_the_node_while_the_panel_at_the_right_is_open(page):
+    """The panel draws the selected node's widgets, too, and gives them its own width."""
+    page.show()
+    page.drag_file(STACK)
+    stack = Stack(page)
+    panel = "open => app.extensionManager.setting.set('Comfy.RightSidePanel.IsOpen', open)"
+    page.page.evaluate(panel, True)
+    try:
+        page.page.evaluate("id => app.canvas.selectNode(app.rootGraph.getNodeById(Number(id)))", stack.id)
+        page.page.get_by_test_id("properties-panel").wait_for(timeout=10_000)
+        page.page.wait_for_timeout(500)
+        page.picture("lora-rows-beside-the-panel")
+        width = page.page.locator(".svdquant-loras .row").first.bounding_box()["width"]
+        assert width > page.find("SVDQuantLoraStack")["size"][0] - 40
+    finally:
+        page.page.evaluate(panel, False)
+
+
 def test_a_workflow_of_an_older_version_keeps_its_rows(page, tmp_path):
     """There, the number of rows brought the widgets along, and nothing stood for the rows not shown."""
     page.show()

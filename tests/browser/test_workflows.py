@@ -90,7 +90,7 @@ def test_it_opens_complete(page, object_info, name):
 def test_the_demos_workflows_open_too(page, object_info, name):
     nodes = page.drag_file(FOLDER / "demo" / "ui" / f"{name}.json")
     assert not [node["type"] for node in nodes if not node["known"]]
-    api = json.loads((FOLDER / "demo" / f"{name}.json").read_text(encoding="utf-8"))
+    api = write.for_the_page(json.loads((FOLDER / "demo" / f"{name}.json").read_text(encoding="utf-8")))
     assert inputs(page.api_form()) == inputs(completed(numbered(api), object_info))
 
 

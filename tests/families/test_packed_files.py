@@ -14,7 +14,7 @@ from families.network import random_tensors
 from families.registry import FAMILIES
 from sampling import relative_error, rounding
 
-from svdquant_pack.nodes.host.model.build import load_model
+from svdquant_pack.nodes.host.model.build import load_model, load_model_with_status
 from svdquant_pack.svdq_core.checkpoint.formats import FORMATS, save_model
 from svdquant_pack.svdq_core.errors import CheckpointError
 from svdquant_pack.svdq_core.layer import QuantizedLayer
@@ -104,3 +104,22 @@ def test_minimax_h3_of_two_files(host, tmp_path):
         assert relative_error(forward("minimax_h3", loaded), expected) < SAME
         make, given = loaded.cached_patcher_init  # as the host makes another copy
         assert len(make(*given, disable_dynamic=True).svdquant_layers()) == len(loaded.svdquant_layers())
+
+
+def test_doubt_about_the_second_file_is_in_the_status(host, tmp_path):
+    """Weights of a sibling: near enough to be the same model badly quantized."""
+    model, draw = described_model("minimax_h3"), torch.Generator().manual_seed(1)
+    whole, first, second = (tmp_path / f"{n}.safetensors" for n in ("whole", "svdq-h3", "h3-bf16"))
+    save_model(whole, model, FORMATS["nunchaku"](model.architecture))
+    tensors = comfy.utils.load_torch_file(str(whole))
+    quantized = {n: t for n, t in tensors.items() if f"{n.rpartition('.')[0]}.qweight" in tensors}
+    comfy.utils.save_torch_file(quantized, str(first), metadata={"config": "{}"})
+    dense = dense_of(model.layers, model.plain)
+    for host_name, layer in model.layers.items():
+        step = layer.in_features**-0.5 / 5
+        name = f"{host_name}.weight"
+        dense[name] = dense[name] + 0.6 * step * torch.randn(dense[name].shape, generator=draw)
+    comfy.utils.save_torch_file({n: t.bfloat16() for n, t in dense.items()}, str(second))
+    with detected_as(FAMILIES["minimax_h3"]), torch.inference_mode():
+        _, status = load_model_with_status(str(first), "w4a16", str(second))
+    assert "they may be of two models that share all shapes" in status

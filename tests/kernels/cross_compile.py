@@ -21,6 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from svdquant_pack.kernels.gpus import GENERATIONS, Generation
+from svdquant_pack.kernels.paths.layer_paths import NATIVE_FP4
 from svdquant_pack.kernels.quantizer import quantize_basis, quantize_scales
 from svdquant_pack.kernels.quantizer.quantize_weight import CHANNELS, MOST_COLUMNS, WARPS
 from svdquant_pack.kernels.step import norm
@@ -193,7 +194,7 @@ def _cases(gpu: Generation) -> dict:
         pointers["scales_ptr"] = "*u8" if e2m1 else HALF
         cases[f"quantize_scales {name}"] = "quantize_scales", "_fit_scales_kernel", pointers, search
         cases[f"quantize_weight {name}"] = "quantize_weight", "_round_columns_kernel", {**floats, "C": "i32"}, rounding
-    if gpu.fp4:
+    if NATIVE_FP4.why_not_on(gpu) is None:
         fp4 = {"qx_ptr": "*u8", "qweight_ptr": "*u8", "ascales_ptr": "*fp8e4nv", "wscales_ptr": "*fp8e4nv"}
         cases["gemm_nvfp4"] = _gemm("gemm_nvfp4", gpu, {**fp4, "wtscale_ptr": "*fp32", "wcscales_ptr": HALF})
     if gpu.int4:

@@ -5,7 +5,7 @@ import torch
 
 from svdquant_pack.kernels import choose_compute as auto
 from svdquant_pack.kernels import gpus
-from svdquant_pack.kernels.paths import four_bit, layer_paths
+from svdquant_pack.kernels.paths import four_bit, layer_paths, path
 
 GPU = torch.device("cuda", 0)
 
@@ -24,6 +24,17 @@ def machine(monkeypatch):
             monkeypatch.setattr(module, "why_no_language", why.get)
 
     return make
+
+
+@pytest.mark.parametrize(("version", "mode"), [("3.7.1", "w4a8"), ("3.8.0", "w4a4"), ("3.10.0+git", "w4a4")])
+def test_fp4_products_that_only_a_newer_triton_compiles(version, mode, machine, monkeypatch):
+    machine("sm_121")
+    path.why_too_old.cache_clear()
+    monkeypatch.setattr("triton.__version__", version)
+    chosen, reason = auto.choose_compute("nvfp4", GPU)
+    path.why_too_old.cache_clear()
+    assert chosen == mode
+    assert (mode == "w4a4") or "Triton 3.7.1 compiles no FP4 products for sm_121; Triton 3.8 does" in reason
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from compile_plan import COMPILED, complete
 
 from svdquant_pack import ROOT
 from svdquant_pack.kernels.gpus import Generation
+from svdquant_pack.kernels.paths.layer_paths import NATIVE_FP4
 
 CACHE = "svdquant/compiled_kernels"
 COMPILER = Path(__file__).with_name("cross_compile.py")
@@ -104,7 +105,7 @@ def test_native_int4_where_the_hardware_has_it(kernels, gpu):
 
 
 def test_native_fp4_where_the_hardware_has_it(kernels, gpu):
-    assert ("gemm_nvfp4" in kernels) == gpu.fp4
+    assert ("gemm_nvfp4" in kernels) == (NATIVE_FP4.why_not_on(gpu) is None)
     if "gemm_nvfp4" in kernels:
         assert any("kind::mxf4nvf4" in name for name in kernels["gemm_nvfp4"]["instructions"])
 

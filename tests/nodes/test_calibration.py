@@ -2,21 +2,11 @@
 
 import pytest
 import torch
-from host_models import put_dense, put_lora, put_pixart
+from host_models import put_lora, put_pixart
 from recordings import SETTINGS, Witness, hooks_left, linears, save, start
 from sampling import flux_conditioning, sample_flux, sample_pixart
 
 from svdquant_pack.svdq_core.quantize.calibration_file import Calibration
-
-
-@pytest.fixture(scope="module")
-def folder(host):
-    return host.model_folder("diffusion_models")
-
-
-@pytest.fixture(scope="module")
-def dense(host, folder):
-    return host.call("UNETLoader", unet_name=put_dense(folder), weight_dtype="default")[0]
 
 
 @pytest.mark.parametrize("family", ["flux", "pixart"])

@@ -176,7 +176,7 @@ def test_a_name_keeps_what_fits():
         (torch.rand(1, 0, 8, 3), "image has pictures without pixels"),
         (torch.rand(1, 8, 0, 3), "image has pictures without pixels"),
         (torch.rand(1, 8, 8, 0), "image has pictures without pixels"),
-        (None, "image is NoneType, expected"),
+        (None, "image is None, and takes an IMAGE"),
         (torch.full((1, 8, 8, 3), float("nan")), "image: 192 of its 192 values are NaN or infinite"),
         (torch.full((1, 8, 8, 3), float("inf")), "image: 192 of its 192 values are NaN or infinite"),
     ],
@@ -189,7 +189,7 @@ def test_what_is_no_picture_is_refused(compare, image, words):
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1.0])
 def test_a_scale_that_is_none_is_refused(compare, scale):
-    with pytest.raises(SVDQuantError, match=r"difference_scale is .*, expected a number from 0 on"):
+    with pytest.raises(SVDQuantError, match=r"difference_scale is .*, and takes a number from 0 to 1000"):
         compare(pictures(1, 8, 8), pictures(1, 8, 8), difference_scale=scale)
 
 

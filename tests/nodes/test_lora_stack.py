@@ -8,6 +8,8 @@ from lora_files import diffusers_lora, host_lora
 from safetensors.torch import save_file
 from sampling import relative_error, sample_flux
 
+from svdquant_pack.svdq_core.errors import SVDQuantError
+
 NAMES = ("stack-a.safetensors", "stack-b.safetensors", "stack-sdxl.safetensors")
 
 
@@ -110,3 +112,25 @@ def test_strength_changes_the_picture_smoothly(host, model):
         for strength in (0.0, 0.1, 0.2, 0.4)
     ]
     assert errors[0] == 0 and errors == sorted(errors) and errors[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"loras.lora_1": {"a": 1}}, "row 1: dict is no name of a file"),
+        ({"loras.lora_1": 7}, "row 1: int is no name of a file"),
+        ({"loras.lora_1": "caf\udce9"}, r"row 1: caf\\udce9 is not in models/loras"),
+        (
+            {"loras.lora_1": "tiny.safetensors", "loras.strength_1": "strong"},
+            "strength_1 is strong, and takes",
+        ),
+        (
+            {"loras.lora_1": "tiny.safetensors", "loras.strength_1": [1]},
+            "strength_1 is a list, and takes",
+        ),
+    ],
+)
+def test_values_that_the_host_does_not_look_at(host, model, row, words):
+    with pytest.raises(SVDQuantError, match=words) as found:
+        host.call("SVDQuantLoraStack", model=model, loras="1", **row)
+    assert str(found.value).encode()

@@ -96,7 +96,7 @@ def test_ranks_from_none_to_the_layers_own(host, folder, rank):
 @pytest.mark.parametrize("rank", [8, 40, -16, 272])
 def test_other_ranks_are_refused(host, folder, rank):
     (model,) = host.call("UNETLoader", unet_name=put_dense(folder), weight_dtype="default")
-    with pytest.raises(SVDQuantError, match=rf"rank {rank}: expected 0 to 256 in steps of 16"):
+    with pytest.raises(SVDQuantError, match=rf"rank (is )?{rank}[:,] .* 0 to 256"):
         quantize(host, model, rank=rank, filename_prefix="odd-rank")
     assert not written(host, "odd-rank")
 

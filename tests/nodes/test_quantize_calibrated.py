@@ -34,16 +34,6 @@ HELD_OUT = ["a large green heart on a striped white background"]
 
 
 @pytest.fixture(scope="module")
-def folder(host):
-    return host.model_folder("diffusion_models")
-
-
-@pytest.fixture(scope="module")
-def dense(host, folder):
-    return host.call("UNETLoader", unet_name=put_dense(folder), weight_dtype="default")[0]
-
-
-@pytest.fixture(scope="module")
 def recorded(host, dense):
     """A recording of the tiny FLUX."""
     recording = start(host, dense, name="calibrated/tiny")

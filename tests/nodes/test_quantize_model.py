@@ -15,16 +15,6 @@ from svdquant_pack.svdq_core.errors import ArchitectureError, SVDQuantError
 
 
 @pytest.fixture(scope="module")
-def folder(host):
-    return host.model_folder("diffusion_models")
-
-
-@pytest.fixture(scope="module")
-def dense(host, folder):
-    return host.call("UNETLoader", unet_name=put_dense(folder), weight_dtype="default")[0]
-
-
-@pytest.fixture(scope="module")
 def add_lora(host):
     """A copy of a model with the tiny LoRA."""
     name = put_lora(host.model_folder("loras"))

@@ -13,7 +13,7 @@ from checkpoint_files import (
     write_tensors,
 )
 from comfy_files import ComfyFile
-from dense_compare import assert_equivalent, dense, prints
+from dense_compare import assert_equivalent, dense_model, prints
 from lite_folders import lite_pixart_tensors, lite_tensors, write_lite
 from native_folders import flux_folder, pixart_folder, write_native
 from packed_files import write_packed
@@ -64,7 +64,7 @@ def test_every_kind_goes_to_every_format(kind, to, tmp_path):
     assert done.nbytes > 0 and done.tensors == len(read_tensors(target)[0])
     if to == "bf16":
         found = read_tensors(target)[0]
-        for name, expected in dense(source).items():
+        for name, expected in dense_model(source).items():
             assert float((found[name].float() - expected).abs().max()) <= 2**-8 * float(expected.abs().max()), name
     else:
         # bfloat16 of a modulation bias with 1 added, and of a bias that took up the shift
@@ -119,7 +119,7 @@ def test_signed_layers_behind_a_gelu_are_shifted_for_nunchaku(tmp_path):
     write_tensors(tmp_path / "plain.safetensors", kept)  # what nunchaku itself reads of it
     model = read_checkpoint(Checkpoint(tmp_path / "plain.safetensors"))
     assert model.layers["double_blocks.0.img_mlp.2"].parts[0].act_unsigned
-    first, second = dense(tmp_path / "a.safetensors"), dense(tmp_path / "plain.safetensors")
+    first, second = dense_model(tmp_path / "a.safetensors"), dense_model(tmp_path / "plain.safetensors")
     name = "double_blocks.0.img_mlp.2"
     assert torch.equal(first[f"{name}.weight"], second[f"{name}.weight"])
     stored = model.layers[name].bias  # rounded to bfloat16 with the shift in it

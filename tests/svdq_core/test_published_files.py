@@ -1,11 +1,13 @@
 """Sizes computed from shapes equal those of real files."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from tiny_files import DATA
 
+from svdquant_pack import ROOT
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.models import ARCHITECTURES, FAMILIES, FLUX, MINIMAX_H3
 from svdquant_pack.svdq_core.published_files import example_name, family_lines, flux_gib, published_bytes, weight_bytes
@@ -73,3 +75,41 @@ def test_published_flux_files():
     assert flux_gib("nvfp4") > flux_gib("int4")
     assert 0.6 < flux_gib("int4", 128) - flux_gib("int4", 32) < 0.75
     assert example_name(torch.device("cpu"), "flux.1-schnell") == "svdq-int4_r32-flux.1-schnell.safetensors"
+
+
+def models_of_the_readme() -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return [line for line in text.partition("## Which models\n")[2].partition("\n## ")[0].splitlines() if "`" in line]
+
+
+def test_files_that_the_readme_names_are_published():
+    """Every file of its table is one that a family's description knows, of a precision that it is published in."""
+    known = {
+        f"svdq-{precision}_r{rank}-{model.name}.safetensors"
+        for family in FAMILIES
+        for model in family.published
+        for precision in model.precisions
+        for rank in model.ranks
+    }
+    rows = [line for line in models_of_the_readme() if line.startswith("|")]
+    named = {name for line in rows for name in re.findall(r"`(svdq-[^`…]+\.safetensors)`", line)}
+    assert len(named) > 10 and named - known == set()
+    for line in rows:
+        if "INT4 only" in line:
+            (name,) = re.findall(r"svdq-int4_r\d+-(.+?)\.safetensors", line)
+            assert f"svdq-fp4_r32-{name}.safetensors" not in known
+
+
+def test_the_readme_has_every_family_that_files_exist_of():
+    rows = "\n".join(models_of_the_readme())
+    for family in FAMILIES:
+        files = [model.name for model in family.published if model.precisions]
+        assert not files or any(f"-{name}.safetensors" in rows for name in files), family.title
+
+
+def test_every_template_that_the_readme_names_is_there():
+    cells = [line.split("|")[3] for line in models_of_the_readme() if line.startswith("|")]
+    names = {name for cell in cells for name in re.findall(r"`([a-z][\w.-]+)`", cell)}
+    assert len(names) > 10
+    missing = [name for name in names if not (ROOT / "workflows" / f"{name}.json").exists()]
+    assert missing == []

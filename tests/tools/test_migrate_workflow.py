@@ -190,3 +190,26 @@ def test_loaders_of_other_families(class_type):
     (loader,) = find(form, "SVDQuantModelLoader")
     assert loader["widgets_values"] == ["svdq-int4_r32-x.safetensors", *LOADER.values()]
     assert any("--lowvram" in line for line in lines)
+
+
+def test_loras_of_qwen_image():
+    nodes = [
+        node(1, "NunchakuQwenImageDiTLoader", ["a.safetensors", "disable", 20, "disable"], [], [("MODEL", [1])]),
+        node(2, "NunchakuQwenImageLoraLoader", ["b.safetensors", 0.5], [("model", "MODEL", 1)], [("MODEL", [2])]),
+        node(
+            3,
+            "NunchakuQwenImageLoraStack",
+            ["None", 1.0, "c.safetensors", -1.0],
+            [("model", "MODEL", 2)],
+            [("MODEL", [3])],
+        ),
+        node(4, "NunchakuZImageTurboLoraStackV4", [], [("model", "MODEL", 3)], [("MODEL", [4])]),
+        node(5, "KSampler", [], [("model", "MODEL", 4)]),
+    ]
+    links = [[n, n, 0, n + 1, 0, "MODEL"] for n in range(1, 5)]
+    form, lines = migrate(page_form(nodes, links))
+    check_links(form)
+    assert find(form, "SVDQuantLoraLoader")[0]["widgets_values"][:2] == ["b.safetensors", 0.5]
+    (stack,) = find(form, "SVDQuantLoraStack")
+    assert "c.safetensors" in stack["widgets_values"] and -1.0 in stack["widgets_values"]
+    assert any("V4 stays, without counterpart: LoRAs of another pack" in line for line in lines)

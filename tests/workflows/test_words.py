@@ -6,6 +6,7 @@ import re
 import pytest
 from comfyui_pack import PACK_NAME
 from comfyui_source import find_host
+from workflow_files import write
 from workflow_files.ui_form import CHOICE_WITH_MORE
 
 from svdquant_pack import ROOT
@@ -73,3 +74,17 @@ def test_every_word_is_there_in_chinese(nodes, chinese):
             assert bool(options.get("tooltip")) <= bool(words["inputs"][key].get("tooltip")), f"{name}.{key}"
         assert words["inputs"].keys() <= inputs(info).keys(), name
         assert [int(key) for key in words["outputs"]] == list(range(len(info["output"])))
+
+
+def test_nodes_are_called_as_the_page_shows_them(furnished):
+    """A reader looks for the name on the node: "Load CLIP (Dual)", not DualCLIPLoader."""
+    named = {name: info["display_name"] for name, info in furnished.object_info().items() if info["display_name"]}
+    texts = {path: path.read_text(encoding="utf-8") for path in (*DOCS.rglob("*.md"), ROOT / "docs" / "moving-over.md")}
+    texts |= {workflow.name: workflow.note + workflow.summary for workflow in write.workflows()}
+    wrong = [
+        (place, name, shown)
+        for place, text in texts.items()
+        for name, shown in named.items()
+        if name != shown and f"**{name}**" in text
+    ]
+    assert not wrong

@@ -54,9 +54,15 @@ PIXART_BF16 = _file(
 )
 PIXART_SVDQUANT = ModelFile("svdq-int4_r32-pixart-sigma.safetensors", "diffusion_models")
 SDXL_VAE = _file("sdxl_vae.safetensors", "vae", "stabilityai/sdxl-vae", gib=0.3)
-Z_IMAGE = _file("svdq-int4_r32-z-image-turbo.safetensors", "diffusion_models", "nunchaku-tech/nunchaku-z-image-turbo")
+Z_IMAGE = _file(
+    "svdq-int4_r32-z-image-turbo.safetensors", "diffusion_models", "nunchaku-tech/nunchaku-z-image-turbo", gib=3.6
+)
 KREA_2 = ModelFile(
-    "svdq-int4_r32-krea-2-turbo.safetensors", "diffusion_models", page=f"{HUB}/ModelsLab", only_int4=True
+    "svdq-int4_r32-krea-2-turbo.safetensors",
+    "diffusion_models",
+    page=f"{HUB}/ModelsLab/Krea-2-Turbo-W4A4-Nunchaku",
+    gib=8.0,
+    only_int4=True,
 )
 QWEN_IMAGE = _file(
     "svdq-int4_r32-qwen-image-lightningv1.0-4steps.safetensors",
@@ -70,10 +76,12 @@ QWEN_IMAGE_EDIT = ModelFile(
     page=f"{HUB}/QuantFunc/Nunchaku-Qwen-Image-EDIT-2511",
 )
 FLUX_2_KLEIN = _file(
-    "svdq-int4_r32-FLUX.2-klein-9B-Nunchaku.safetensors", "diffusion_models", "tonera/FLUX.2-klein-9B-Nunchaku"
+    "svdq-int4_r32-FLUX.2-klein-9B-Nunchaku.safetensors", "diffusion_models", "tonera/FLUX.2-klein-9B-Nunchaku", gib=5.5
 )
-CHROMA = ModelFile("svdq-int4_r32-Chroma1-HD.safetensors", "diffusion_models", page=f"{HUB}/tonera")
-SDXL = ModelFile("svdq-int4_r32-sdxl.safetensors", "diffusion_models", page=f"{HUB}/nunchaku-tech", only_int4=True)
+CHROMA = ModelFile("svdq-int4_r32-Chroma1-HD.safetensors", "diffusion_models", page=f"{HUB}/tonera", gib=5.4)
+SDXL = ModelFile(
+    "svdq-int4_r32-sdxl.safetensors", "diffusion_models", page=f"{HUB}/nunchaku-tech", gib=2.6, only_int4=True
+)
 SDXL_BASE = _file("sd_xl_base_1.0.safetensors", "checkpoints", "stabilityai/stable-diffusion-xl-base-1.0", gib=6.9)
 MINIMAX_H3 = _file(
     "svdq-int4_r32-minimax-h3-fl2va.safetensors",
@@ -88,6 +96,7 @@ MINIMAX_H3_BF16 = _file(
     "diffusion_models",
     "Comfy-Org/MiniMax-H3",
     "diffusion_models/minimax_h3_fl2va_pruned_bf16.safetensors",
+    gib=41,
 )
 MINIMAX_H3_VAE = _file(
     "minimax_h3_video_vae_fp16.safetensors",
@@ -128,6 +137,7 @@ QWEN3VL_4B = _file(
     "text_encoders",
     "Comfy-Org/Krea-2",
     "text_encoders/qwen3vl_4b_fp8_scaled.safetensors",
+    gib=5.2,
 )
 QWEN25_VL = _file(
     "qwen_2.5_vl_7b_fp8_scaled.safetensors",

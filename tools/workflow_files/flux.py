@@ -139,7 +139,7 @@ def redux() -> Workflow:
 def controlnet() -> Workflow:
     note = (
         f"The ordinary ControlNet nodes work as they are. {EXAMPLE} For depth or pose, load a map of that kind and "
-        "take **Canny** out. The middle of the picture is used: set width and height to its shape."
+        "take **Detect Edges (Canny)** out. The middle of the picture is used: set width and height to its shape."
     )
     workflow, loader, clip, vae = _start(
         "flux.1-dev-controlnet", "FLUX.1 dev with ControlNet", "Text and edges to picture.", "flux.1-dev", note
@@ -168,7 +168,7 @@ def controlnet() -> Workflow:
 def lora_stack() -> Workflow:
     note = (
         "Any LoRA for FLUX.1 dev works; choose yours in the rows, or switch a row off. Changing a strength does not "
-        "reload the model. The stock **LoraLoaderModelOnly** works as well; this node adds the report of what matched. "
+        "reload the model. ComfyUI's own **Load LoRA** works as well; this node adds the report of what matched. "
         "The turbo LoRA is what allows 8 steps: without it take 20."
     )
     workflow, loader, clip, vae = _start(

@@ -38,7 +38,7 @@ def _quantize(
         error_limit=0.0,
         **wire,
     )
-    node.size = (400, 440)
+    node.size = (400, 500)  # with room for its report
     return node
 
 
@@ -122,7 +122,7 @@ def quantize_flux_calibrated() -> Workflow:
     saved = workflow.add(RECORD, "SVDQuantCalibrationSave", "", model=start, samples=drawn)
     saved.size = (260, 200)
     quantized = _quantize(workflow, dense, "my-flux-calibrated", "best", saved[1])
-    quantized.size = (320, 440)
+    quantized.size = (305, 500)
     return workflow
 
 

@@ -1,7 +1,11 @@
 """The note that every workflow opens with: which files, how large, where from, which folder, which card."""
 
-from .graph import ModelFile, Workflow
+import re
 
+from .graph import ModelFile, Workflow
+from .layout import STAGE_GAP, TITLE
+
+NOTE_COLUMNS, NOTE_LINE, NOTE_GAP = 165, 14, 5  # characters of a line of a note, its height, what follows a paragraph
 CARD = (
     "**RTX 50 (Blackwell)?** Take **{fp4}** from the same page instead. Every other card takes the int4 file. "
     "Not sure: run the template *environment-check*; it also says what to repair."
@@ -34,3 +38,19 @@ def _line(file: ModelFile) -> str:
     size = f" ({file.gib:g} GB)" if file.gib is not None else ""
     where = f"from [{file.page.removeprefix('https://huggingface.co/')}]({file.page})" if file.page else "made by you"
     return f"- **{file.name}**{size} in models/{file.folder}, {where}.{GATED if file.gated else ''}"
+
+
+def note_height(text: str) -> int:
+    """Pixels that the text of a note takes, about: a heading, and lines with some room between paragraphs."""
+    lines = [line for line in text.splitlines() if line]
+    return 48 + sum(NOTE_GAP + NOTE_LINE * (1 + len(_shown(line)) // NOTE_COLUMNS) for line in lines)
+
+
+def _shown(line: str) -> str:
+    """A line of Markdown without the addresses of its links."""
+    return re.sub(r"\]\([^)]*\)", "", line)
+
+
+def below_note(text: str) -> int:
+    """Where the nodes begin, in pixels from above."""
+    return note_height(text) + TITLE + STAGE_GAP if text else 0

@@ -5,7 +5,6 @@ the host's own /object_info. Some widgets are the page's and have no counterpart
 what to do with it after each run, a picture by its upload button.
 """
 
-import re
 import uuid
 from typing import Any
 
@@ -15,7 +14,6 @@ from .layout import (
     NODE_WIDTH,
     NOTE_WIDTH,
     SLOT,
-    STAGE_GAP,
     TEXT,
     TITLE,
     WIDE_NODE_WIDTH,
@@ -23,6 +21,7 @@ from .layout import (
     Box,
     frames_of_stages,
 )
+from .note import below_note, note_height
 
 GROWS = "COMFY_AUTOGROW_V3"  # as many inputs as are linked
 CHOICE_WITH_MORE = "COMFY_DYNAMICCOMBO_V3"  # a combo whose choice decides which further inputs there are
@@ -30,13 +29,13 @@ WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", CHOICE_WITH_MORE)
 REPORTS = {  # node -> pixels of what it says on itself after a run
     "SVDQuantModelLoader": 120,
     "SVDQuantLoraLoader": 70,
-    "SVDQuantQuantizeModel": 260,
+    "SVDQuantQuantizeModel": 110,
     "SVDQuantExportModel": 70,
 }
-PICTURES = {"LoadImage": 160, "PreviewImage": 300, "SaveImage": 300}  # pixels of what they show
-WIDTHS = {"LoadImage": 270, "SaveImage": 270, "KSampler": 240}
+PICTURES = {"LoadImage": 230, "PreviewImage": 300, "SaveImage": 300}  # pixels of what they show
+WIDTHS = {"SVDQuantQuantizeModel": 400, "LoadImage": 260, "SaveImage": 255, "KSampler": 240}
+TITLE_EDGE, CHARACTER = 60, 7.1  # pixels beside the title of a node, and of a character of it, about
 TEXT_NODES = ("PreviewAny",)
-NOTE_COLUMNS, NOTE_LINE, NOTE_GAP = 165, 14, 5  # characters of a line of a note, its height, what follows a paragraph
 WINDOW = (1700, 950)  # pixels of the page that everything should fit into
 BARS = (80, 110)  # pixels at the left and above that the page's own bars cover
 SMALLEST_SCALE = 0.58  # below, the page draws no words on its nodes
@@ -110,9 +109,8 @@ def node_size(node: dict, object_info: dict) -> tuple[int, int]:
     known = definitions(class_type, node["inputs"], object_info)
     sockets = sum(not is_widget(definition) for definition in known.values())
     height = SLOT * max(sockets, len(object_info[class_type]["output"]))
-    width = WIDTHS.get(class_type, NODE_WIDTH)
-    if "Loader" in class_type or class_type.startswith("SVDQuant"):
-        width = LOADER_WIDTH
+    is_loader = "Loader" in class_type or class_type.startswith("SVDQuant")
+    width = WIDTHS.get(class_type, LOADER_WIDTH if is_loader else NODE_WIDTH)
     for definition in known.values():
         if is_widget(definition):
             multiline = len(definition) > 1 and definition[1].get("multiline")
@@ -122,6 +120,11 @@ def node_size(node: dict, object_info: dict) -> tuple[int, int]:
     if class_type in TEXT_NODES:
         height, width = height + TEXT, WIDE_NODE_WIDTH
     return width, height + 12 + PICTURES.get(class_type, 0) + REPORTS.get(class_type, 0)
+
+
+def title_width(node: dict) -> int:
+    """The width at which the page does not cut a node's title off."""
+    return round(TITLE_EDGE + CHARACTER * len(node.get("_meta", {}).get("title", "")))
 
 
 def to_ui_form(
@@ -154,8 +157,8 @@ def to_ui_form(
     for key, node in api.items():
         sources = tuple(numbers[value[0]] for value in node["inputs"].values() if isinstance(value, list))
         stage = stages[key] if stages else ""
-        size = (sizes or {}).get(key) or node_size(node, object_info)
-        boxes.append(Box(numbers[key], stage, *size, sources))
+        width, height = (sizes or {}).get(key) or node_size(node, object_info)
+        boxes.append(Box(numbers[key], stage, max(width, title_width(node)), height, sources))
     positions, rectangles = _placed(boxes, links, note, places, below)
     nodes = [
         _node(
@@ -262,22 +265,6 @@ def _node(number, order, node, *, positions, box, links, object_info, files) -> 
         "properties": properties,
         "widgets_values": widget_values(class_type, node["inputs"], object_info),
     }
-
-
-def note_height(text: str) -> int:
-    """Pixels that the text of a note takes, about: a heading, and lines with some room between paragraphs."""
-    lines = [line for line in text.splitlines() if line]
-    return 48 + sum(NOTE_GAP + NOTE_LINE * (1 + len(_shown(line)) // NOTE_COLUMNS) for line in lines)
-
-
-def _shown(line: str) -> str:
-    """A line of Markdown without the addresses of its links."""
-    return re.sub(r"\]\([^)]*\)", "", line)
-
-
-def below_note(text: str) -> int:
-    """Where the nodes begin, in pixels from above."""
-    return note_height(text) + TITLE + STAGE_GAP if text else 0
 
 
 def _note(number: int, order: int, text: str) -> dict:

@@ -20,8 +20,8 @@ if __package__ in (None, ""):
 
 from workflow_files import families, flux, making
 from workflow_files.graph import Workflow
-from workflow_files.note import read_me_first
-from workflow_files.ui_form import below_note, to_ui_form
+from workflow_files.note import below_note, read_me_first
+from workflow_files.ui_form import to_ui_form
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "workflows"
@@ -109,7 +109,12 @@ def demo_ui_form(name: str, api: dict, object_info: dict) -> dict:
         "afterwards. There is no text encoder: the captions that the model knows are in demo/scenes.py.\n"
     )
     places = read_places().get(f"demo/{name}")
-    return to_ui_form(f"demo/{name}", api, object_info, note=note, places=places)
+    return to_ui_form(f"demo/{name}", for_the_page(api), object_info, note=note, places=places)
+
+
+def for_the_page(api: dict) -> dict:
+    """A graph without the nodes that hand a text to a client: on the page, nodes show their texts on themselves."""
+    return {key: node for key, node in api.items() if node["class_type"] != "PreviewAny"}
 
 
 def contents(object_info: dict) -> Iterator[tuple[Path, str]]:

@@ -13,7 +13,7 @@ from ....svdq_core.errors import LoraError, SVDQuantError
 from .identity import is_finite, tensors_in
 from .lora_report import LoraReport, ignored_keys, refuse_nothing, refuse_quantized_model, weight_key
 from .misfit import beyond, misfit, shown
-from .open_file import open_lora, shown_name
+from .open_file import forget_lora, open_lora, shown_name
 from .patches import resizes
 from .spellings import split_key, to_host_names
 
@@ -31,6 +31,7 @@ def apply_lora_file(patcher, path: str, strength: float):
     try:
         return _apply(patcher, name, stored, strength)
     except SVDQuantError as error:
+        forget_lora(path)
         raise error if str(error).startswith(f"{name}:") else LoraError(f"{name}: {error}") from error
     except (MemoryError, torch.OutOfMemoryError):
         raise

@@ -130,6 +130,13 @@ def refuse_quantized_model(name: str, stored: Iterable[str]) -> None:
         raise _whole_model(name, keys)
 
 
+def refuse_whole_model(name: str, stored: Iterable[str]) -> None:
+    """Raise LoraError for a file that holds a model and nothing of a LoRA."""
+    keys = sorted(stored)
+    if keys and _is_whole_model(keys):
+        raise _whole_model(name, keys)
+
+
 def _whole_model(name: str, keys: list[str]) -> LoraError:
     return LoraError(
         f"{name}: this is a whole model ({len(keys)} tensors, first {_short(keys[0])}), not a LoRA. Move it to "

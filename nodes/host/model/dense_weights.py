@@ -13,13 +13,13 @@ from .quantized_linear import is_quantized
 PREFIX = "diffusion_model."
 
 
-def architecture_of(patcher) -> Architecture:
-    """The family of a dense MODEL, by its modules.
+def architecture_of(model) -> Architecture:
+    """The family of a dense model of ComfyUI's, by its modules.
 
     Raises:
         ArchitectureError: it is none that can be quantized here.
     """
-    names = set(patcher.model.diffusion_model.state_dict())
+    names = set(model.diffusion_model.state_dict())
     reasons = []
     for architecture in ARCHITECTURES.values():
         wanted = [f"{b.host}.0.{linear.host}.weight" for b in architecture.blocks for linear in b.linears]
@@ -29,7 +29,7 @@ def architecture_of(patcher) -> Architecture:
             return architecture
         reasons.append(f"{architecture.title} would have {missing[0]}")
     raise ArchitectureError(
-        f"A model of class {type(patcher.model).__name__} cannot be quantized here ({'; '.join(reasons)}). "
+        f"A model of class {type(model).__name__} cannot be quantized here ({'; '.join(reasons)}). "
         f"Supported: {SUPPORTED}."
     )
 
@@ -75,12 +75,12 @@ def compute_device(patcher) -> torch.device:
     return patcher.load_device
 
 
-def plain_extras(patcher) -> dict[str, Tensor]:
-    """What a file of this MODEL must hold although the host's class has no such tensor.
+def plain_extras(model) -> dict[str, Tensor]:
+    """What a file of this model must hold although the host's class has no such tensor.
 
     PixArt takes the scale of its position embedding from the shape of one that it does not keep.
     """
-    config = patcher.model.model_config.unet_config
+    config = model.model_config.unet_config
     if config.get("pe_interpolation") is None or "input_size" not in config:
         return {}
     positions = (config["input_size"] // config["patch_size"]) ** 2

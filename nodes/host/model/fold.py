@@ -99,9 +99,15 @@ def _is_gelu(module: Any) -> bool:
 
 
 def _gelus(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, str]]:
-    """(what holds a GELU, its name there, the names of the layers in front of it and behind it)."""
+    """(what holds a GELU, its name there, the names of the layers in front of it and behind it).
+
+    Only where the module that holds it is what calls it: since ComfyUI 0.33, Wan's Sequential has a forward of its own,
+    which computes the GELU as a function and leaves the module aside.
+    """
     for module in model.modules():
         if isinstance(module, nn.Sequential):
+            if type(module).forward is not nn.Sequential.forward:
+                continue
             names = list(module._modules)
             candidates = list(zip(names[1:], names, names[2:], strict=False))
         elif hasattr(module, "fc2") and isinstance(getattr(module, "norm", None), nn.Identity):  # PixArt, from timm

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ....svdq_core.checkpoint import Checkpoint, read_text_encoder
 from ....svdq_core.checkpoint.read_errors import printable, reading
-from ....svdq_core.checkpoint.safetensors_file import SafetensorsFile
 from ....svdq_core.checkpoint.t5_read import is_t5
-from ....svdq_core.checkpoint.whole_file import SAFETENSORS_ENDINGS, read_whole
+from ....svdq_core.checkpoint.whole_file import read_whole
 from ....svdq_core.errors import SVDQuantError
 from ....svdq_core.quantized_model import QuantizedModel
 from .patcher import adopt
@@ -107,14 +106,8 @@ def read_unquantized(path: str) -> dict[str, Tensor]:
         SVDQuantError: it is quantized in a way of ComfyUI's own, whose layers are others than ours.
     """
     name = printable(Path(path).name)
-    if Path(path).suffix.lower() in SAFETENSORS_ENDINGS:
-        file = SafetensorsFile(Path(path), name)
-        tensors = {key: file.read(key) for key in file.names()}
-        file.check_unchanged()
-        file.release()
-    else:
-        with reading(name):
-            tensors = read_whole(Path(path))
+    with reading(name):
+        tensors = read_whole(Path(path), name, "text encoder")
     marks = [key for key in tensors if key == "scaled_fp8" or key.endswith((".comfy_quant", ".scale_weight"))]
     if marks:
         raise SVDQuantError(

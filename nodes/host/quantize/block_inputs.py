@@ -8,11 +8,8 @@ layer 0.0702 and 0.0341; with statistics of this kind 0.0599 and 0.0317, recorde
 """
 
 import logging
-import threading
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from queue import SimpleQueue
 from typing import Any
 
 import comfy.model_base
@@ -21,7 +18,9 @@ from torch import Tensor, nn
 
 from ....svdq_core.errors import SVDQuantError
 from ....svdq_core.quantize.statistics import InputStatistics, named_generator
-from .noise_conditions import Request, draw_latent, make_conditions
+from .experts import find_experts
+from .noise_conditions import Request
+from .noise_forward import NoiseForward
 from .replica import CONVOLUTIONS, replicate
 from .watch import block_of
 
@@ -30,12 +29,8 @@ logger = logging.getLogger("svdquant")
 PICTURES = 16
 PICTURE_SIDE, VIDEO_SIDE, FRAMES = 32, 16, 4  # of the latents: 256 tokens where a patch is 2 x 2
 TEXT_TOKENS = 64
-WEAKEST_TEXT = 0.1  # text encoders differ in the size of their output: texts get sizes from this to 1
+FEW_ROWS = 64  # of an expert
 MOST_ROWS = 8192  # of an input that count
-
-
-class _ClosedError(Exception):
-    """Nobody waits for the rest of a forward."""
 
 
 class NoiseInputs:
@@ -66,11 +61,13 @@ class NoiseInputs:
         side = max(request.side, VIDEO_SIDE if video else PICTURE_SIDE)
         frames = FRAMES if video else request.frames
         self.request = replace(request, side=side, frames=frames, tokens=TEXT_TOKENS, batch=PICTURES)
+        self._smaller = replace(self.request, side=request.side, frames=request.frames)
         self.model, self.blocks, self.weights = model, dict(blocks), weights
         self.seed, self.device = seed, device
+        self.experts = find_experts(model.diffusion_model, self.blocks)
         self._left: set[str] = set()  # blocks that the running forwards have left behind
-        self._forwards: list[_Forward] = []
-        self.running: _Forward | None = None
+        self._forwards: list[NoiseForward] = []
+        self.running: NoiseForward | None = None
 
     def of_block(self, block: str) -> dict[str, InputStatistics]:
         """Statistics by module name, of those Linears of a block that ran and whose inputs stay finite.
@@ -95,6 +92,19 @@ class NoiseInputs:
                 joined[key] = self._statistics(name, torch.cat(pieces) if len(pieces) > 1 else pieces[0])
             if bool(torch.isfinite(joined[key].mean_square).all()):
                 result[name] = joined[key]
+        return self._lend_rows(block, result)
+
+    def _lend_rows(self, block: str, found: dict[str, InputStatistics]) -> dict[str, InputStatistics]:
+        """Experts that saw hardly a row get those of all experts of their kind."""
+        pooled: dict[tuple[str, ...], InputStatistics] = {}
+        result = dict(found)
+        for name, names in self.experts.items():
+            known = [found[other].tokens for other in names if other in found]
+            own = found[name].count if name in found else 0
+            if block_of(name, self.blocks) == block and own < FEW_ROWS and known:
+                if names not in pooled:
+                    pooled[names] = self._statistics(names[0], torch.cat(known))
+                result[name] = pooled[names]
         return result
 
     def close(self) -> None:
@@ -113,9 +123,16 @@ class NoiseInputs:
         """Forwards that stand before the first block: one of all pictures, or one for each if the model takes one."""
         self.close()
         problems: list[BaseException] = []
-        for count in (1, PICTURES):
+        smaller = self._smaller if self._smaller != self.request else None  # some models have a largest size
+        for request, count in ((self.request, 1), (self.request, PICTURES), (smaller, 1), (smaller, PICTURES)):
+            if request is None:
+                continue
+            self.request = request
             twin = self._twin()
-            forwards = [_Forward(self, twin, index, count) for index in range(count)]
+            forwards = [
+                NoiseForward(self, twin, index=index, count=count, most_rows=MOST_ROWS // count)
+                for index in range(count)
+            ]
             try:
                 for forward in forwards:
                     forward.begin()
@@ -175,117 +192,3 @@ class NoiseInputs:
         )
         assert weight is not None, f"{name} has no weight"
         return weight, bias
-
-
-class _Forward:
-    """One run of the model, in a thread that only ever runs while somebody waits for it.
-
-    Args:
-        owner: what it belongs to. twin: the model that it runs; forwards of one owner share it.
-        index, count: which of how many forwards, each with its share of the pictures.
-    """
-
-    def __init__(self, owner: NoiseInputs, twin: comfy.model_base.BaseModel, index: int, count: int):
-        self.owner, self.twin, self.index, self.count = owner, twin, index, count
-        self.inputs: dict[str, Tensor] = {}
-        self._block, self._preparing = "", True
-        self._seen: list[tuple[weakref.ref[Tensor], int, Tensor]] = []
-        self._go: SimpleQueue[bool] = SimpleQueue()
-        self._reports: SimpleQueue[str | BaseException | None] = SimpleQueue()
-        self._ended = False
-        self._thread = threading.Thread(target=self._work, name="svdquant noise", daemon=True)
-
-    def begin(self) -> None:
-        """Run up to the first block.
-
-        Raises:
-            Exception: whatever the model raises.
-        """
-        self._thread.start()
-        self._resume()
-
-    def advance(self, wanted: str) -> tuple[dict[str, Tensor], set[str]]:
-        """Run until the block has run: its inputs, and all blocks that were passed; no inputs if it never runs."""
-        passed = set()
-        while not self._ended:
-            left = self._resume()
-            if left is None:
-                break
-            passed.add(left)
-            if left == wanted:
-                found, self.inputs = self.inputs, {}
-                return found, passed
-            self.inputs = {}
-        return {}, passed | {wanted}
-
-    def close(self) -> None:
-        if self._thread.is_alive() and not self._ended:
-            self._go.put(False)
-            self._thread.join()
-        self._ended = True
-
-    def _resume(self) -> str | None:
-        """Let the thread go on; the block that it has left, "" before the first one, None at the end."""
-        self.owner.running = self
-        self._go.put(True)
-        report = self._reports.get()
-        if isinstance(report, BaseException):
-            self._ended = True
-            self._thread.join()
-            raise report
-        self._ended = report is None
-        return report
-
-    def _pause(self, block: str) -> None:
-        self._reports.put(block)
-        if not self._go.get():
-            raise _ClosedError
-
-    def _work(self) -> None:
-        try:
-            if self._go.get():
-                with torch.no_grad():
-                    self._run()
-                self._reports.put(None)
-        except _ClosedError:
-            pass
-        except BaseException as error:  # noqa: BLE001  raised again where somebody waits
-            self._reports.put(error)
-
-    def _run(self) -> None:
-        owner, twin = self.owner, self.twin
-        request = owner.request
-        generator = named_generator(owner.seed, "noise")
-        latent, shapes = draw_latent(twin, request, generator)
-        sizes = WEAKEST_TEXT ** torch.rand(PICTURES, generator=generator)
-        progress = (
-            torch.randperm(PICTURES, generator=generator) + torch.rand(PICTURES, generator=generator)
-        ) / PICTURES
-        sigmas = torch.tensor([float(twin.model_sampling.percent_to_sigma(p)) for p in progress.tolist()])
-        # so large that the network sees numbers of unit size, as it does while sampling
-        latent = latent / twin.model_sampling.calculate_input(sigmas, torch.ones_like(latent))
-        each = PICTURES // self.count
-        mine = slice(self.index * each, (self.index + 1) * each)
-        latent, sigmas = latent[mine].to(owner.device), sigmas[mine].to(owner.device)
-        conditions = make_conditions(
-            twin, latent, shapes, replace(request, batch=each), generator=generator, strength=sizes[mine]
-        )
-        self._preparing = False
-        twin.apply_model(latent, sigmas, **conditions)
-        if self._block:
-            self._pause(self._block)
-
-    def take_in(self, name: str, x: Tensor) -> None:
-        """A Linear is about to multiply x."""
-        block = block_of(name, self.owner.blocks)
-        if not block or self._preparing:
-            return
-        if block != self._block:
-            self._pause(self._block)  # "" before the first one
-            self._block, self._seen = block, []
-        rows = next((rows for other, version, rows in self._seen if other() is x and version == x._version), None)
-        if rows is None:
-            rows = x.reshape(-1, x.shape[-1]).clone()  # what comes next may change x
-            self._seen.append((weakref.ref(x), x._version, rows))
-        before = self.inputs.get(name)
-        self.inputs[name] = rows if before is None else torch.cat((before, rows))

@@ -68,13 +68,17 @@ def plan_patcher(patcher) -> HostPlan:
         raise SVDQuantError("This model is an SVDQuant model already. Quantize the full-precision model instead.")
     found = _known.get(patcher.model)
     if found is None:
-        found = _known[patcher.model] = _make_plan(patcher)
+        found = _known[patcher.model] = plan_host_model(patcher.model)
     return found
 
 
-def _make_plan(patcher) -> HostPlan:
-    model = patcher.model
-    described = _described(patcher)
+def plan_host_model(model: comfy.model_base.BaseModel) -> HostPlan:
+    """The plan of ComfyUI's model, on any device or without memory.
+
+    Raises:
+        ArchitectureError: as plan_patcher.
+    """
+    described = _described(model)
     blocks = find_blocks(model.diffusion_model)
     if described is not None:
         blocks = {layer.block: layer.block.rpartition(".")[0] for layer in described[1]}
@@ -95,12 +99,12 @@ def _make_plan(patcher) -> HostPlan:
     return HostPlan(plan, Architecture(name=traced.title, title=traced.title, blocks=()), request, blocks)
 
 
-def _described(patcher) -> tuple[Architecture, ModelPlan] | None:
-    """The family of a MODEL and the plan that its published layout makes; None if nobody has described it."""
+def _described(model: comfy.model_base.BaseModel) -> tuple[Architecture, ModelPlan] | None:
+    """The family of a model and the plan that its published layout makes; None if nobody has described it."""
     try:
-        architecture = architecture_of(patcher)
+        architecture = architecture_of(model)
     except ArchitectureError:
         return None
-    network = patcher.model.diffusion_model
+    network = model.diffusion_model
     shapes = {n: (m.out_features, m.in_features) for n, m in network.named_modules() if isinstance(m, nn.Linear)}
     return architecture, plan_layout(architecture, shapes, sum(p.numel() for p in network.parameters()))

@@ -12,7 +12,7 @@ from ....svdq_core.quantize.calibration_file import Calibration
 from ....svdq_core.quantize.calibration_fit import FittedCalibration, hash_file
 from ....svdq_core.quantize.model_plan import ModelPlan
 from ....svdq_core.quantize.overrides import Overrides
-from ....svdq_core.quantize.to_file import QuantizeJob
+from ....svdq_core.quantize.to_file import AUTO, QuantizeJob
 from ..model.dense_weights import DenseWeights, compute_device, plain_extras
 from ..model.model_hash import patches_hash, weights_hash
 from .layer_progress import LayerProgress
@@ -37,6 +37,7 @@ def make_job(
     spec: QuantSpec,
     overrides: Overrides,
     calibration: FittedCalibration | None,
+    form: str = AUTO,
 ) -> QuantizeJob:
     """Everything checked that can be checked before the work.
 
@@ -44,6 +45,7 @@ def make_job(
         found: what its layers become.
         weights: of the full-precision MODEL; its patches are baked in.
         calibration: recorded inputs, or None.
+        form: of the file, as QuantizeJob.
 
     Raises:
         SVDQuantError: a pattern matches no layer.
@@ -64,7 +66,7 @@ def make_job(
         "svdquant_baked_patches": f"{len(weights.patched)} weights, {patches}" if patches else "none",
         "svdquant_made_with": made_with,
     }
-    settings = (source, patches, method, recorded.rpartition(" ")[2], str(overrides), pack_version(), made_with)
+    settings = (form, source, patches, method, recorded.rpartition(" ")[2], str(overrides), pack_version(), made_with)
     return QuantizeJob(
         architecture=found.architecture,
         plan=found.plan,
@@ -78,9 +80,10 @@ def make_job(
         calibration=calibration,
         inputs=found.inputs_of(patcher.model, spec.seed, device),
         overrides=overrides,
-        extras=plain_extras(patcher),
+        extras=plain_extras(patcher.model),
         poll=LayerProgress.poll,
         make_room=make_room,
+        form=form,
         verify=(lambda: None) if calibration is None else calibration.file.check_unchanged,
     )
 

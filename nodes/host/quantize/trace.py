@@ -17,6 +17,7 @@ from torch import nn
 
 from ....svdq_core.errors import ArchitectureError
 from ....svdq_core.quantize.traced_layers import Span, TracedLinear, TracedModel
+from .experts import find_experts
 from .noise_conditions import Request, WidthError, draw_latent, guess_text_widths, learn_width, make_conditions
 from .replica import replicate, values_or_noise
 from .watch import Seen, Tag, Watch, block_of
@@ -85,6 +86,7 @@ def _trace(model: comfy.model_base.BaseModel, blocks: dict[str, str]) -> tuple[T
     order = [*ran, *(name for name in linears if name not in set(ran))]
     runs = Runs(base, wider, longer)
     traced = [_describe(name, linears[name], blocks, runs) for name in order]
+    traced = _share_among_experts(traced, find_experts(model.diffusion_model, blocks))
     parameters = sum(p.numel() for p in model.diffusion_model.parameters())
     return TracedModel(type(model).__name__, parameters, tuple(traced)), request
 
@@ -191,6 +193,26 @@ def _run_wider(twin: comfy.model_base.BaseModel, blocks: dict[str, str], request
 def _is_padded(base: Seen, wider: Seen, longer: Seen) -> bool:
     """Whether a Linear has always the same many rows: perhaps of a text that is filled up."""
     return max(base.calls) >= MANY_ROWS and base.calls == wider.calls == longer.calls
+
+
+def _share_among_experts(traced: list[TracedLinear], experts: dict[str, tuple[str, ...]]) -> list[TracedLinear]:
+    """What the forwards showed of all experts together, for each of them."""
+    by_name = {linear.name: linear for linear in traced}
+    found = []
+    for linear in traced:
+        others = [by_name[name] for name in experts.get(linear.name, ())]
+        ran = next((other for other in others if other.calls), None)
+        if ran is not None:
+            linear = replace(
+                linear,
+                calls=max(linear.calls, 1),
+                grows_with_image=any(other.grows_with_image for other in others),
+                grows_with_text=any(other.grows_with_text for other in others),
+                gelu=linear.gelu if linear.calls else ran.gelu,
+                gated=linear.gated if linear.calls else ran.gated,
+            )
+        found.append(linear)
+    return found
 
 
 def _describe(name: str, module: nn.Linear, blocks: dict[str, str], runs: Runs) -> TracedLinear:

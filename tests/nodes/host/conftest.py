@@ -31,14 +31,6 @@ def model(path):
 
 
 @pytest.fixture(scope="module")
-def dense(host):
-    from host_models import put_dense
-
-    name = put_dense(host.model_folder("diffusion_models"))
-    return host.call("UNETLoader", unet_name=name, weight_dtype="default")[0]
-
-
-@pytest.fixture(scope="module")
 def plain(model):
     """The picture without a LoRA."""
     from sampling import sample_flux

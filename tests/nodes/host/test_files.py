@@ -37,3 +37,11 @@ def test_a_new_file_gets_the_first_free_number(host, files):
         path.touch()
     with pytest.raises(SVDQuantError, match="no file name inside"):
         files.output_path("../outside", overwrite=False)
+
+
+@pytest.mark.parametrize("find", ["lora_path", "text_encoder_path", "model_path"])
+@pytest.mark.parametrize("name", ["gone.safetensors", "caf\udce9.safetensors"])
+def test_a_file_that_is_gone_is_said_in_a_sentence(files, find, name):
+    with pytest.raises(SVDQuantError, match=r"not found in .*choose again") as found:
+        getattr(files, find)(name)
+    assert str(found.value).encode()

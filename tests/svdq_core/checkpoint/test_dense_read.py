@@ -3,12 +3,12 @@
 import pytest
 import torch
 from checkpoint_files import write_legacy_folder
+from dense_compare import dense_model
 from pixart_files import pixart
 from safetensors.torch import save_file
 from tiny_files import DATA
 
-from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
-from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
+from svdquant_pack.svdq_core.checkpoint import Checkpoint
 from svdquant_pack.svdq_core.checkpoint.dense_read import DenseModel
 from svdquant_pack.svdq_core.errors import CheckpointError
 
@@ -56,10 +56,7 @@ FLUX_OUTSIDE = {
 @pytest.fixture(scope="module")
 def flux() -> dict[str, torch.Tensor]:
     """The tiny FLUX under the host's names, bfloat16."""
-    model = read_checkpoint(Checkpoint(DATA / "flux_tiny_int4_r32.safetensors"))
-    tensors = dict(model.plain)
-    for name, layer in model.layers.items():
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = dense_weight(layer), dense_bias(layer)
+    tensors = dense_model(DATA / "flux_tiny_int4_r32.safetensors")
     return {name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}
 
 

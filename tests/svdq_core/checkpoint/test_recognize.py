@@ -43,6 +43,44 @@ OTHERS = {
     "something else": ({"blocks.7.linear.qweight": INT8}, "unknown model (first: blocks.7.linear.qweight)"),
 }
 
+# names by which ComfyUI itself tells these
+NAMED = {
+    "Stable Audio": ["transformer.rotary_pos_emb.inv_freq"],
+    "HunyuanDiT": ["mlp_t5.0.weight"],
+    "Hunyuan3D": ["latent_in.weight"],
+    "ACE-Step": ["genre_embedder.weight"],
+    "SeedVR2": ["blocks.35.mlp.all.proj_in_gate.weight"],
+    "HiDream-O1": ["t_embedder1.mlp.0.weight", "x_embedder.proj1.weight"],
+    "PixelDiT or PiD": ["core.pixel_embedder.proj.weight"],
+    "Z-Image in pixels": ["dec_net.cond_embed.weight", "cap_pad_token"],
+    "TripoSplat": ["cam_out_layer.weight", "repo_layers.0.final_map.weight"],
+    "Cosmos 1": ["blocks.block0.blocks.0.block.attn.to_q.0.weight"],
+    "Stable Cascade": ["clf.1.weight"],
+    "Mochi": ["t5_y_embedder.to_kv.weight"],
+    "Chroma Radiance": ["nerf_image_embedder.embedder.0.weight", "distilled_guidance_layer.in_proj.weight"],
+}
+
+
+@pytest.mark.parametrize("title", NAMED)
+def test_families_that_are_not_read_are_named(title, tmp_path):
+    tensors = {"blocks.0.linear.qweight": INT8.clone()} | {name: HALF.clone() for name in NAMED[title]}
+    with pytest.raises(CheckpointError, match=f"{title} recognised, not supported yet"):
+        read_checkpoint(Checkpoint(write_tensors(tmp_path / "x.safetensors", tensors)))
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [{"quantfunc.payload": INT8}, {"payload": INT8.view(torch.uint8)}],
+    ids=["by its tensors", "by its metadata"],
+)
+def test_a_sealed_file_says_what_to_take_instead(tensors, tmp_path):
+    metadata = {"format": "QuantFunc 2026-09", "model": "krea2-turbo"}
+    path = write_tensors(tmp_path / "x.safetensors", {n: t.clone() for n, t in tensors.items()}, metadata)
+    with pytest.raises(
+        CheckpointError, match=r"a sealed QuantFunc file.*Take the same model in nunchaku's layout, as svdq-"
+    ):
+        read_checkpoint(Checkpoint(path))
+
 
 @pytest.mark.parametrize(("tensors", "message"), OTHERS.values(), ids=OTHERS)
 def test_other_models_are_named(tensors, message, tmp_path):

@@ -1,10 +1,17 @@
 """Files read into memory: both kinds, in every form in which training programs write them."""
 
+import os
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from svdquant_pack.svdq_core.checkpoint.whole_file import read_whole
+from svdquant_pack.svdq_core.checkpoint import whole_file
+from svdquant_pack.svdq_core.errors import CheckpointError
+
+
+def read_whole(path, look=None):
+    return whole_file.read_whole(path, path.name, "LoRA", look)
 
 
 def test_numbers_in_a_pickle_are_alphas(tmp_path):
@@ -46,3 +53,36 @@ def test_a_pickle_of_something_else(tmp_path):
     torch.save([torch.ones(2)], tmp_path / "l.pt")
     with pytest.raises(TypeError, match="it holds a list"):
         read_whole(tmp_path / "l.pt")
+
+
+def test_a_look_at_the_names_comes_first(tmp_path, monkeypatch):
+    save_file({"a": torch.ones(1000)}, tmp_path / "x.safetensors")
+    monkeypatch.setattr(whole_file.SafetensorsFile, "read", lambda *_: pytest.fail("it was read"))
+
+    def look(names, nbytes):
+        assert names == ["a"] and nbytes == (tmp_path / "x.safetensors").stat().st_size
+        raise CheckpointError("no")
+
+    with pytest.raises(CheckpointError, match="no"):
+        read_whole(tmp_path / "x.safetensors", look)
+
+
+@pytest.mark.parametrize("name", ["l.safetensors", "l.pt"])
+def test_a_file_that_is_written_while_it_is_read(tmp_path, monkeypatch, name):
+    path, tensors = tmp_path / name, {"a": torch.ones(1000), "b": torch.ones(1000)}
+    (save_file if name == "l.safetensors" else torch.save)(tensors, path)
+    old, begun = path.read_bytes(), []
+    where = (whole_file.SafetensorsFile, "read") if name == "l.safetensors" else (torch, "load")
+    usual = getattr(*where)
+
+    def read(*args, **more):
+        result = usual(*args, **more)
+        if not begun:
+            path.write_bytes(old[:-4000] + bytes(4000))
+            os.utime(path, ns=(1, 1))  # some disks count time in steps of milliseconds
+        begun.append(1)
+        return result
+
+    monkeypatch.setattr(*where, read)
+    with pytest.raises(CheckpointError, match=rf"{name}: the file changed while it was read"):
+        read_whole(path)

@@ -32,7 +32,7 @@ def source(tmp_path_factory) -> Path:
 
 
 def run(*arguments, processes: int = 1):
-    program = [str(ROOT / "svdq_core"), "quantize", *map(str, arguments), "--rank", "16"]
+    program = [str(ROOT / "svdq_core"), "quantize", *map(str, arguments), "--rank", "16", "--host", "none"]
     command = [sys.executable, *program]
     if processes > 1:
         options = ["--standalone", f"--nproc-per-node={processes}", "--no-python"]
@@ -47,7 +47,7 @@ def call(capsys):
     main = runpy.run_path(str(ROOT / "svdq_core" / "__main__.py"), run_name="read")["main"]
 
     def run_here(*arguments) -> SimpleNamespace:
-        code = main(["quantize", "--device", "cpu", "--rank", "16", *map(str, arguments)])
+        code = main(["quantize", "--host", "none", "--device", "cpu", "--rank", "16", *map(str, arguments)])
         said = capsys.readouterr()
         return SimpleNamespace(returncode=code, stdout=said.out, stderr=said.err)
 
@@ -192,8 +192,7 @@ def test_a_refusal_is_the_exit_code(source, made):
     assert done.returncode == 1 and "exists already" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_best_needs_inputs(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "KNOWN_INPUTS", {})  # as for a family whose blocks are not written down
+def test_best_needs_inputs(source, tmp_path):
     request = command.QuantizeRequest(source, tmp_path / "new.safetensors", QuantSpec(method="best"), Overrides())
-    with pytest.raises(SVDQuantError, match=r"Give a calibration \(--calibration\)"):
+    with pytest.raises(SVDQuantError, match=r"Name a ComfyUI \(--host\)"):
         command.quantize_file(request, print)

@@ -86,15 +86,7 @@ def not_finite(random: Random, file: Original) -> tuple[bytes, bool]:
 
 
 MUTATIONS = [
-    file_mutations.truncate,
-    file_mutations.append,
-    file_mutations.noise,
-    file_mutations.header_length,
-    file_mutations.header_bytes,
-    file_mutations.data_bytes,
-    file_mutations.header_entry,
-    file_mutations.duplicate_key,
-    file_mutations.deep_header,
+    *file_mutations.OF_ANY_FILE,
     metadata,
     numbers,
     shape,

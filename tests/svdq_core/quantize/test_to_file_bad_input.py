@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from dense_compare import dense_model
 from safetensors.torch import load_file
 from tiny_files import DATA
 
-from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
-from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.errors import CheckpointError, SVDQuantError
 from svdquant_pack.svdq_core.models import FLUX, PIXART
 from svdquant_pack.svdq_core.quantize import QuantSpec, whole_model
@@ -21,11 +20,7 @@ SPEC = QuantSpec(score_tokens=32, rank=16)
 @pytest.fixture(scope="module")
 def dense():
     """The dense weights of the tiny FLUX, under the host's names."""
-    model = read_checkpoint(Checkpoint(DATA / "flux_tiny_int4_r32.safetensors"))
-    weights = {name: t.float() for name, t in model.plain.items()}
-    for name, layer in model.layers.items():
-        weights[f"{name}.weight"], weights[f"{name}.bias"] = dense_weight(layer), dense_bias(layer)
-    return weights
+    return dense_model(DATA / "flux_tiny_int4_r32.safetensors")
 
 
 def job(architecture, weights, target, **changes) -> QuantizeJob:

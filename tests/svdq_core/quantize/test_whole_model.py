@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from dense_compare import dense_model
 from tiny_files import DATA
 
-from svdquant_pack.svdq_core.apply_layer import dense_bias, dense_weight
+from svdquant_pack.svdq_core.apply_layer import dense_weight
 from svdquant_pack.svdq_core.blob import to_blob
-from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.errors import SVDQuantError
 from svdquant_pack.svdq_core.models import FLUX
 from svdquant_pack.svdq_core.quantize import InputStatistics, QuantSpec, quantize_layer, whole_model
@@ -22,11 +22,7 @@ SPEC = QuantSpec(score_tokens=32, rank=16)
 @pytest.fixture(scope="module")
 def dense():
     """The dense weights of the tiny FLUX, under the host's names."""
-    model = read_checkpoint(Checkpoint(DATA / "flux_tiny_int4_r32.safetensors"))
-    weights = {name: t.float() for name, t in model.plain.items()}
-    for name, layer in model.layers.items():
-        weights[f"{name}.weight"], weights[f"{name}.bias"] = dense_weight(layer), dense_bias(layer)
-    return weights
+    return dense_model(DATA / "flux_tiny_int4_r32.safetensors")
 
 
 @pytest.fixture(scope="module")

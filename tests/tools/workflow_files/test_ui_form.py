@@ -1,7 +1,8 @@
 """From API form to the page's form: every value lands in its widget, every link in its slot."""
 
 import pytest
-from workflow_files.ui_form import UnknownNodeError, note_height, to_ui_form, widget_values
+from workflow_files.note import note_height
+from workflow_files.ui_form import UnknownNodeError, to_ui_form, widget_values
 
 ROW = {"required": {"on": ["BOOLEAN", {"default": True}], "name": ["COMBO", {"options": ["a", "b"]}]}}
 INFO = {

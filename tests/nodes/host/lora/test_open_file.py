@@ -12,6 +12,7 @@ from sampling import sample_flux
 from svdquant_pack.nodes.host.lora import open_file
 from svdquant_pack.nodes.host.lora.lora_file import apply_lora_file
 from svdquant_pack.nodes.host.lora.open_file import open_lora, shown_name
+from svdquant_pack.svdq_core.checkpoint.safetensors_file import SafetensorsFile
 from svdquant_pack.svdq_core.errors import LoraError
 
 
@@ -71,8 +72,27 @@ def test_more_tensors_than_any_lora_has(tmp_path, monkeypatch):
         open_lora(put(tmp_path))
 
 
+def test_a_whole_model_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    """24 GB of FLUX.1 in the wrong folder would be twice that in main memory."""
+    save_file(
+        {f"double_blocks.{i}.img_attn.qkv.weight": torch.ones(9, 9) for i in range(9)}, tmp_path / "m.safetensors"
+    )
+    monkeypatch.setattr(open_file, "KEPT_BYTES", 100)
+    monkeypatch.setattr(SafetensorsFile, "read", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(LoraError, match=r"m\.safetensors: this is a whole model"):
+        open_lora(str(tmp_path / "m.safetensors"))
+
+
+def test_nothing_is_kept_of_a_file_that_is_refused(model, tmp_path):
+    open_file._kept.clear()
+    save_file({"unknown.lora_A.weight": torch.ones(2, 2)}, tmp_path / "x.safetensors")
+    with pytest.raises(LoraError, match="none of its 1 keys fits"):
+        apply_lora_file(model, str(tmp_path / "x.safetensors"), 0.5)
+    assert not open_file._kept
+
+
 def test_a_file_that_is_gone(tmp_path):
-    with pytest.raises(LoraError, match=r"absent\.safetensors: not a readable LoRA file \(.*No such file"):
+    with pytest.raises(LoraError, match=r"absent\.safetensors: there is no such file"):
         open_lora(str(tmp_path / "absent.safetensors"))
 
 

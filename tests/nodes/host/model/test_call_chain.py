@@ -57,7 +57,7 @@ def test_few_frames_in_few_files(gpu, launches, host, monkeypatch):
     row = next(row for row in gpus.GENERATIONS if row.name == gpu)
     from svdquant_pack.kernels.step import quantize_act_int8
 
-    for module in (path, layer_paths, quantize_act_int8):
+    for module in (path, quantize_act_int8):
         monkeypatch.setattr(module, "generation", lambda _device: row)
     with torch.inference_mode():
         make_linear("w4a8")(torch.randn(1, 64, SIZE).bfloat16())

@@ -126,6 +126,21 @@ def test_a_layer_in_16_bits_keeps_its_gelu(where, index, host, monkeypatch):
     assert isinstance(mlp[1], torch.nn.GELU)
 
 
+@pytest.mark.parametrize("where", ["input", "output"])
+def test_a_gelu_that_its_owner_computes_by_itself_is_left_alone(where, host, monkeypatch):
+    """As in Wan's blocks since ComfyUI 0.33, where the GELU would otherwise be applied twice."""
+
+    class OwnForward(torch.nn.Sequential):
+        def forward(self, x):
+            return self[2](torch.nn.functional.gelu(self[0](x), approximate="tanh"))
+
+    model = load(host, monkeypatch, switch="0")
+    block = model.model.diffusion_model.double_blocks[0]
+    block.img_mlp.__class__ = OwnForward
+    assert fold.fold_gelus(block, where) == 1
+    assert isinstance(block.img_mlp[1], torch.nn.GELU) and isinstance(block.txt_mlp[1], fold.FoldedGELU)
+
+
 def test_a_linear1_in_16_bits_leaves_its_gelu(host, monkeypatch):
     model = load(host, monkeypatch, switch="0")
     block = model.model.diffusion_model.single_blocks[0]

@@ -8,7 +8,7 @@ import comfy.model_management
 import comfy.ops
 import pytest
 import torch
-from host_models import put_dense, put_lora
+from host_models import put_lora
 from quantize_node import quantize
 from safetensors import safe_open
 from sampling import relative_error, sample_flux
@@ -19,12 +19,6 @@ from svdquant_pack.svdq_core.quantize import whole_model
 from svdquant_pack.svdq_core.quantize.journal import LAYER_SUFFIX, journal_folder
 
 LAYERS = 13  # of the tiny FLUX
-
-
-@pytest.fixture(scope="module")
-def dense(host):
-    name = put_dense(host.model_folder("diffusion_models"))
-    return host.call("UNETLoader", unet_name=name, weight_dtype="default")[0]
 
 
 @pytest.fixture(scope="module")

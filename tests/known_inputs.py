@@ -1,13 +1,7 @@
-"""What a model's own weights say about the inputs of its layers: statistics without any prompt or picture.
+"""The blocks of FLUX.1 and PixArt written down a second time, run on noise: a reference for what ComfyUI's own do.
 
-A few images of noise, with random texts at times between 0 and 1, go through the model block by block, in float32, with
-the weights of one Linear on the device at a time; what each Linear sees is its statistics. In ComfyUI the model itself
-runs (nodes/host/quantize/block_inputs.py); these blocks are written down once more for the command line, which works
-without ComfyUI. A test compares them with ComfyUI's.
-
-Trained tiny FLUX, INT4, rank 32, mean output error on real inputs at W4A4 and W4A8: standard-normal tokens for every
-layer 0.0702 and 0.0341; these 0.0599 and 0.0317, with method best 0.0580 and 0.0280; recorded ones 0.0493 and 0.0277,
-with method best 0.0438 and 0.0172. SVDQuant as in the paper, with recorded ones: 0.0655 and 0.0460.
+A few images of noise, with random texts at times between 0 and 1, go through the model block by block, in float32; what
+each Linear sees is its statistics.
 """
 
 import math
@@ -18,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, rms_norm, scaled_dot_product_attention, silu
 
-from .statistics import InputStatistics, named_generator
+from svdquant_pack.svdq_core.quantize.statistics import InputStatistics, named_generator
 
 IMAGES = 16
 SIDE = 16  # an image is SIDE x SIDE tokens

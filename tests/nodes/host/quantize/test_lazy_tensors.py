@@ -1,0 +1,54 @@
+"""Tensors whose values are read when they are asked for: what is done to them before is done to the values."""
+
+import pytest
+import torch
+
+from svdquant_pack.nodes.host.quantize.lazy_tensors import LazyTensor, LazyWeights
+from svdquant_pack.svdq_core.errors import CheckpointError
+
+VALUES = torch.arange(24.0).view(4, 6)
+
+
+def lazy(reads: list | None = None) -> LazyTensor:
+    def make():
+        if reads is not None:
+            reads.append(1)
+        return VALUES
+
+    return LazyTensor.of((4, 6), torch.float32, make)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t[1:3],
+        lambda t: t.transpose(0, 1),
+        lambda t: t.chunk(2, dim=0)[1],
+        lambda t: torch.cat((t[2:], t[:2])),
+        lambda t: t.view(2, 2, 6)[:, 0].reshape(12).contiguous(),
+        lambda t: t.to(torch.float16),
+        lambda t: torch.stack((t, t))[1, 0],
+    ],
+    ids=["slice", "transpose", "chunk", "cat", "view", "to", "stack"],
+)
+def test_what_is_done_before_is_done_to_the_values(change):
+    reads: list = []
+    changed = change(lazy(reads))
+    assert not reads and changed.shape == change(VALUES).shape and changed.dtype == change(VALUES).dtype
+    assert torch.equal(LazyWeights({"x": changed})["x"], change(VALUES)) and reads
+
+
+def test_values_that_decide_are_read():
+    assert lazy()[0, 3].item() == 3 and torch.std(lazy()).item() == torch.std(VALUES).item()
+    assert bool((lazy()[0, 1] == 1).item())
+
+
+def test_nothing_is_written_into_them():
+    with pytest.raises(CheckpointError, match="names of diffusers"):
+        lazy()[0] = torch.ones(6)
+
+
+def test_shapes_cost_no_read():
+    reads: list = []
+    weights = LazyWeights({"x": lazy(reads)})
+    assert weights.shape("x") == (4, 6) and "x" in weights and len(weights) == 1 and not reads
