@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -102,13 +101,12 @@ def find_opener(device: str) -> OpenSource:
     if host is None:
         sys.stderr.write("no ComfyUI (COMFYUI_PATH): inputs are taken for standard normal\n")
         return open_described
-    with tempfile.TemporaryDirectory() as stubs:
-        problem = import_comfyui(host, Path(stubs), "cpu" if device == "cpu" else "")
-        if problem:
-            raise SystemExit(problem)
-        from svdquant_pack.nodes.host.quantize.file_source import open_source
+    problem = import_comfyui(host, device)
+    if problem:
+        raise SystemExit(problem)
+    from svdquant_pack.nodes.host.quantize.file_source import open_source
 
-        return open_source
+    return open_source
 
 
 def peak_memory() -> int:

@@ -11,6 +11,7 @@ from .load_model import SVDQuantModelLoader
 from .load_text_encoder import SVDQuantTextEncoderLoader
 from .lora_stack import SVDQuantLoraStack
 from .quantize_model import SVDQuantQuantizeModel
+from .quantize_text_encoder import SVDQuantQuantizeTextEncoder
 
 
 class SVDQuantExtension(ComfyExtension):
@@ -25,6 +26,7 @@ class SVDQuantExtension(ComfyExtension):
             SVDQuantCalibrationStart,
             SVDQuantCalibrationSave,
             SVDQuantQuantizeModel,
+            SVDQuantQuantizeTextEncoder,
             SVDQuantExportModel,
             SVDQuantCompareImages,
             SVDQuantEnvironmentCheck,

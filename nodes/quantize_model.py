@@ -8,10 +8,12 @@ from comfy_api.latest import io, ui
 
 from ..svdq_core.checkpoint import require_space
 from ..svdq_core.quantize import QuantSpec
+from ..svdq_core.quantize.estimate import expected_time
 from ..svdq_core.quantize.journal import journal_folder, stored_bytes
 from ..svdq_core.quantize.overrides import Overrides
+from ..svdq_core.quantize.precheck import precheck
 from ..svdq_core.quantize.spec import METHODS
-from ..svdq_core.quantize.to_file import quantize_to_file
+from ..svdq_core.quantize.to_file import AUTO, quantize_to_file
 from .calibration import CalibrationFile
 from .checked_inputs import checked
 from .error_plot import draw_errors
@@ -29,6 +31,7 @@ logger = logging.getLogger("svdquant")
 FILE_PRECISION = {"int4": "int4", "nvfp4": "fp4", "int8": "int8"}  # as the names of published files spell it
 COPIES = 2  # on the disk at the end: finished layers, and the file put together from them
 NO_CALIBRATION = "none"
+WRITABLE = ("nunchaku", "comfy", "svdquant")  # of the formats those that hold quantized layers
 
 
 class SVDQuantQuantizeModel(io.ComfyNode):
@@ -128,6 +131,15 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                     optional=True,
                     tooltip="So many of the layers with the largest errors stay in 16 bits as well.",
                 ),
+                io.Combo.Input(
+                    "format",
+                    advanced=True,
+                    options=[AUTO, *WRITABLE],
+                    default=AUTO,
+                    optional=True,
+                    tooltip="auto: the layout of the family's published files, this pack's own where there is none. "
+                    "comfy: ComfyUI's layout for each layer, INT4 only. svdquant: this pack's own, every precision.",
+                ),
                 io.Float.Input(
                     "error_limit",
                     advanced=True,
@@ -169,6 +181,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         keep_16bit: str = "",
         keep_worst: int = 0,
         error_limit: float = 0.0,
+        format: str = AUTO,
     ) -> io.NodeOutput:
         started = time.perf_counter()
         spec = QuantSpec(precision=precision, activations=activations, rank=rank, method=method, seed=seed)
@@ -177,13 +190,15 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         file = Path(recorded) if recorded else None if calibration == NO_CALIBRATION else find_calibration(calibration)
         weights, found = DenseWeights(model), plan_patcher(model)
         fitted = None if file is None else fit_calibration(weights, file)
-        job = make_job(found, weights, path, spec=spec, overrides=overrides, calibration=fitted)
+        job = make_job(found, weights, path, spec=spec, overrides=overrides, calibration=fitted, form=format)
         require_space(path, COPIES * found.plan.nbytes(spec) - stored_bytes(path))
         reserve_room(model, found.plan, spec)
         progress = LayerProgress(layer_costs(found.plan))
-        for line in (*found.plan.describe(spec), *found.notes):
-            logger.info("%s", line)
-        progress.show("\n".join(found.plan.describe(spec)))
+        warnings = precheck(found.plan, weights, spec, overrides.names).warnings()
+        announced = [*found.plan.describe(spec), *expected_time(found.plan, spec, job.device), *warnings]
+        for line in (*announced, *found.notes):
+            logger.log(logging.WARNING if line in warnings else logging.INFO, "%s", line)
+        progress.show("\n".join(announced))
         try:
             outcome = quantize_to_file(job, progress.step)
         except BaseException:  # the host's interruption, too
@@ -193,6 +208,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         assert outcome is not None  # only further processes get none
         seconds = time.perf_counter() - started
         report = describe(path, outcome, weights=weights, calibration=fitted, seconds=seconds, found=found)
+        report = "\n".join([report, *warnings])
         logger.info("quantized %s in %.1f s", path.name, seconds)
         plot = draw_errors(outcome.reports, f"{path.name}: relative output error of each part")
         return io.NodeOutput(load_model(str(path), activations), str(path), report, plot, ui=ui.PreviewText(report))

@@ -12,7 +12,6 @@ import importlib
 import io
 import logging
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -75,11 +74,10 @@ def _quantize(options: argparse.Namespace) -> None:
         options.overwrite,
     )
     show = _show_progress if sys.stderr.isatty() else lambda *step: None
-    with tempfile.TemporaryDirectory() as stubs:
-        command.quantize_file(request, _write_line, show, _find_opener(options, Path(stubs)))
+    command.quantize_file(request, _write_line, show, _find_opener(options))
 
 
-def _find_opener(options: argparse.Namespace, stubs: Path) -> Callable:
+def _find_opener(options: argparse.Namespace) -> Callable:
     """What opens the file: ComfyUI, or where there is none, what this pack knows by itself."""
     alone = _import("quantize.source_model").open_described
     try:
@@ -89,7 +87,7 @@ def _find_opener(options: argparse.Namespace, stubs: Path) -> Callable:
     if folder is None:
         _write_line("note: no ComfyUI was found (--host names one): only models that this pack describes are known")
         return alone
-    problem = library.import_comfyui(folder, stubs, options.device)
+    problem = library.import_comfyui(folder, options.device)
     if problem:
         _write_line(f"note: {problem}; only models that this pack describes are known now")
         return alone

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .arena import aligned, blank
+from .errors import SVDQuantError
 from .layer import Part, QuantizedLayer
 from .schemes import DERIVED
 
@@ -62,7 +63,17 @@ class BlobLayout:
     input: str = ""
 
     def read(self, blob: Tensor, bias: Tensor | None = None) -> QuantizedLayer:
-        """Views of the blob as a layer, no copy. Do not keep them: the host replaces the bytes behind a parameter."""
+        """Views of the blob as a layer, no copy. Do not keep them: the host replaces the bytes behind a parameter.
+
+        Raises:
+            SVDQuantError: it is no blob; another node has put a tensor of its own in its place.
+        """
+        if blob.dtype != torch.uint8 or blob.ndim != 1:
+            raise SVDQuantError(
+                f"A layer of {self.in_features} inputs and {self.out_features} outputs is packed in 4 bits, and its "
+                f"weight is now {str(blob.dtype).removeprefix('torch.')} {tuple(blob.shape)}: another node has put a "
+                "tensor of its own there. Use that node with the full-precision model."
+            )
         parts = tuple(
             Part(p.scheme, p.rows, p.columns, p.act_unsigned, {n: s.read(blob) for n, s in p.slices.items()}, p.pieces)
             for p in self.parts

@@ -3,9 +3,12 @@
 Standard library only.
 """
 
+import atexit
 import importlib
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from comfyui_source import HOST_FOLDER, ROOT, HostSourceError, check_host, write_stubs
@@ -33,16 +36,18 @@ def find_comfyui(named: str | None) -> Path | None:
     return None
 
 
-def import_comfyui(folder: Path, stubs: Path, device: str = "") -> str:
+def import_comfyui(folder: Path, device: str = "") -> str:
     """Make `import comfy` work.
 
     Args:
-        stubs: an empty folder that outlives this process's imports. device: "cpu" keeps off the GPU.
+        device: "cpu" keeps off the GPU.
 
     Returns:
         Why it does not work, in a sentence; "" where it does.
     """
     sys.path.insert(0, str(folder))
+    stubs = Path(tempfile.mkdtemp(prefix="svdquant-"))  # some of ComfyUI's modules are imported late
+    atexit.register(shutil.rmtree, stubs, ignore_errors=True)
     sys.path.append(str(write_stubs(stubs)))
     sys.dont_write_bytecode = True  # a user's own ComfyUI stays as it is
     saved, sys.argv = sys.argv, ["main.py", *(["--cpu"] if device == "cpu" else [])]

@@ -23,6 +23,7 @@ const ORDER = [
   "minimax-h3",
   "environment-check",
   "quantize-your-own-flux",
+  "quantize-any-model",
   "quantize-your-own-flux-calibrated",
   "compare-bf16",
   "convert",

@@ -47,10 +47,11 @@ class Checkpoint(Mapping[str, Tensor]):
         self.metadata: dict[str, str] = {}
         self.flags: dict[str, Flag] = {}  # plain values among the tensors of a .pt file
         self._places: dict[str, tuple[SafetensorsFile | PickleFile, str]] = {}
+        self.prefix = ""  # that was taken off its names
         self._files = [self._open(file) for file in self._paths()]
         for file in self._files:
             names = file.names()
-            prefix = _prefix(names) if isinstance(file, SafetensorsFile) else ""
+            prefix = self.prefix = _prefix(names) if isinstance(file, SafetensorsFile) else ""
             for name in names:
                 if not name.startswith(prefix):
                     continue  # a text encoder or autoencoder in the same file

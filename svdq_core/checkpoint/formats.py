@@ -24,12 +24,11 @@ QUANTIZED_FORMAT = {"int4": "nunchaku", "nvfp4": "nunchaku", "int8": "svdquant"}
 
 
 def quantized_format(architecture: Architecture, precision: str) -> str:
-    """What the quantizer writes: nunchaku's format, or this pack's where that holds several Linears as one layer.
+    """What the quantizer writes: nunchaku's format, or this pack's for families of which no such file is known.
 
-    Those share smoothing and branch there, and Linears that are quantized one by one do not.
+    Linears that a nunchaku file holds as one read one input, so the quantizer gives them one smoothing and one branch.
     """
-    joined = any(linear.piece is not None for block in architecture.blocks for linear in block.linears)
-    return "svdquant" if joined or architecture.generic else QUANTIZED_FORMAT[precision]
+    return "svdquant" if architecture.generic else QUANTIZED_FORMAT[precision]
 
 
 def save_model(

@@ -20,6 +20,7 @@ from .calibration_fit import FittedCalibration
 from .estimate import duration, estimate_seconds
 from .model_plan import ModelPlan
 from .overrides import Overrides, layer_errors
+from .precheck import precheck
 from .share import Share
 from .source import hash_files
 from .source_model import OpenSource, SourceModel, open_described
@@ -169,6 +170,10 @@ def choose_device(named: str, share: Share) -> torch.device:
     return device
 
 
+def _precheck(request: QuantizeRequest, model: SourceModel) -> list[str]:
+    return precheck(model.plan, model.weights, request.spec, request.overrides.names).warnings()
+
+
 def describe(outcome: Outcome, target: Path, seconds: float) -> list[str]:
     """What to tell the user, a line each."""
     errors = layer_errors(outcome.reports)
@@ -196,6 +201,7 @@ def _announce(
     else:
         lines += [f"note: {request.calibration}: {note}" for note in calibration.notes]
     lines += [f"note: {name} has no place in a {model.plan.title} model and is left out" for name in model.ignored]
+    lines += [f"warning: {line}" for line in _precheck(request, model)]
     seconds = estimate_seconds(model.plan, request.spec, device)
     where = "no GPU is used; this" if device.type == "cpu" else "this"
     took = f"about {duration(seconds)}" if seconds else "less than a few minutes"

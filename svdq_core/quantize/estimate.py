@@ -38,6 +38,12 @@ def estimate_seconds(plan: ModelPlan, spec: QuantSpec, device: torch.device) -> 
     return factor * seconds * weights / side**2
 
 
+def expected_time(plan: ModelPlan, spec: QuantSpec, device: torch.device) -> list[str]:
+    """A line for the user; none where a run is over in seconds."""
+    seconds = estimate_seconds(plan, spec, device)
+    return [f"about {duration(seconds)} on this machine"] if seconds else []
+
+
 def duration(seconds: float) -> str:
     """In the unit that suits it."""
     if seconds < 120:

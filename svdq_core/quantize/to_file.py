@@ -131,7 +131,8 @@ def quantize_to_file(
         return None
     with journal.locked():
         for name in other_tensors(job.plan, job.names):  # before the work, not after
-            check_values(job.weights[name], FLOAT, name)
+            if (tensor := job.weights[name]).is_floating_point():  # text encoders carry their tokenizer as bytes
+                check_values(tensor, FLOAT, name)
         journal.names()
         share.wait()
         resumed, units = _quantize(job, journal, form, share, on_layer)
@@ -235,7 +236,7 @@ def _cost(job: QuantizeJob, group: Sequence[PlannedLayer]) -> float:
 
 def _put_together(job: QuantizeJob, journal: Journal, form: Format, units: Mapping[str, list[PlannedLayer]]) -> Outcome:
     plain = {name: job.weights[name] for name in other_tensors(job.plan, job.names)} | dict(job.extras)
-    plain = {name: tensor.to("cpu", job.spec.scale_dtype) for name, tensor in plain.items()}
+    plain = {n: t.to("cpu", job.spec.scale_dtype if t.is_floating_point() else t.dtype) for n, t in plain.items()}
     outline = QuantizedModel(job.architecture, plain={n: t.to("meta") for n, t in plain.items()})
     instead = _overridden(job, journal, form, units)
     reports, kept, announced = [], [], []

@@ -45,6 +45,13 @@ GHIBSKY_LORA = _file(
     "flux.1-ghibsky.safetensors", "loras", "aleksa-codes/flux-ghibsky-illustration", "lora.safetensors", gib=0.1
 )
 FLUX_DEV_BF16 = _file("flux1-dev.safetensors", "diffusion_models", "black-forest-labs/FLUX.1-dev", gib=23.8, gated=True)
+Z_IMAGE_BF16 = _file(
+    "z_image_turbo_bf16.safetensors",
+    "diffusion_models",
+    "Comfy-Org/z_image_turbo",
+    "split_files/diffusion_models/z_image_turbo_bf16.safetensors",
+    gib=12.3,
+)
 PIXART_BF16 = _file(
     "pixart-sigma-xl-2-1024-ms.safetensors",
     "diffusion_models",

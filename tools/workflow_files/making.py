@@ -35,6 +35,7 @@ def _quantize(
         calibration="none",
         keep_16bit="",
         keep_worst=0,
+        format="auto",
         error_limit=0.0,
         **wire,
     )
@@ -75,6 +76,32 @@ def quantize_flux() -> Workflow:
     clip, vae = parts.flux_text_encoders(workflow), parts.vae_loader(workflow)
     positive, negative = parts.flux_prompt(workflow, clip, DEFAULT_PROMPT, 3.5)
     latent = parts.sample(workflow, quantized, positive, negative, parts.empty_latent(workflow))
+    parts.save(workflow, parts.decode(workflow, latent, vae), workflow.name)
+    _show_errors(workflow, quantized)
+    return workflow
+
+
+def quantize_any_model() -> Workflow:
+    note = (
+        "Z-Image-Turbo stands here as an example. **Any diffusion model that ComfyUI loads in BF16 or FP16 can be "
+        "quantized**, video models too: choose yours in *Load Diffusion Model*, and put its own text encoder, VAE, "
+        "latent and sampler settings around it, as in its usual workflow. The node runs the model on noise to find out "
+        "about its layers, says what it will do, and writes **output/diffusion_models/svdq-int4_r32-my-model"
+        ".safetensors**, which *Load Model (SVDQuant)* lists from then on. The report says which layers stay in 16 "
+        "bits and why."
+    )
+    workflow = Workflow(
+        "quantize-any-model", "quantize any model", "Makes a 4-bit file of any 16-bit diffusion model, and draws.", note
+    )
+    workflow.below = PROMPT
+    quantized = _quantize(workflow, parts.bf16_loader(workflow, files.Z_IMAGE_BF16), "my-model")
+    clip = workflow.add(
+        FILES, "CLIPLoader", "", files.QWEN3_4B, clip_name=files.QWEN3_4B.name, type="lumina2", device="default"
+    )
+    vae = parts.vae_loader(workflow)
+    positive = workflow.add(PROMPT, "CLIPTextEncode", "", clip=clip, text=DEFAULT_PROMPT)
+    negative = workflow.add(PROMPT, "ConditioningZeroOut", "", conditioning=positive)
+    latent = parts.sample(workflow, quantized, positive, negative, parts.empty_latent(workflow), steps=8)
     parts.save(workflow, parts.decode(workflow, latent, vae), workflow.name)
     _show_errors(workflow, quantized)
     return workflow
@@ -229,6 +256,7 @@ def workflows() -> Iterator[Workflow]:
     for describe in (
         environment_check,
         quantize_flux,
+        quantize_any_model,
         quantize_flux_calibrated,
         compare_bf16,
         convert,

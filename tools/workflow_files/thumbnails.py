@@ -27,6 +27,7 @@ WHITE = "a large red star on a plain white background"
 
 # workflow -> (first line, second line, captions, how they are put together)
 CARDS = {
+    "quantize-any-model": ("Quantize", "any model", ["a large purple diamond on a plain white background"], "one"),
     "flux.1-dev": ("FLUX.1 dev", "4-bit, 20 steps", ["a large blue heart on a striped yellow background"], "one"),
     "flux.1-schnell": ("FLUX.1 schnell", "4-bit, 4 steps", ["a large orange star on a plain blue background"], "one"),
     "flux.1-kontext-dev": (

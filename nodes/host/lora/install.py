@@ -101,7 +101,7 @@ def planned_bytes(patcher) -> int:
     return sum(
         plan.nbytes(layers[key].in_features, layers[key].out_features, itemsize)
         for key, plan in plans_of(patcher).items()
-        if plan is not None
+        if plan is not None and key in layers
     )
 
 

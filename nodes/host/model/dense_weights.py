@@ -23,6 +23,7 @@ def architecture_of(model) -> Architecture:
     reasons = []
     for architecture in ARCHITECTURES.values():
         wanted = [f"{b.host}.0.{linear.host}.weight" for b in architecture.blocks for linear in b.linears]
+        wanted += [f"{b.host}.0.{n}" for b in architecture.blocks for n in b.plain if n not in b.optional]
         wanted += [n for n in architecture.plain_tensors() if not architecture.is_optional(n)]
         missing = [name for name in wanted if name not in names]
         if not missing:

@@ -32,15 +32,20 @@ class FoldedGELU(nn.Module):
         super().__init__()
         self.neighbour = (layer,)  # in a tuple, or it would be a submodule of this one as well
 
+    @property
+    def computes(self) -> bool:
+        """Whether it has to compute the GELU after all."""
+        return self.neighbour[0].wrapped or self.neighbour[0].gelu is None
+
     def forward(self, x: Tensor) -> Tensor:
-        return gelu_of_rows(x) if self.neighbour[0].wrapped else x
+        return gelu_of_rows(x) if self.computes else x
 
 
 class FoldedGELUOfColumns(FoldedGELU):
     """Stands where the GELU of a FLUX single block stood; linear1 applies it, and linear2 takes columns as they are."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or self.neighbour[0].wrapped:
+        if torch.compiler.is_compiling() or self.computes:
             return super().forward(x)
         return x.as_subclass(Columns)
 

@@ -100,7 +100,21 @@ class _SVDQuantPatching:
             entries.append((*criteria, size, name, module, params))
         return entries
 
+    def _forget_replaced(self) -> None:
+        """Leave layers to the host in whose place another pack has put a module of its own, perhaps around ours."""
+        known = self.svdquant_layers()
+        for key, module in list(known.items()):
+            try:
+                there = self.model.get_submodule(key.removesuffix(".weight"))
+            except AttributeError:
+                there = None
+            if there is not module:
+                module.gelu = None  # whoever calls it now expects a Linear alone
+                module.install_lora(None, {})
+                del known[key]
+
     def load(self, *args, **kwargs):
+        self._forget_replaced()
         if self.is_dynamic():
             self.restore_loaded_backups()  # first: it puts back the buffers of the LoRA before
         install(self, self.load_device)

@@ -80,6 +80,9 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ):
         weight, bias = state_dict.get(prefix + "weight"), state_dict.get(prefix + "bias")
+        if self.quantized and prefix + LAYOUT_KEY not in state_dict and (weight is None or packed_of(weight) is None):
+            self._keep(prefix, weight, missing_keys)
+            return
         if weight is None:
             missing_keys.append(prefix + "weight")
             weight = torch.zeros(self.out_features, self.in_features, dtype=self.weight_comfy_model_dtype)
@@ -109,6 +112,20 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
         self.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
         if packed is None:
             self.__class__ = comfy.ops.manual_cast.Linear  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _keep(self, prefix: str, weight: Tensor | None, missing_keys: list[str]) -> None:
+        """Stay as it is, where other packs load a state dict into a model that is loaded already.
+
+        Raises:
+            ArchitectureError: the state dict has another weight for this layer.
+        """
+        if weight is None:
+            missing_keys.append(prefix + "weight")
+        elif not isinstance(weight, DenseView):  # what this layer showed of itself may come back
+            raise ArchitectureError(
+                f"{prefix.removesuffix('.')}: another node wants to load a 16-bit weight into this layer, which is "
+                "packed in 4 bits. Use that node with the full-precision model."
+            )
 
     def _check_size(self, name: str, found: tuple[int, ...]) -> None:
         if found != (self.out_features, self.in_features):

@@ -7,9 +7,9 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ....svdq_core.checkpoint import Checkpoint, read_text_encoder
+from ....svdq_core.checkpoint import Checkpoint
+from ....svdq_core.checkpoint.encoder_read import holds_encoder_layers, read_encoder
 from ....svdq_core.checkpoint.read_errors import printable, reading
-from ....svdq_core.checkpoint.t5_read import is_t5
 from ....svdq_core.checkpoint.whole_file import read_whole
 from ....svdq_core.errors import SVDQuantError
 from ....svdq_core.quantized_model import QuantizedModel
@@ -18,7 +18,7 @@ from .quantized_linear import operations
 from .weights_in import to_state_dict
 
 COMPUTE = "w4a16"  # its layers have no smoothing and no low-rank branch: activations stay as they are
-# ComfyUI's types that T5-XXL belongs to -> how many other files there may be, and what they are
+# ComfyUI's types -> how many other files there may be beside the 4-bit one, and what they are
 OTHERS = {
     "flux": (1, 1, "clip_l"),
     "sd3": (0, 2, "clip_l or clip_g, or both"),
@@ -28,7 +28,19 @@ OTHERS = {
     "ltxv": (0, 0, ""),
     "mochi": (0, 0, ""),
     "cogvideox": (0, 0, ""),
+    "wan": (0, 0, ""),
+    "lumina2": (0, 0, ""),
+    "qwen_image": (0, 0, ""),
+    "hunyuan_image": (0, 1, "byt5"),
+    "hunyuan_video": (1, 1, "clip_l"),
+    "hunyuan_video_15": (1, 1, "byt5"),
+    "kandinsky5": (1, 1, "clip_l"),
+    "flux2": (0, 0, ""),
+    "omnigen2": (0, 0, ""),
+    "krea2": (0, 0, ""),
 }
+# what the 4-bit file is where it is not T5
+NO_T5 = tuple(OTHERS)[tuple(OTHERS).index("lumina2") :]
 
 
 def load_text_encoder(
@@ -40,7 +52,7 @@ def load_text_encoder(
     *,
     load_device: torch.device | None = None,
 ):
-    """Load text encoder files, one of them a 4-bit T5, as the host's CLIP.
+    """Load text encoder files, one of them in 4 bits, as the host's CLIP.
 
     Args:
         paths: files. embeddings: folders with textual inversions. kind: a key of OTHERS.
@@ -55,12 +67,14 @@ def load_text_encoder(
     if len(quantized) != 1:
         found = f"{len(quantized)} of them are" if quantized else "none of them is"
         raise SVDQuantError(
-            f"{' and '.join(Path(path).name for path in paths)}: {found} a 4-bit T5, and one must be "
-            "(awq-int4-flux.1-t5xxl.safetensors). Load 16-bit and fp8 text encoders with Load CLIP."
+            f"{' and '.join(Path(path).name for path in paths)}: {found} a 4-bit T5 or other 4-bit encoder, and one "
+            "must be (awq-int4-flux.1-t5xxl.safetensors, or made by Quantize Text Encoder). Load 16-bit and fp8 text "
+            "encoders with Load CLIP."
         )
     least, most, names = OTHERS[kind]
     if not least <= len(paths) - 1 <= most:
-        wanted = f"T5 and {names}" if names else "T5 alone"
+        first = "one text encoder" if kind in NO_T5 else "T5"
+        wanted = f"{first} and {names}" if names else f"{first} alone"
         raise SVDQuantError(
             f"type {kind} takes {wanted}, and {len(paths)} file{'s were' if len(paths) > 1 else ' was'} chosen."
         )
@@ -91,11 +105,11 @@ def _load_patcher(*given, **more):
 
 
 def _holds_layers(path: str) -> bool:
-    return Path(path).suffix in (".safetensors", ".sft") and is_t5(Checkpoint(Path(path)))
+    return Path(path).suffix in (".safetensors", ".sft") and holds_encoder_layers(Checkpoint(Path(path)))
 
 
 def _read(path: str) -> QuantizedModel:
-    return read_text_encoder(Checkpoint(Path(path)))
+    return read_encoder(Checkpoint(Path(path)))
 
 
 def read_unquantized(path: str) -> dict[str, Tensor]:
