@@ -81,7 +81,7 @@ COMMANDS = {
     ),
     "test": Command(
         "run the tests; further arguments go to pytest",
-        ("-m", "pytest", "-n", "auto"),  # tests/workers.py
+        ("-m", "pytest", "-n", "auto", "--durations=15", "--durations-min=10"),  # how many: tests/workers.py
         in_checkout=True,
         developer=True,
         needs="tests/conftest.py",
