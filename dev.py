@@ -81,7 +81,7 @@ COMMANDS = {
     ),
     "test": Command(
         "run the tests; further arguments go to pytest",
-        ("-m", "pytest", "-n", "auto"),  # tests/workers.py
+        ("-m", "pytest", "-n", "auto", "--durations=15", "--durations-min=10"),  # how many: tests/workers.py
         in_checkout=True,
         developer=True,
         needs="tests/conftest.py",
@@ -246,6 +246,8 @@ def main(argv: list[str]) -> int:
             return 2
         if not command.developer:
             python = sys.executable if options.python in (None, DEFAULT) else options.python
+            if options.host:  # quantize asks it what is in a file
+                os.environ["COMFYUI_PATH"] = str(options.host)
             return run_command(name, command, Path(python), HOST_FOLDER, rest)
         if any(argument in HELP for argument in rest):
             environment = Environment(None)

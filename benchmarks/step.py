@@ -31,8 +31,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents
 from command_line import typed  # noqa: E402  (the folders above hold these)
 from machine import header  # noqa: E402
 from random_flux import start_host  # noqa: E402
-from step_models import FORMATS, OURS, Subject  # noqa: E402
+from step_models import FORMATS, OURS  # noqa: E402
 from step_row import WORDS, Step, compile_blocks, distance  # noqa: E402
+from step_subject import Subject  # noqa: E402
 
 ROWS = "bf16,bf16+cudnn,fp8,int8,int8-convrot,w4a4-convrot,gguf-q4,nf4,w4a8,w4a8+flash,w4a8+graph,w4a8+lora,w4a4"
 GIB = 2**30

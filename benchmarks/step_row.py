@@ -4,7 +4,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from step_models import OURS, Subject, add_lora, make_model, title, torch_device
+from step_models import OURS, add_lora, make_model, title
+from step_subject import Subject, torch_device
 
 if TYPE_CHECKING:
     import torch

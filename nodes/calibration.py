@@ -4,6 +4,7 @@ import logging
 
 from comfy_api.latest import io, ui
 
+from ..svdq_core.quantize.calibration_fit import TOKENS_PER_CHANNEL
 from .checked_inputs import CALIBRATION, checked
 from .host.quantize.record_calibration import RunningCalibration, calibration_of, start_calibration
 
@@ -123,6 +124,12 @@ def describe(calibration: RunningCalibration) -> list[str]:
         lines.append(f"never seen: {len(calibration.unseen)} layers, {_some(calibration.unseen)}")
     if numbers["dropped_tokens"]:
         lines.append(f"left out: {numbers['dropped_tokens']} tokens that were NaN or infinite; try a BF16 model")
+    scarce = [name for name in calibration.collector.scarce(TOKENS_PER_CHANNEL) if name not in calibration.modulation]
+    if scarce:
+        lines.append(
+            f"few rows: {len(scarce)} layers saw fewer than {TOKENS_PER_CHANNEL} for each channel, {_some(scarce)}; "
+            "record more prompts"
+        )
     if len(calibration.times) < FEWEST_TIMES:
         lines.append(f"few times: record at least {FEWEST_TIMES} steps, or other steps stay unknown")
     return lines

@@ -177,7 +177,8 @@ def main(argv: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what a terminal cannot print
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # ComfyUI and what it imports say a lot
+    logging.getLogger("svdquant").setLevel(logging.INFO)
     try:
         options.run(options)
     except _import("errors").SVDQuantError as error:

@@ -1,13 +1,14 @@
 """Families x ways of storing a model: a file of each pair that is read, made by code that is not the pack's.
 
-The table in docs/compatibility.md is made of this list: python tests/dialect_cells.py prints it.
+The table in docs/compatibility.md is made of this list: python tests/dialect_cells.py prints it. A new family has a
+maker in FUSED and a list of its modules in family_modules.py.
 """
 
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ class Cell:
     close: float = 1e-6  # of the largest weight
 
 
-@lru_cache(maxsize=4)
+@cache
 def _fused(family: str) -> FamilyFile:
     return FUSED[family](PRECISION.get(family, "nvfp4"))
 

@@ -22,7 +22,7 @@ def make_importable(host: Path, base: Path, device: str, more: str = "") -> None
     sys.path.insert(0, str(host))  # before everything: the pack has a folder called nodes as well
     sys.path.append(str(write_stubs(base / "stubs")))
     if not host.is_relative_to(DEV_FOLDER):
-        sys.dont_write_bytecode = True  # a user's own ComfyUI stays as it is
+        sys.pycache_prefix = str(DEV_FOLDER / "bytecode")  # a user's own ComfyUI stays as it is
     arguments = ["main.py", "--base-directory", str(base), "--database-url", "sqlite:///:memory:"]
     arguments += {"cpu": ["--cpu"], "gpu": ["--disable-dynamic-vram"], "dynamic": []}[device]
     arguments += more.split()

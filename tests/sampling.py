@@ -8,7 +8,7 @@ from torch import Tensor
 
 def sample_flux(model, pixels: int = 128, steps: int = 4, conditioning=None) -> Tensor:
     """Latents of the tiny FLUX of tests/data: (1, 16, pixels/8, pixels/8)."""
-    return _sample(model, (1, 16, pixels // 8, pixels // 8), steps, conditioning or flux_conditioning())
+    return sample(model, (1, 16, pixels // 8, pixels // 8), steps, conditioning or flux_conditioning())
 
 
 def flux_conditioning() -> list:
@@ -21,10 +21,10 @@ def sample_pixart(model, pixels: int = 512, steps: int = 2) -> Tensor:
     """Latents of a PixArt: (1, 4, pixels/8, pixels/8). Below 512 pixels its position embedding degenerates."""
     g = torch.Generator().manual_seed(1)
     conditioning = [[torch.randn(1, 8, 4096, generator=g), {}]]
-    return _sample(model, (1, 4, pixels // 8, pixels // 8), steps, conditioning)
+    return sample(model, (1, 4, pixels // 8, pixels // 8), steps, conditioning)
 
 
-def _sample(model, shape: tuple, steps: int, conditioning: list) -> Tensor:
+def sample(model, shape: tuple, steps: int, conditioning: list) -> Tensor:
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         return comfy.sample.sample(

@@ -22,6 +22,8 @@ TEST_REQUIREMENTS = ("pytest>=9,<10", "pytest-xdist>=3.8,<4", "hypothesis>=6")
 TEST_REQUIREMENTS += ("ruff==0.17.6", "pyright[nodejs]==1.1.414")
 FRONT_END = "comfyui-frontend-package==1.47.12"  # the host's own pin, whose page the browser tests know
 OLDEST_PYTHON = (3, 10)
+# of 13000 files a run of the tests imports a part, and that is compiled when it is imported
+PIP_INSTALL = ("-m", "pip", "install", "--no-compile", "--disable-pip-version-check")
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ class Environment:
         was_complete = bool(self.read_stamp())
         self.unfinished.touch()
         say(f"installing {len(requirements)} requirements with pip (minutes at the first time)")
-        if run(self.python, "-m", "pip", "install", "--disable-pip-version-check", *requirements).returncode:
+        if run(self.python, *PIP_INSTALL, *requirements).returncode:
             if was_complete:  # pip gave up in good order, most likely before it changed anything: keep what there is
                 self.unfinished.unlink()
             raise SetupError(
@@ -186,8 +188,7 @@ class Environment:
         if run(self.python, "-c", found, quiet=True).returncode == 0:
             return True
         say(f"installing {package.requirement}")
-        command = (self.python, "-m", "pip", "install", "--disable-pip-version-check", package.requirement)
-        return run(*command).returncode == 0
+        return run(self.python, *PIP_INSTALL, package.requirement).returncode == 0
 
     def note_missing(self) -> None:
         """Say what optional packages the environment does without."""

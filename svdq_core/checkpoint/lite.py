@@ -9,6 +9,7 @@ import json
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..arena import Arena
 from ..errors import CheckpointError
@@ -26,7 +27,7 @@ from .recognize import recognize_source
 from .shift_check import bias_says
 from .source_rows import own_rows
 
-ALIKE = 0.05  # what the means of rows in plain order, taken for shifts and scales in turn, differ by at most
+ALIKE, SAME_SPREAD = 0.05, 1.2  # of every third bias of rows in plain order: difference of means, ratio of spreads
 MANIFEST_SCHEMA = "nunchaku_lite.runtime_manifest"
 
 
@@ -59,23 +60,29 @@ def _is_fused(checkpoint: Checkpoint) -> bool:
 
 def _has_plus_one(checkpoint: Checkpoint) -> bool:
     """Whether a modulation's bias has 1 added to its scales, every third of interleaved rows, as only nunchaku does."""
-    return (_raised(checkpoint) or 0.0) > 0.5
+    found = _thirds(checkpoint)
+    return found is not None and float(found[1].mean() - found[0].mean()) > 0.5
 
 
-def _raised(checkpoint: Checkpoint) -> float | None:
-    """By how much every third bias of the first modulation is above the one before it; None: there is no such."""
+def _thirds(checkpoint: Checkpoint) -> Tensor | None:
+    """(3, n): every third bias of the first modulation, from the first, second and third on; None: there is no such."""
     name = next((n.removesuffix("wzeros") + "bias" for n in checkpoint if n.endswith(".wzeros")), "")
     if name not in checkpoint or len(checkpoint.shape(name)) != 1 or checkpoint.shape(name)[0] % 3:
         return None
-    shifts, scales, _ = checkpoint[name].float().view(-1, 3).mean(dim=0).tolist()
-    return scales - shifts
+    return checkpoint[name].float().view(-1, 3).T
 
 
 def refuse_plain_modulation(checkpoint: Checkpoint, family: Architecture) -> None:
-    """Raise CheckpointError where modulation should be interleaved and raised by 1, and its bias shows neither."""
+    """Raise CheckpointError where modulation should be interleaved and raised by 1, and its bias shows neither.
+
+    Of rows in plain order every third is a sample of all: three samples with one mean and one spread.
+    """
     interleaved = any(linear.modulation_chunks > 1 for block in family.blocks for linear in block.linears)
-    raised = _raised(checkpoint)
-    if interleaved and raised is not None and abs(raised) < ALIKE:
+    found = _thirds(checkpoint) if interleaved else None
+    if found is None or found.shape[1] < 2:
+        return
+    means, spreads = found.mean(dim=1), found.std(dim=1)
+    if float(means.max() - means.min()) < ALIKE and float(spreads.max()) <= SAME_SPREAD * float(spreads.min()):
         raise CheckpointError(
             f"{checkpoint.name}: its layers are called as nunchaku's, but its modulation is not stored as nunchaku "
             "does: the biases of its scales have no 1 added, so that its rows seem to be in plain order. Read as "

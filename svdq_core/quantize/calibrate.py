@@ -166,6 +166,10 @@ class Collector:
         """Of inputs with Hessians."""
         return [name for name, site in self._sites.items() if site.hessians]
 
+    def scarce(self, per_channel: int) -> list[str]:
+        """Inputs of which fewer rows were seen than `per_channel` for each of their channels."""
+        return [n for n, s in self._sites.items() if s.counts.tokens < per_channel * len(s.absmax)]
+
     @property
     def nbytes(self) -> int:
         """What a file of it will take, without its header."""

@@ -15,6 +15,7 @@ SIDE_BAR, TOP_BAR = 62, 90  # pixels of the page's own bars, at the left and abo
 def window(drawn):
     usual = drawn.page.viewport_size
     drawn.page.set_viewport_size(WINDOW)
+    drawn.page.evaluate("() => app.extensionManager.setting.set('Comfy.RightSidePanel.IsOpen', false)")
     yield drawn
     drawn.page.set_viewport_size(usual)
 

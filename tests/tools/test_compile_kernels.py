@@ -4,6 +4,9 @@ import subprocess
 
 import compile_kernels
 import pytest
+from dev_environment import optional_requirements
+
+from svdquant_pack.kernels.gpus import GENERATIONS
 
 
 def report(**changed):
@@ -62,3 +65,10 @@ def test_a_broken_download_leaves_nothing(tmp_path, monkeypatch):
 
 def test_every_version_that_something_is_known_of_is_tried():
     assert {version for version, _ in compile_kernels.KNOWN} <= set(compile_kernels.VERSIONS)
+
+
+def test_the_version_of_the_tests_compiles_for_every_gpu():
+    every = [row.name for row in GENERATIONS if row.target is not None]
+    assert f"triton=={compile_kernels.TESTED}" in (package.requirement for package in optional_requirements())
+    assert compile_kernels.gpus_for(compile_kernels.TESTED) == every
+    assert set(compile_kernels.gpus_for("3.6.0")) < set(every)

@@ -68,6 +68,7 @@ class RunningCalibration:
         self.calls = int(before.get("calls", 0))
         self.times: set[float] = {float(time) for time in json.loads(before.get("times", "[]"))}
         self.patched = before.get("patched", "no") == "yes"
+        self.modulation: set[str] = set()  # layers of which the mean alone counts: a row for each picture is enough
         self._lock = threading.Lock()  # several GPUs run copies of a model at once
 
     def sampling(self, executor, *args, **kwargs):
@@ -175,6 +176,7 @@ def start_calibration(patcher, name: str, take: int, tokens: int, hessian_mib: i
             f"{name}, take {take}, was begun with another model. Give this model another name, or another take to "
             "start over."
         )
+    calibration.modulation = {layer.name for layer in found.plan.quantized if layer.is_modulation}
     _alive[name] = calibration
     calibration.patched |= bool(patcher.patches)
     clone = patcher.clone()

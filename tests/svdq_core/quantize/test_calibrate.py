@@ -50,6 +50,24 @@ def test_every_call_gets_its_share():
     assert owner.min() > 5
 
 
+def test_rows_of_a_video_come_from_all_frames_in_bounded_memory():
+    frames, tokens = 8, 500
+    collector = Collector(tokens=256)
+    x = torch.arange(frames).float().repeat_interleave(tokens)[None, :, None].expand(1, frames * tokens, K)
+    collector.add("a", x + 1)
+    kept = collector.statistics("a").tokens
+    counts = torch.bincount(kept[:, 0].long() - 1, minlength=frames)
+    assert len(kept) == 256 and counts.min() > 10 and counts.sum() == 256
+    assert collector.nbytes < 2 * 256 * K + 256 * 8 + 8 * K + 1
+
+
+def test_inputs_with_few_rows():
+    collector = Collector(tokens=32)
+    collector.add("many", torch.randn(1, 4 * K, K))
+    collector.add("few", torch.randn(1, 4 * K - 1, K))
+    assert collector.scarce(4) == ["few"] and not collector.scarce(3)
+
+
 def test_tokens_come_from_the_calls_and_only_once():
     collector = Collector(tokens=64)
     numbers = torch.arange(1000.0)

@@ -1,9 +1,11 @@
 """dev.py quantize: a file out of a file, the same bytes however it was made, and sentences for what cannot be done."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -39,6 +41,19 @@ def run(*arguments, processes: int = 1):
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
+@pytest.fixture
+def call(capsys):
+    """The command in this process, where what is asked does not depend on another: no torch is loaded once more."""
+    main = runpy.run_path(str(ROOT / "svdq_core" / "__main__.py"), run_name="read")["main"]
+
+    def run_here(*arguments) -> SimpleNamespace:
+        code = main(["quantize", "--host", "none", "--device", "cpu", "--rank", "16", *map(str, arguments)])
+        said = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=said.out, stderr=said.err)
+
+    return run_here
+
+
 @pytest.fixture(scope="module")
 def made(source, tmp_path_factory) -> tuple[Path, str]:
     target = tmp_path_factory.mktemp("made") / "svdq.safetensors"
@@ -69,6 +84,26 @@ def test_what_the_file_says_about_its_making(made):
     assert "rank 16" in metadata["svdquant_method"] and "seed 0" in metadata["svdquant_method"]
     assert metadata["svdquant_calibration"] == "none"
     assert torch.__version__ in metadata["svdquant_made_with"]
+
+
+@pytest.mark.host
+def test_a_comfyui_says_what_is_in_the_file(source, tmp_path):
+    """dev.py hands on its --host; inputs are then those of the real model on noise."""
+    target = tmp_path / "asked.safetensors"
+    command = [sys.executable, str(ROOT / "dev.py"), "quantize", "--host", os.environ["COMFYUI_PATH"]]
+    kept = ["--keep", "double_blocks.*"]
+    environment = {n: v for n, v in os.environ.items() if n != "COMFYUI_PATH"} | {"CUDA_VISIBLE_DEVICES": ""}
+    command += [str(source), str(target), "--rank", "16", "--device", "cpu", *kept]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "standard normal" not in done.stdout and "10 layers in int4" in done.stdout
+    model = read_checkpoint(Checkpoint(target))
+    assert model.layers and all(name.startswith("single_blocks.") for name in model.layers)
+    assert "alembic" not in done.stderr
+
+
+def test_without_comfyui_it_says_so(made):
+    assert "no ComfyUI was found" in made[1] and "standard normal" in made[1]
 
 
 def test_two_processes_write_the_same_bytes(source, made, tmp_path):
@@ -106,14 +141,15 @@ def test_what_was_interrupted_goes_on(source, made, tmp_path):
     assert not journal_folder(target).exists()
 
 
-def test_other_settings_start_over(source, tmp_path):
+def test_other_settings_start_over(source, call, caplog, tmp_path):
     target = tmp_path / "other.safetensors"
     folder = journal_folder(target)
     folder.mkdir()
     save_file({"x": torch.zeros(1)}, folder / "double_blocks.0.img_mod.lin.layer", {"fingerprint": "another"})
-    done = run(source, target, "--keep", NAMES[0], "--keep", "*.linear2", "--precision", "nvfp4")
+    caplog.set_level("INFO")
+    done = call(source, target, "--keep", NAMES[0], "--keep", "*.linear2", "--precision", "nvfp4")
     assert done.returncode == 0, done.stderr
-    assert "start over" in done.stderr and "earlier run" not in done.stdout
+    assert "start over" in caplog.text and "earlier run" not in done.stdout
     model = read_checkpoint(Checkpoint(target))
     assert model.precision == "nvfp4"
     dense = load_file(source)
@@ -122,28 +158,28 @@ def test_other_settings_start_over(source, tmp_path):
         assert torch.equal(model.plain[f"{name}.weight"], dense[f"model.diffusion_model.{name}.weight"])
 
 
-def test_the_worst_layers_stay_in_16_bits(source, made, tmp_path):
+def test_the_worst_layers_stay_in_16_bits(source, made, call, tmp_path):
     worst = next(line for line in made[1].splitlines() if line.startswith("  ")).split()[0]
-    done = run(source, tmp_path / "worst.safetensors", "--keep-worst", "1")
+    done = call(source, tmp_path / "worst.safetensors", "--keep-worst", "1")
     assert done.returncode == 0, done.stderr
     model = read_checkpoint(Checkpoint(tmp_path / "worst.safetensors"))
     assert [name for name in model.plain if name.startswith(worst)] == [f"{worst}.weight", f"{worst}.bias"]
     assert f"{worst}: stays in 16 bits" in done.stdout
 
 
-def test_int8(source, tmp_path):
-    done = run(source, tmp_path / "int8.safetensors", "--precision", "int8")
+def test_int8(source, call, tmp_path):
+    done = call(source, tmp_path / "int8.safetensors", "--precision", "int8")
     assert done.returncode == 0, done.stderr
     model = read_checkpoint(Checkpoint(tmp_path / "int8.safetensors"))
     assert {part.scheme for layer in model.layers.values() for part in layer.parts} == {"int8", "awq"}
 
 
-def test_a_folder_of_diffusers_tells_the_image_size(tmp_path):
+def test_a_folder_of_diffusers_tells_the_image_size(call, tmp_path):
     folder, (_, theirs) = tmp_path / "transformer", pixart()
     folder.mkdir()
     save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, folder / DIFFUSERS_FILE)
     (folder / "config.json").write_text('{"sample_size": 128}', encoding="utf-8")
-    done = run(folder, tmp_path / "pixart.safetensors")
+    done = call(folder, tmp_path / "pixart.safetensors")
     assert done.returncode == 0, done.stderr
     model = read_checkpoint(Checkpoint(tmp_path / "pixart.safetensors"))
     assert len(model.layers) == 6
@@ -163,15 +199,17 @@ def test_a_folder_of_diffusers_tells_the_image_size(tmp_path):
     ],
     ids=["onto itself", "target is there", "quantized source", "pattern", "calibration", "device", "rank"],
 )
-def test_what_cannot_be_done_is_said(source, made, tmp_path, arguments, sentence):
+def test_what_cannot_be_done_is_said(source, made, call, tmp_path, arguments, sentence):
     places = {"source": source, "made": made[0], "new": tmp_path / "new.safetensors"}
-    filled = [argument.format(**places) for argument in arguments]
-    # the last --rank counts, so the one of the test goes last
-    program = [sys.executable, str(ROOT / "svdq_core"), "quantize", "--host", "none", *filled]
-    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    done = call(*[argument.format(**places) for argument in arguments])
     assert done.returncode == 1
     assert sentence in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "new.safetensors").exists()
+
+
+def test_a_refusal_is_the_exit_code(source, made):
+    done = run(source, made[0])
+    assert done.returncode == 1 and "exists already" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_best_needs_inputs(source, tmp_path):

@@ -6,12 +6,14 @@ import comfy.model_management
 import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
+from families.models import load_dense
 from host_models import put_dense, put_lora, put_tiny
 from lora_files import diffusers_lora
 from recordings import hooks_left, save, start
-from sampling import flux_conditioning, sample_flux
+from sampling import flux_conditioning, sample, sample_flux
 
 from svdquant_pack.nodes.host.quantize import record_calibration as calibration
+from svdquant_pack.nodes.host.quantize.plan_patcher import plan_patcher
 from svdquant_pack.svdq_core.errors import SVDQuantError
 
 
@@ -144,3 +146,16 @@ def test_a_partly_loaded_model_with_a_lora_is_recorded(host, dense, add):
         recording.detach()
     file, _ = save(host, recording)
     assert len(file) == 13 and all(file.counts(name).calls == 1 for name in file)
+
+
+def test_a_video_model_is_recorded(host):
+    """Every layer of the plan, rows of both frames; the report says where they are too few."""
+    dense = load_dense("wan_t2v")
+    recording = start(host, dense, name="video")
+    text = torch.randn(1, 12, 4096, generator=torch.Generator().manual_seed(0))
+    sample(recording, (1, 16, 2, 16, 16), 2, [[text, {}]])
+    found, report = save(host, recording)
+    plan = plan_patcher(dense).plan
+    assert set(found) == set(plan.names)
+    assert {found.counts(layer.name).tokens for layer in plan.quantized} == {2 * 2 * 64}  # steps, frames, tokens
+    assert "few rows:" in report and "record more prompts" in report
