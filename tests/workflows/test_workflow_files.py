@@ -61,6 +61,8 @@ def test_it_opens_with_a_note_that_names_every_file(workflow):
     assert note["pos"] == [0, 30], "at the upper left"
     for file in workflow.files:
         assert f"**{file.name}**" in text and f" models/{file.folder}" in text
+        there = file.url.rpartition("/")[2]
+        assert there in ("", file.name) or f"called **{there}** there: rename" in text
     assert "`" not in text, "with nodes as page elements, code on a coloured note has the colour of its background"
     offered = {entry["name"] for node in form["nodes"] for entry in node["properties"].get("models", [])}
     assert offered == {file.name for file in workflow.files if file.url}

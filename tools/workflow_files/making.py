@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from . import files, parts
-from .graph import ModelFile, Node, Output, Workflow
+from .graph import Node, Output, Workflow
 from .parts import DEFAULT_PROMPT, FILES, PICTURE, PROMPT
 
 QUANTIZE, WRITE, CHECK, RECORD = "Quantize", "Write", "Check", "Record"
@@ -238,15 +238,14 @@ def pixart_sigma() -> Workflow:
 
 
 def pixart_sigma_quantize() -> Workflow:
-    file: ModelFile = files.PIXART_BF16
     note = (
-        f"Rename the downloaded **diffusion_pytorch_model.safetensors** to **{file.name}**. The 4-bit file is written "
-        f"to **output/diffusion_models/{files.PIXART_SVDQUANT.name}**; *pixart-sigma* loads it."
+        f"The 4-bit file is written to **output/diffusion_models/{files.PIXART_SVDQUANT.name}**; *pixart-sigma* loads "
+        "it."
     )
     workflow = Workflow(
         "pixart-sigma-quantize", "quantize PixArt-Sigma", "Makes a 4-bit file of PixArt-Sigma, and draws.", note
     )
-    quantized = _quantize(workflow, parts.bf16_loader(workflow, file), "pixart-sigma")
+    quantized = _quantize(workflow, parts.bf16_loader(workflow, files.PIXART_BF16), "pixart-sigma")
     _pixart_draw(workflow, quantized)
     _show_errors(workflow, quantized)
     return workflow

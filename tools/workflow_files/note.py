@@ -37,7 +37,9 @@ def _line(file: ModelFile) -> str:
     # bold, not code: on a coloured note the page draws code in the colour of its background (nodes as page elements)
     size = f" ({file.gib:g} GB)" if file.gib is not None else ""
     where = f"from [{file.page.removeprefix('https://huggingface.co/')}]({file.page})" if file.page else "made by you"
-    return f"- **{file.name}**{size} in models/{file.folder}, {where}.{GATED if file.gated else ''}"
+    there = file.url.rpartition("/")[2]
+    renamed = "" if there in ("", file.name) else f" It is called **{there}** there: rename it."
+    return f"- **{file.name}**{size} in models/{file.folder}, {where}.{renamed}{GATED if file.gated else ''}"
 
 
 def note_height(text: str) -> int:
