@@ -5,12 +5,12 @@ import logging
 from comfy_api.latest import io, ui
 
 from ..svdq_core.quantize.calibration_fit import TOKENS_PER_CHANNEL
-from .checked_inputs import CALIBRATION, checked
+from .checked_inputs import checked
 from .host.quantize.record_calibration import RunningCalibration, calibration_of, start_calibration
 
 logger = logging.getLogger("svdquant")
 
-CalibrationFile = io.Custom(CALIBRATION)
+CalibrationFile = io.Custom("SVDQUANT_CALIBRATION")  # a wire: full path of a calibration file
 NAMED = 6  # layers of each kind that a report names
 FEWEST_TIMES = 4  # distinct times below which a calibration says little about the others
 

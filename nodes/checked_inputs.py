@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..svdq_core.errors import SVDQuantError
 
-CALIBRATION = "SVDQUANT_CALIBRATION"  # a wire: full path of a calibration file
 SHOWN = 80  # letters of a value in a message
 SHOWN_OPTIONS = 8
 
@@ -66,7 +65,7 @@ def _check(widget: Any, value: Any, own_lists: bool) -> Any:
         raise _refused(name, value, f"one of its list: {options or 'nothing, the list is empty'}. Refresh the page")
     if kind == "MODEL" and not (hasattr(value, "model") and hasattr(value, "clone")):
         raise _refused(name, value, "a MODEL; is the node in front of it muted or bypassed?")
-    if kind == CALIBRATION and not isinstance(value, str):
+    if kind == "SVDQUANT_CALIBRATION" and not isinstance(value, str):
         raise _refused(name, value, "what Save Calibration gives")
     if kind == "LATENT" and not (isinstance(value, dict) and isinstance(value.get("samples"), Tensor)):
         raise _refused(name, value, "a LATENT")
