@@ -120,7 +120,8 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                     default="",
                     optional=True,
                     tooltip="Layers that stay in 16 bits: names as in the report, with * for anything, separated by "
-                    "commas: double_blocks.0.*, *.linear2",
+                    "commas: double_blocks.0.*, *.linear2. With =int8, =int4 or =nvfp4 behind a name: in that "
+                    "precision instead.",
                 ),
                 io.Int.Input(
                     "keep_worst",

@@ -155,7 +155,11 @@ def _add_quantize(commands: argparse._SubParsersAction) -> None:
     quantize.add_argument("--method", choices=METHODS, default="fast", help="best is slower and closer (fast)")
     quantize.add_argument("--calibration", type=Path, metavar="FILE", help="inputs that Save Calibration recorded")
     quantize.add_argument(
-        "--keep", action="append", default=[], metavar="PATTERN", help="layers to leave in 16 bits, as '*.linear2'"
+        "--keep",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="layers to leave in 16 bits, as '*.linear2', or to make in another precision, as '*.linear2=int8'",
     )
     quantize.add_argument("--keep-worst", type=int, default=0, metavar="N", help="leave the N worst in 16 bits")
     quantize.add_argument("--error-limit", type=float, default=0.0, metavar="E", help="leave worse ones in 16 bits")

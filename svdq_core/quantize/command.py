@@ -103,7 +103,14 @@ def quantize_file(
     verify()  # the hashes are of what is read, too
     settings = ", ".join(f"{key} {value}" for key, value in (asdict(request.spec) | asdict(request.overrides)).items())
     seen = "assumed" if model.inputs is None else "noise"  # what layers are taken to see
-    decisive = (origin, recorded, seen, str(request.spec), str(request.overrides.keep))
+    decisive = (
+        origin,
+        recorded,
+        seen,
+        str(request.spec),
+        str(request.overrides.keep),
+        str(request.overrides.precisions),
+    )
     job = QuantizeJob(
         architecture=model.architecture,
         plan=plan,

@@ -6,7 +6,9 @@ from fnmatch import fnmatchcase
 
 from ..errors import SVDQuantError
 from .one_layer import PartReport
+from .spec import PRECISIONS
 
+KEEP = "16"  # behind the = of a pattern
 EXAMPLES = 3  # names that a message shows
 
 
@@ -18,26 +20,42 @@ class Overrides:
         keep: patterns of host module names with * and ?, as "double_blocks.0.*" or "*.linear2".
         worst: how many of the layers with the largest errors stay in 16 bits as well.
         error_limit: relative output error above which a layer stays in 16 bits as well; 0: no limit.
+        precisions: (pattern, precision) of layers that get another one than the rest; the first that matches counts.
     """
 
     keep: tuple[str, ...] = ()
     worst: int = 0
     error_limit: float = 0.0
+    precisions: tuple[tuple[str, str], ...] = ()
 
     @staticmethod
     def parse(text: str, worst: int = 0, error_limit: float = 0.0) -> "Overrides":
-        """Patterns from a text, separated by commas, spaces or lines.
+        """Patterns from a text, separated by commas, spaces or lines; "*.linear2=int8" names another precision.
 
         Raises:
-            SVDQuantError: worst or error_limit is negative.
+            SVDQuantError: worst or error_limit is negative, or a precision is not known.
         """
         if worst < 0 or error_limit < 0:
             raise SVDQuantError(f"worst {worst}, error limit {error_limit}: expected 0 (off) or more.")
-        return Overrides(tuple(dict.fromkeys(text.replace(",", " ").split())), worst, error_limit)
+        keep, precisions = [], []
+        for word in dict.fromkeys(text.replace(",", " ").split()):
+            pattern, equals, precision = word.partition("=")
+            if not equals or precision == KEEP:
+                keep.append(pattern)
+            elif precision in PRECISIONS:
+                precisions.append((pattern, precision))
+            else:
+                raise SVDQuantError(f"{word!r}: expected {', '.join(PRECISIONS)} or {KEEP} behind the =.")
+        return Overrides(tuple(keep), worst, error_limit, tuple(precisions))
+
+    def precision(self, layers: Iterable[str], usual: str) -> str:
+        """Of layers that are quantized as one: that of the first pattern that names one of them."""
+        names = list(layers)
+        return next((p for pattern, p in self.precisions if any(fnmatchcase(n, pattern) for n in names)), usual)
 
     def check(self, layers: Sequence[str]) -> None:
         """Raise SVDQuantError where a pattern matches none of the Linears that would be quantized."""
-        for pattern in self.keep:
+        for pattern in (*self.keep, *(pattern for pattern, _ in self.precisions)):
             if not any(fnmatchcase(name, pattern) for name in layers):
                 raise SVDQuantError(
                     f"{pattern!r} matches no layer of this model. Layers are called "

@@ -79,6 +79,8 @@ class QuantizeJob:
     def open_format(self) -> Format:
         """The format to write."""
         chosen = quantized_format(self.architecture, self.spec.precision) if self.form == AUTO else self.form
+        if self.form == AUTO and any(p != self.spec.precision for _, p in self.overrides.precisions):
+            chosen = "svdquant"  # no layout of others holds several precisions
         return FORMATS[chosen](self.architecture)
 
 
@@ -171,6 +173,7 @@ def _quantize(
         inputs=job.inputs,
         wanted=mine.__contains__,
         keep=_whole_groups(job.overrides.keep, units),
+        precision=job.overrides.precision,
         poll=job.poll,
         make_room=job.make_room,
     )

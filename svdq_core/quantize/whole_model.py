@@ -90,6 +90,7 @@ def quantize_layers(
     inputs: InputsOf | None = None,
     wanted: Callable[[str], bool] = lambda name: True,
     keep: Sequence[str] = (),
+    precision: Callable[[Sequence[str], str], str] = lambda names, usual: usual,
     poll: Callable[[], None] = lambda: None,
     make_room: Callable[[], None] = lambda: None,
 ) -> Iterator[Finished]:
@@ -101,6 +102,7 @@ def quantize_layers(
     Args:
         wanted: which groups, by the name of their first layer; what comes out of one does not depend on the others.
         keep: patterns of host module names, with * and ?, that stay in 16 bits.
+        precision: of the layers of a group, by their names and the usual one.
         poll: called many times within each layer; what it raises ends the run.
         make_room: called when the device has no memory left, before another try; see room.py.
     """
@@ -116,8 +118,9 @@ def quantize_layers(
                 known = {**_draw_inputs(source, block, device, make_room), **known}
             for group in groups:
                 chosen = [layer for layer in group if not is_kept(layer.name, keep)]
+                own = replace(spec, precision=precision([layer.name for layer in group], spec.precision))
                 yield from _quantize_group(
-                    chosen, held, known=known, spec=spec, device=device, poll=poll, make_room=make_room
+                    chosen, held, known=known, spec=own, device=device, poll=poll, make_room=make_room
                 )
                 for layer in group:
                     if layer not in chosen:

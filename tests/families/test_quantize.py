@@ -112,3 +112,22 @@ def test_layers_of_files_are_told_without_a_table(host, monkeypatch, tmp_path):
     assert any(key.endswith(".comfy_quant") for key in Checkpoint(path))
     assert set(read_checkpoint(Checkpoint(path)).layers) == set(found.plan.names)
     assert relative_error(forward(name, loaded), forward(name, dense)) < FAR
+
+
+def test_layers_of_another_precision(host, monkeypatch, tmp_path):
+    """By pattern, with all that share their input; in this pack's format, which alone holds both."""
+    make_cheap(monkeypatch)
+    path, name = tmp_path / "mixed.safetensors", "zimage"
+    with torch.inference_mode(), detected_as(FAMILIES[name]):
+        dense = load_dense(name)
+        found, weights = plan_patcher(dense), DenseWeights(dense)
+        overrides = Overrides.parse("*.w2=int8, layers.0.*.w1=int8, layers.1.attention.*=16")
+        job = make_job(found, weights, path, spec=SPEC, overrides=overrides, calibration=None)
+        quantize_to_file(job)
+        layers = dict(read_checkpoint(Checkpoint(path)).layers)
+        loaded = load_model(str(path), "w4a16")
+    schemes = {n: layer.parts[0].scheme for n, layer in layers.items()}
+    assert schemes["layers.0.feed_forward.w1"] == schemes["layers.0.feed_forward.w3"] == "int8"  # one input
+    assert schemes["layers.1.feed_forward.w2"] == "int8" and schemes["layers.1.feed_forward.w1"] == "int4"
+    assert "layers.1.attention.qkv" not in schemes
+    assert relative_error(forward(name, loaded), forward(name, dense)) < FAR

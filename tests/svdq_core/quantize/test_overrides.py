@@ -53,3 +53,13 @@ def test_the_worst_and_those_above_a_limit():
     assert list(Overrides(error_limit=0.1).choose(REPORTS)) == [LAYERS[1]]
     both = Overrides(worst=2, error_limit=0.15).choose(REPORTS)
     assert "0.2000 is above 0.15" in both[LAYERS[1]] and "0.1000 is number 2" in both[LAYERS[2]]
+
+
+def test_patterns_with_a_precision():
+    found = Overrides.parse("a.*=int8, b.*=16 c.*=nvfp4")
+    assert found.keep == ("b.*",) and found.precisions == (("a.*", "int8"), ("c.*", "nvfp4"))
+    assert found.precision(["x", "a.0"], "int4") == "int8" and found.precision(["x"], "int4") == "int4"
+    with pytest.raises(SVDQuantError, match=r"'a=fp8': expected int4, nvfp4, int8 or 16"):
+        Overrides.parse("a=fp8")
+    with pytest.raises(SVDQuantError, match="matches no layer"):
+        found.check(["a.0", "b.0"])
