@@ -35,7 +35,11 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
         inputs |= zip(names, args, strict=False)
         own_lists = cls.validate_inputs.__func__ is not io.ComfyNode.validate_inputs.__func__
         for widget in cls.define_schema().inputs:
-            if widget.id in inputs and not (widget.optional and inputs[widget.id] is None):
+            if widget.id not in inputs:
+                continue
+            if widget.optional and inputs[widget.id] is None:  # as if nothing were connected
+                inputs[widget.id] = getattr(widget, "default", None)
+            else:
                 inputs[widget.id] = _check(widget, inputs[widget.id], own_lists)
         return execute(cls, **inputs)
 
@@ -61,6 +65,8 @@ def _check(widget: Any, value: Any, own_lists: bool) -> Any:
         raise _refused(name, value, f"one of its list: {options or 'nothing, the list is empty'}. Refresh the page")
     if kind == "MODEL" and not (hasattr(value, "model") and hasattr(value, "clone")):
         raise _refused(name, value, "a MODEL; is the node in front of it muted or bypassed?")
+    if kind == "SVDQUANT_CALIBRATION" and not isinstance(value, str):
+        raise _refused(name, value, "what Save Calibration gives")
     if kind == "LATENT" and not (isinstance(value, dict) and isinstance(value.get("samples"), Tensor)):
         raise _refused(name, value, "a LATENT")
     if kind == "IMAGE" and not isinstance(value, Tensor):

@@ -47,9 +47,9 @@ class SafetensorsFile:
 
     def __init__(self, path: Path, shown: str | None = None, kind: str = SAFETENSORS, advice: str = DOWNLOAD_AGAIN):
         self.path, self.shown, self._kind, self._advice = path, shown or printable(path.name), kind, advice
-        if not path.is_file():
-            raise CheckpointError(f"{self.shown}: there is no such file.")
         with reading(self.shown, advice):
+            if not path.is_file():  # an error for a name that no disk can have
+                raise CheckpointError(f"{self.shown}: there is no such file.")
             self._source = SourceFile(path, self.shown)
             try:
                 self.metadata, self._places, self._start = self._read_header()

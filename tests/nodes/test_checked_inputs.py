@@ -92,3 +92,14 @@ def test_rows_of_apply_loras_look_after_their_own_lists(host, model):
     assert host.call("SVDQuantLoraStack", model=model, **given)[1] == "no LoRA is switched on"
     with pytest.raises(SVDQuantError, match="model is None, and takes a MODEL; is the node in front of it muted"):
         host.call("SVDQuantLoraStack", model=None, **given)
+
+
+def test_nothing_on_an_optional_input_is_its_default(host, good):
+    given = good["SVDQuantModelLoader"] | {"attention": None, "second_file": None}
+    assert "int4" in host.call("SVDQuantModelLoader", **given)[1]
+
+
+def test_a_calibration_is_a_path(host, good):
+    for value in (7, [], object()):
+        with pytest.raises(SVDQuantError, match=r"recorded is .*, and takes what Save Calibration gives"):
+            host.call("SVDQuantQuantizeModel", **good["SVDQuantQuantizeModel"], recorded=value)

@@ -87,3 +87,10 @@ def test_so_many_names_take_a_bounded_time(count, words, tmp_path):
     else:
         assert len(SafetensorsFile(path).names()) == count
     assert time.perf_counter() - started < 20
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "\ud800"])
+def test_a_name_that_no_disk_can_have(tmp_path, name):
+    with pytest.raises(CheckpointError, match=r"there is no such file|cannot be read") as found:
+        SafetensorsFile(tmp_path / name, "x")
+    assert str(found.value).startswith("x: ")
