@@ -3,13 +3,15 @@
     COMFYUI_PATH=... python benchmarks/quantize_families.py                     a GPU, about 7 minutes, no disk
     COMFYUI_PATH=... python benchmarks/quantize_families.py --models zimage --whole
 
-Opened, planned and quantized as the command does it; only the file is random weights, drawn when a tensor is read. A
+Opened, planned and quantized as the command does it; only the file is random weights in main memory, of which tensors
+are pieces, so what a disk takes to read comes on top. A
 run that has used up --seconds stops; its time is then that of the layers that it did, by the weights of all. Prints
 Markdown. Exits with 1 if a limit of time or memory is not kept.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -33,6 +35,7 @@ LIMITS = {
     "ltx23": (90, 360),
     "minimax_h3": (120, 480),
 }
+BANK = 1 << 26  # numbers, for each width of weights
 GPU_BYTES, MAIN_BYTES = 12e9, 16e9
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -51,18 +54,21 @@ def random_checkpoint(family, config: dict, device: str):
         def __init__(self):
             self.path, self.base, self.flags = Path("random.safetensors"), None, {}
             self.metadata, self.shapes = dict(family.metadata or {}), family.shapes(config)
+            self.banks: dict[float, torch.Tensor] = {}
 
         def __getitem__(self, name):
             shape = self.shapes[name]
-            generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
-            drawn = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
-            if len(shape) > 1:
-                drawn *= drawn[0].numel() ** -0.5
-            elif "norm" in name and not name.endswith("bias"):
-                drawn = 1 + 0.1 * drawn
-            else:
-                drawn *= 0.02
-            return drawn.cpu()
+            count = math.prod(shape)
+            scale = math.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.02
+            bank = self.banks.get(scale)
+            if bank is None or len(bank) < count:
+                size = max(count, BANK if len(shape) > 1 and count > BANK >> 8 else count)
+                generator = torch.Generator(device).manual_seed(len(self.banks))
+                drawn = torch.randn(size, generator=generator, device=device, dtype=torch.bfloat16)
+                bank = self.banks[scale] = (drawn * scale).cpu()
+            start = zlib.crc32(name.encode()) % (len(bank) - count + 1)
+            found = bank[start : start + count].view(shape)
+            return found + 1 if len(shape) < 2 and "norm" in name and not name.endswith("bias") else found
 
         def __iter__(self):
             return iter(self.shapes)

@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 from comfyui_source import HOST_FOLDER, ROOT, HostSourceError, check_host, write_stubs
 
@@ -59,4 +60,8 @@ def import_comfyui(folder: Path, device: str = "") -> str:
         return f"{folder} cannot be used from {sys.executable} ({error}): run this with the Python of that ComfyUI"
     finally:
         sys.argv = saved
+    # nodes/host without the node classes beside it, which need ComfyUI's server and all that its own nodes need
+    room = ModuleType("svdquant_pack.nodes")
+    room.__path__ = [str(ROOT / "nodes")]
+    sys.modules.setdefault(room.__name__, room)
     return ""
