@@ -7,8 +7,10 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import svdquant_pack
 from svdquant_pack import ROOT
@@ -59,6 +61,17 @@ def _kernels(name: str):
     return importlib.import_module(f"{svdquant_pack.__name__}.kernels.{name}")
 
 
+@contextmanager
+def _newest_triton() -> Iterator[None]:
+    """The tables are of a Triton that compiles every kernel, whichever is installed where they are made."""
+    four_bit, layer_paths = _kernels("paths.four_bit"), _kernels("paths.layer_paths")
+    with ExitStack() as stack:
+        for module in (four_bit, layer_paths):
+            stack.enter_context(patch.object(module, "why_no_language", lambda _kernel: None))
+        stack.enter_context(patch.object(four_bit, "why_too_old", lambda _needed, _what: None))
+        yield
+
+
 def _maker(row: "Generation") -> str:
     """NVIDIA's cards are known by their own names; AMD's all share theirs."""
     return "AMD " if any(isinstance(chip, str) for chip in row.chips) else ""
@@ -83,6 +96,7 @@ def _auto(row: "Generation", words: Words) -> str:
     return modes[0] if len(set(modes)) == 1 else words.both.format(*modes)
 
 
+@_newest_triton()
 def by_file(words: Words) -> list[str]:
     """What each GPU does with a file of each precision, as `auto` chooses."""
     gpus, auto = _kernels("gpus"), _kernels("choose_compute")
@@ -97,6 +111,7 @@ def by_file(words: Words) -> list[str]:
     return _table([first, *(files.format(p.upper()) for p in PRECISIONS), last], rows)
 
 
+@_newest_triton()
 def by_path() -> list[str]:
     """The first path through kernels that each GPU has in each mode, whatever the size of a layer."""
     gpus, paths = _kernels("gpus"), _kernels("paths.layer_paths")
