@@ -19,11 +19,15 @@ class SVDQuantTextEncoderLoader(io.ComfyNode):
             node_id="SVDQuantTextEncoderLoader",
             display_name="Load Text Encoder (SVDQuant)",
             category="SVDQuant",
-            description="Loads a 4-bit T5-XXL (awq-int4-flux.1-t5xxl.safetensors), for FLUX.1 together with clip_l. "
-            "The CLIP works with the ordinary nodes.",
+            description="Loads a 4-bit text encoder: nunchaku's T5-XXL (awq-int4-flux.1-t5xxl.safetensors), for FLUX.1 "
+            "together with clip_l, or one that Quantize Text Encoder made. The CLIP works with the ordinary nodes.",
             search_aliases=["nunchaku", "Nunchaku Text Encoder Loader", "t5xxl", "awq", "4-bit", "DualCLIPLoader"],
             inputs=[
-                io.Combo.Input("text_encoder", options=names, tooltip="The 4-bit T5, in models/text_encoders."),
+                io.Combo.Input(
+                    "text_encoder",
+                    options=names,
+                    tooltip="A 4-bit text encoder, awq-int4-…, in models/text_encoders or made by Quantize Text Encoder.",
+                ),
                 io.Combo.Input(
                     "type",
                     options=list(OTHERS),
@@ -35,7 +39,7 @@ class SVDQuantTextEncoderLoader(io.ComfyNode):
                     options=[NO_FILE, *names],
                     default=NO_FILE,
                     optional=True,
-                    tooltip="What the model reads beside T5: clip_l for flux; clip_l or clip_g for sd3.",
+                    tooltip="What the model reads beside it: clip_l for flux; clip_l or clip_g for sd3.",
                 ),
                 io.Combo.Input(
                     "third", options=[NO_FILE, *names], default=NO_FILE, optional=True, tooltip="For sd3: clip_g."
