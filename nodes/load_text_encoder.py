@@ -10,7 +10,7 @@ NO_FILE = "none"
 
 
 class SVDQuantTextEncoderLoader(io.ComfyNode):
-    """Loads nunchaku's 4-bit T5-XXL, with the other text encoders that a model wants beside it."""
+    """Loads a 4-bit text encoder, with the other text encoders that a model wants beside it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -19,15 +19,11 @@ class SVDQuantTextEncoderLoader(io.ComfyNode):
             node_id="SVDQuantTextEncoderLoader",
             display_name="Load Text Encoder (SVDQuant)",
             category="SVDQuant",
-            description="Loads a 4-bit text encoder: nunchaku's T5-XXL (awq-int4-flux.1-t5xxl.safetensors), for FLUX.1 "
-            "together with clip_l, or one that Quantize Text Encoder made. The CLIP works with the ordinary nodes.",
+            description="Loads a 4-bit text encoder: nunchaku's T5-XXL (awq-int4-flux.1-t5xxl.safetensors) or a file "
+            "of Quantize Text Encoder; for FLUX.1 together with clip_l. The CLIP works with the ordinary nodes.",
             search_aliases=["nunchaku", "Nunchaku Text Encoder Loader", "t5xxl", "awq", "4-bit", "DualCLIPLoader"],
             inputs=[
-                io.Combo.Input(
-                    "text_encoder",
-                    options=names,
-                    tooltip="A 4-bit text encoder, awq-int4-…, in models/text_encoders or made by Quantize Text Encoder.",
-                ),
+                io.Combo.Input("text_encoder", options=names, tooltip="The 4-bit file, in models/text_encoders."),
                 io.Combo.Input(
                     "type",
                     options=list(OTHERS),
@@ -39,7 +35,8 @@ class SVDQuantTextEncoderLoader(io.ComfyNode):
                     options=[NO_FILE, *names],
                     default=NO_FILE,
                     optional=True,
-                    tooltip="What the model reads beside it: clip_l for flux; clip_l or clip_g for sd3.",
+                    tooltip="What the model reads beside it: clip_l for flux, hunyuan_video and kandinsky5; clip_l or "
+                    "clip_g for sd3; llama 3.1 for hidream; byt5 for hunyuan_image.",
                 ),
                 io.Combo.Input(
                     "third", options=[NO_FILE, *names], default=NO_FILE, optional=True, tooltip="For sd3: clip_g."

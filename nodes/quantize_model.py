@@ -107,7 +107,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                     options=[NO_CALIBRATION, *list_calibrations()],
                     default=NO_CALIBRATION,
                     optional=True,
-                    tooltip="A file of Save Calibration. none: the model runs on noise instead.",
+                    tooltip="A file of Save Calibration. none: the model is run on noise to find its inputs.",
                 ),
                 CalibrationFile.Input(
                     "recorded",

@@ -93,7 +93,7 @@ def convert(
 
 def _refuse_existing(target: Path, overwrite: bool) -> None:
     if target.exists() and not overwrite:
-        raise SVDQuantError(f"{target} exists already. Choose another name, or allow it to be replaced.")
+        raise SVDQuantError(f"{target} exists already. Choose another name, or allow it to be replaced (--overwrite).")
 
 
 def _write(plan: Plan, target: Path, form: Format, on_progress: Progress) -> list[Output]:
