@@ -32,7 +32,8 @@ def describe(
     """
     layers = [r for r in outcome.reports if r.scheme != "awq"]
     mean = sum(r.relative_error for r in layers) / max(len(layers), 1)
-    origin = "drawn from the weights" if calibration is None else f"recorded in {calibration.file.path.name}"
+    seen = "from the model run on noise" if found.request else "assumed normal"  # where nothing was recorded
+    origin = f"recorded in {calibration.file.path.name}" if calibration else seen
     count = len({report.layer for report in outcome.reports})
     lines = [
         f"{path.name}: {count} layers in {seconds:.1f} s, {path.stat().st_size / 2**20:.1f} MiB "

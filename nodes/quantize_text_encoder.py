@@ -32,7 +32,7 @@ class SVDQuantQuantizeTextEncoder(io.ComfyNode):
             display_name="Quantize Text Encoder (SVDQuant)",
             category="SVDQuant",
             description="Makes a 4-bit file (W4A16) of a 16-bit text encoder: T5-XXL, Qwen2.5-VL, Qwen3, Gemma, Llama. "
-            "It needs no data and takes a minute. Load it with Load Text Encoder.",
+            "It needs no data and takes a minute. Load it with Load Text Encoder (SVDQuant).",
             search_aliases=["svdq", "awq", "t5xxl", "qwen", "gemma", "llama", "4-bit", "compress", "clip"],
             is_output_node=True,
             inputs=[

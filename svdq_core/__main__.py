@@ -87,7 +87,8 @@ def _find_opener(options: argparse.Namespace) -> Callable:
     if folder is None:
         _write_line("note: no ComfyUI was found (--host names one): only models that this pack describes are known")
         return alone
-    problem = library.import_comfyui(folder, options.device)
+    without_gpu = _import("quantize.command").is_without_gpu(options.device)
+    problem = library.import_comfyui(folder, "cpu" if without_gpu else options.device)
     if problem:
         _write_line(f"note: {problem}; only models that this pack describes are known now")
         return alone

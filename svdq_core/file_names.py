@@ -5,7 +5,15 @@ from .errors import SVDQuantError
 LONGEST_PART = 150  # bytes of a folder's or file's name; endings, and what a writer adds meanwhile, come on top
 LONGEST = 1000  # letters of all of it
 FORBIDDEN = '<>:"|?*\\'
-_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in "0123456789¹²³")}
+_DEVICES = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    "conin$",
+    "conout$",
+    *(f"{port}{n}" for port in ("com", "lpt") for n in "0123456789¹²³"),
+}
 _SHOWN = 80
 
 

@@ -30,6 +30,7 @@ NEEDED = (
     "web/refresh_models.js",
     "web/lora_rows.js",
     "web/node_results.js",
+    "web/opening_view.js",
     "web/template_order.js",
     "locales/zh/nodeDefs.json",
     "workflows/flux.1-dev.json",

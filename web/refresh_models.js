@@ -1,8 +1,13 @@
-// A model that was written by a node stands in the lists at once: the page asks for them only when it loads.
+// A file that was written by a node stands in the lists at once: the page asks for them only when it loads.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
-const WRITERS = new Set(["SVDQuantQuantizeModel", "SVDQuantExportModel"]);
+const WRITERS = new Set([
+  "SVDQuantQuantizeModel",
+  "SVDQuantQuantizeTextEncoder",
+  "SVDQuantExportModel",
+  "SVDQuantCalibrationSave",
+]);
 
 app.registerExtension({
   name: "SVDQuant.RefreshModels",

@@ -122,7 +122,6 @@ class SafetensorsFile:
             if found:
                 remedy = remedy if self._kind == SAFETENSORS else self._advice
                 raise CheckpointError(f"{self.shown}: this is {what}, {kind}. {remedy}")
-        raise CheckpointError(
-            f"{self.shown}: {kind}, or cut off: its header claims {header_bytes} bytes, the file has "
-            f"{size}. {self._advice}"
-        )
+        has = f"the file has {size}"
+        says = f"its header claims {header_bytes} bytes, {has}" if header_bytes is not None else f"{has} bytes"
+        raise CheckpointError(f"{self.shown}: {kind}, or cut off: {says}. {self._advice}")

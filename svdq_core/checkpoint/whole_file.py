@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError
 from .safetensors_file import DOWNLOAD_AGAIN, SafetensorsFile
 from .source_file import SourceFile
 
@@ -26,7 +28,8 @@ def read_whole(
             names are not known before.
 
     Raises:
-        CheckpointError: a safetensors file is damaged, or any file changed while it was read.
+        CheckpointError: a safetensors file is damaged, a pickle holds something else than tensors, or any file changed
+            while it was read.
         OSError and whatever torch raises for a damaged pickle: each kind has its own errors.
     """
     if path.suffix.lower() in SAFETENSORS_ENDINGS:
@@ -42,7 +45,13 @@ def read_whole(
     source = SourceFile(path, shown)  # not to read with: torch reads one tensor after the other by itself
     source.release()
     with path.open("rb") as opened:
-        content = _inner(torch.load(opened, map_location="cpu", weights_only=True))
+        try:
+            content = _inner(torch.load(opened, map_location="cpu", weights_only=True))
+        except UnpicklingError as error:  # torch advises to run whatever the file holds, which nobody should
+            raise CheckpointError(
+                f"{shown}: not a readable {kind} file: it holds something else than tensors, or is damaged. Only "
+                "tensors are read, never programs. Take a .safetensors file."
+            ) from error
     source.check()
     found = {}
     for name, value in content.items():

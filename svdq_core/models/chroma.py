@@ -85,7 +85,7 @@ _SHARED = Architecture(
     host_marks=_NAME_MARKS,
     metadata=_metadata,
     lora=LoraNames(),
-    published=tuple(Published(name, 3072, _COUNTS, 291_287_104) for name in ("Chroma-HD", "Chroma1-HD")),
+    published=tuple(Published(name, 3072, _COUNTS, 291_287_104) for name in ("Chroma1-HD", "Chroma-HD")),
     blocks=(*_BLOCKS, _GUIDANCE, _GUIDANCE_NORMS),
     modules={
         "img_in": "x_embedder",

@@ -157,6 +157,11 @@ def _refuse_existing(request: QuantizeRequest) -> None:
         )
 
 
+def is_without_gpu(named: str) -> bool:
+    """Whether a run with this --device uses no GPU; ComfyUI must be told, or it fails where there is none."""
+    return named == "cpu" or not torch.cuda.is_available()
+
+
 def choose_device(named: str, share: Share) -> torch.device:
     """The device of this process.
 

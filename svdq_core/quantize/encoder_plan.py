@@ -15,6 +15,7 @@ from torch import Tensor
 from ...kernels.format import GROUP_SIZE_AWQ
 from ..checkpoint.container import Checkpoint
 from ..checkpoint.dense_read import DTYPES
+from ..checkpoint.encoder_read import holds_encoder_layers
 from ..checkpoint.metadata import pack_version
 from ..errors import CheckpointError
 from ..models.others import generic_family
@@ -65,6 +66,8 @@ def plan_text_encoder(checkpoint: Checkpoint) -> ModelPlan:
     Raises:
         CheckpointError: it is quantized already, or has no repeated layers.
     """
+    if holds_encoder_layers(checkpoint):
+        raise CheckpointError(f"{checkpoint.name} is a 4-bit text encoder already. Choose the 16-bit file.")
     weights = WholeNames(checkpoint)
     shapes = {name: weights.shape(name) for name in weights}
     for name in checkpoint:

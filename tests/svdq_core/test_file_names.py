@@ -34,6 +34,7 @@ def test_good_names_stay(name):
         ("\ud800", r"'\\ud800' cannot be in a name"),
         ("\udcff", r"'\\udcff' cannot be in a name"),
         ("con", "'con' is a device on Windows"),
+        ("CONIN$", r"'CONIN\$' is a device on Windows"),
         ("x/NUL.backup", "is a device on Windows"),
         ("lpt1", "is a device on Windows"),
         ("a./b", "begins or ends with a space or a dot"),

@@ -75,7 +75,7 @@ QWEN_IMAGE = _file(
     "svdq-int4_r32-qwen-image-lightningv1.0-4steps.safetensors",
     "diffusion_models",
     "nunchaku-tech/nunchaku-qwen-image",
-    gib=11.9,
+    gib=11.5,
 )
 QWEN_IMAGE_EDIT = ModelFile(
     "nunchaku_qwen_image_edit_2511_balance_int4.safetensors",

@@ -56,7 +56,7 @@ def environment_check() -> Workflow:
         "to take, how much memory FLUX.1 needs, and what to repair. It needs no model and takes seconds.",
     )
     check = workflow.add(CHECK, "SVDQuantEnvironmentCheck", "")
-    check.size = (900, 560)
+    check.size = (1000, 680)
     return workflow
 
 

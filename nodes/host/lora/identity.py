@@ -39,6 +39,11 @@ def _digest(tensor: Tensor) -> Hashable:
     return tuple(tensor.shape), tensor.dtype, tensor.device, digest
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether it is an ordinary tensor: neither sparse nor without memory."""
+    return isinstance(tensor, DenseView) or (tensor.layout == torch.strided and not tensor.is_meta)
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or infinite; worked out once for each tensor."""
     if isinstance(tensor, DenseView):  # of a layer whose tensors were checked when its file was read

@@ -23,14 +23,14 @@ from comfy.weight_adapter import (
 )
 
 from ....svdq_core.errors import LoraError
-from .identity import is_finite, tensors_in
+from .identity import has_values, is_finite, tensors_in
 from .kron import kron_shapes
 from .patches import adds_nothing, diff_of, resizes
 
 Shape = tuple[int, ...]
 _HOST_PREFIX = re.compile(r"^(ERROR|WARNING:?) \w+ weight ")  # the kind of adapter and the key, which we say ourselves
 # what tensors of wrong shapes, and attributes that are missing, make the host's arithmetic raise
-_DAMAGE = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
+_DAMAGE = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, NameError)
 
 
 def refuse_misfit(key: str, value, offset: tuple | None, shape: Shape, strengths: tuple[float, float]) -> None:
@@ -41,8 +41,9 @@ def refuse_misfit(key: str, value, offset: tuple | None, shape: Shape, strengths
         offset: (dim, start, length) or None. strengths: of the patch, and what the tensor is multiplied by.
     """
     where = shown(key)
-    if not all(math.isfinite(strength) for strength in strengths):
-        raise LoraError(f"{where}: the strength is {strengths[0]:g}. Give a number.")
+    odd = next((strength for strength in strengths if not math.isfinite(strength)), None)
+    if odd is not None:
+        raise LoraError(f"{where}: the strength is {odd:g}. Give a number.")
     if isinstance(value, list):
         raise LoraError(
             f"{where}: a model cannot be merged into an SVDQuant model. Merge the full-precision models and quantize "
@@ -53,6 +54,8 @@ def refuse_misfit(key: str, value, offset: tuple | None, shape: Shape, strengths
     problem = misfit(value, offset, shape, strengths[0])
     if problem is not None:
         raise LoraError(f"{where}: {problem}")
+    if not all(has_values(tensor) for tensor in tensors_in(value)):
+        raise LoraError(f"{where}: the patch holds sparse tensors, or some without values. Give ordinary ones.")
     if not all(is_finite(tensor) for tensor in tensors_in(value)):
         raise LoraError(f"{where}: the patch holds NaN or infinite values, of which every picture would become black.")
 

@@ -16,6 +16,7 @@ from ....svdq_core.runtime import describe_model, folds_gelu, resolve_compute
 from ....svdq_core.shared_input import SharedInput
 from ..attention import choose_attention
 from ..graphs.forward import install_graphs
+from .build_errors import building
 from .fold import fold_gelus, speed_up_gelus, wants_folding
 from .patcher import adopt
 from .quantized_linear import SVDQuantLinear, operations
@@ -68,7 +69,8 @@ def load_model_with_status(
     names = " + ".join(printable(Path(p).name) for p in (path, base) if p is not None)
     status = describe_model(names, model, mode, reason)
     status = "; ".join((status, *model.notes))
-    patcher = build_model(model, mode, disable_dynamic, device)
+    with building(names):
+        patcher = build_model(model, mode, disable_dynamic, device)
     patcher.cached_patcher_init = (load_model, (path, compute, base))
     install_graphs(patcher)
     words = choose_attention(patcher, attention)

@@ -13,6 +13,7 @@ from ....svdq_core.checkpoint.read_errors import printable, reading
 from ....svdq_core.checkpoint.whole_file import read_whole
 from ....svdq_core.errors import SVDQuantError
 from ....svdq_core.quantized_model import QuantizedModel
+from .build_errors import building
 from .patcher import adopt
 from .quantized_linear import operations
 from .weights_in import to_state_dict
@@ -87,13 +88,14 @@ def load_text_encoder(
     state_dicts = [
         to_state_dict(_read(path), COMPUTE, target) if path in quantized else read_unquantized(path) for path in paths
     ]
-    clip = comfy.sd.load_text_encoder_state_dicts(
-        state_dicts,
-        embedding_directory=embeddings,
-        clip_type=getattr(comfy.sd.CLIPType, kind.upper()),
-        model_options=options,
-        disable_dynamic=disable_dynamic,
-    )
+    with building(" + ".join(printable(Path(path).name) for path in paths)):
+        clip = comfy.sd.load_text_encoder_state_dicts(
+            state_dicts,
+            embedding_directory=embeddings,
+            clip_type=getattr(comfy.sd.CLIPType, kind.upper()),
+            model_options=options,
+            disable_dynamic=disable_dynamic,
+        )
     adopt(clip.patcher)
     clip.patcher.model.svdquant_unused = {}
     clip.patcher.cached_patcher_init = (_load_patcher, (paths, embeddings, kind, device))

@@ -40,6 +40,7 @@ FILES = {
     "text": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer"),
     "web page": (b"<!DOCTYPE html><html><body>Access to this model is restricted</body></html>", "this is a web page"),
     "absurd header length": (struct.pack("<Q", 2**63) + b"{}", "its header claims 9223372036854775808 bytes"),
+    "shorter than a header": (b"{}", "or cut off: the file has 2 bytes. "),
     "header past the end": (struct.pack("<Q", 1000) + b"{}", "its header claims 1000 bytes, the file has 10"),
     "header of noise": (struct.pack("<Q", 20) + bytes(range(100, 120)), "not a readable safetensors file"),
     "header of a list": (struct.pack("<Q", 2) + b"[]", "not a readable safetensors file"),

@@ -55,6 +55,14 @@ def test_a_pickle_of_something_else(tmp_path):
         read_whole(tmp_path / "l.pt")
 
 
+@pytest.mark.parametrize("content", [b"\x80\x02cos\nsystem\n.", b"{}", b"\xff" * 200])
+def test_a_pickle_that_is_no_tensors_advises_nothing_dangerous(tmp_path, content):
+    (tmp_path / "l.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"l\.pt: not a readable .* holds something else than tensors") as refused:
+        read_whole(tmp_path / "l.pt")
+    assert "weights_only" not in str(refused.value)
+
+
 def test_a_look_at_the_names_comes_first(tmp_path, monkeypatch):
     save_file({"a": torch.ones(1000)}, tmp_path / "x.safetensors")
     monkeypatch.setattr(whole_file.SafetensorsFile, "read", lambda *_: pytest.fail("it was read"))

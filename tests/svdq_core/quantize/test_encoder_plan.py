@@ -60,6 +60,8 @@ def test_a_file_and_back(prefix, tmp_path):
     assert (
         checkpoint.metadata["svdquant_source"] == "te.safetensors" and "W4A16" in checkpoint.metadata["svdquant_method"]
     )
+    with pytest.raises(CheckpointError, match=r"awq\.safetensors is a 4-bit text encoder already"):
+        plan_text_encoder(checkpoint)
 
 
 def test_what_cannot_be_quantized(tmp_path):

@@ -118,3 +118,15 @@ def test_sound_adapters_fit(kind):
     lora = ADAPTERS[kind](0, "x", 256, 128)
     for target, value in comfy.lora.load_lora(lora, {"x": "x.weight"}, log_missing=False).items():
         assert misfit(value, None, (256, 128) if target == "x.weight" else (256,)) is None
+
+
+@pytest.mark.parametrize("patch", [(torch.ones(256, 256).to_sparse(),), (torch.ones(256, 256, device="meta"),), "text"])
+def test_a_patch_that_holds_no_values_is_refused(model, patch):
+    with pytest.raises(LoraError, match=r"img_attn\.proj: "):
+        model.clone().add_patches({f"{PROJ}.weight": patch})
+
+
+@pytest.mark.parametrize(("strengths", "named"), [((float("inf"), 1.0), "inf"), ((1.0, float("nan")), "nan")])
+def test_the_strength_that_is_no_number_is_named(model, strengths, named):
+    with pytest.raises(LoraError, match=f"the strength is {named}"):
+        model.clone().add_patches({f"{PROJ}.weight": (torch.ones(256, 256),)}, *strengths)

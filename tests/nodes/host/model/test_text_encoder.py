@@ -220,3 +220,18 @@ def test_a_damaged_file(tmp_path):
     save_file({name: t.contiguous() for name, t in tensors.items()}, tmp_path / "half.safetensors")
     with pytest.raises(CheckpointError, match=r"half\.safetensors.*DenseReluDense\.wo\.scales"):
         load(file=tmp_path / "half.safetensors")
+
+
+@pytest.mark.parametrize("of_clip", [False, True])
+def test_a_tensor_of_another_size(tmp_path, clip_l, of_clip):
+    source, kind = (clip_l, "flux") if of_clip else (FILE, "chroma")
+    tensors = comfy.utils.load_torch_file(str(source))
+    name = next(n for n in tensors if n.endswith("layer_norm.weight" if not of_clip else "layer_norm1.weight"))
+    tensors[name] = torch.ones(5).to(tensors[name].dtype)
+    save_file({name: t.contiguous() for name, t in tensors.items()}, tmp_path / "odd.safetensors")
+    with pytest.raises(SVDQuantError, match=r"odd\.safetensors.*layer_norm.*5"):
+        load(
+            kind,
+            *([tmp_path / "odd.safetensors"] if of_clip else []),
+            file=FILE if of_clip else tmp_path / "odd.safetensors",
+        )
