@@ -22,18 +22,19 @@ def test_an_adapter_adds_the_product_and_nothing_at_first():
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.05)
     inputs = (torch.randn(1, 16, 4, 4), torch.tensor([0.5]), torch.randn(1, TOKENS, 128), torch.randn(1, 64))
-    inputs = (*inputs, torch.tensor([3.5]), rotary_angles(2, 2, TOKENS, "cpu"))
+    inputs = (*inputs, torch.tensor([3.5]))
+    angles = rotary_angles(2, 2, TOKENS, "cpu")
     with torch.no_grad():
-        before = model(*inputs)
+        before = model(*inputs, angles=angles)
         adapters = attach(model, 4)
-        torch.testing.assert_close(model(*inputs), before)
+        torch.testing.assert_close(model(*inputs, angles=angles), before)
         name = "single_blocks.1.linear1"
         torch.nn.init.normal_(adapters[name].up, std=0.1)
-        with_adapter = model(*inputs)
+        with_adapter = model(*inputs, angles=angles)
         assert (with_adapter - before).abs().max() > 1e-4
         adapters[name].base.weight += adapters[name].up @ adapters[name].down
         adapters[name].up.zero_()
-        torch.testing.assert_close(model(*inputs), with_adapter, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model(*inputs, angles=angles), with_adapter, atol=1e-4, rtol=1e-4)
 
 
 def test_only_the_adapter_is_trained():

@@ -35,11 +35,11 @@ def test_tensors_are_those_of_the_file(make, file):
 
 def test_it_starts_as_zero_and_learns_everywhere():
     model = Flux(Shape(hidden=128, double_blocks=1, single_blocks=1))
-    inputs = arguments()
-    assert not model(*inputs).any()
+    *inputs, angles = arguments()
+    assert not model(*inputs, angles=angles).any()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.1)
-    model(*inputs).square().mean().backward()
+    model(*inputs, angles=angles).square().mean().backward()
     assert all(weight.grad.abs().sum() > 0 for weight in model.parameters())
 
 

@@ -35,7 +35,7 @@ from quantize_time import peak_memory
 from synthetic_model import Size, write_model
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, dense_read
 from svdquant_pack.svdq_core.quantize.to_file import QuantizeJob, quantize_to_file
-from svdquant_pack.svdq_core.quantize.command import plan_dense
+from svdquant_pack.svdq_core.quantize.source_model import plan_dense
 from svdquant_pack.svdq_core.quantize.spec import QuantSpec
 from svdquant_pack.svdq_core.quantize.statistics import InputStatistics
 class Drawn(dict):

@@ -21,7 +21,7 @@ from network_runs import NetworkRun
 from safetensors import safe_open
 from sampling import flux_conditioning, relative_error, rounding, sample_flux
 
-from svdquant_pack.demo.pixart import random_autoencoder
+from svdquant_pack.demo.random_pixart import random_autoencoder
 from svdquant_pack.nodes.host.model.build import load_model
 from svdquant_pack.nodes.host.model.patcher import SVDQuantPatcher, SVDQuantPatcherDynamic
 
