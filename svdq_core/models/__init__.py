@@ -1,7 +1,10 @@
-"""The model families, one file each; this is the only list of them.
+"""The model families, one file each: whatever lies in this folder, and nothing has to be listed anywhere.
 
-A family that another one resembles comes before it: the first whose marks a file has is taken.
+The first family whose marks a file has is taken, in the order of Architecture.asked.
 """
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from .architecture import Architecture, Place, Published
 from .chroma import CHROMA
@@ -18,12 +21,24 @@ from .sdxl import SDXL
 from .t5 import T5
 from .zimage import ZIMAGE
 
-FAMILIES = (CHROMA, FLUX2, FLUX, ZIMAGE, KREA2, QWEN_IMAGE, SDXL, ERNIE, PIXART, MINIMAX_H3)
+NO_FAMILIES = frozenset({"architecture", "completeness", "layer_maps", "others", "t5"})  # what else lies here
+
+
+def _family(file: str) -> Architecture:
+    """The family of a file: its public Architecture that is called as the file and is no other's spelling."""
+    public = [x for n, x in vars(import_module(f".{file}", __package__)).items() if not n.startswith("_")]
+    found = [value for value in public if isinstance(value, Architecture) and value.name == file]
+    spellings = [spelling for value in found for spelling in (*value.variants, value.row_major)]
+    families = [value for value in found if not any(value is spelling for spelling in spellings)]
+    if len(families) != 1:
+        raise ImportError(f"{__package__}.{file} describes {len(families)} families called {file!r}, expected one.")
+    return families[0]
+
+
+_FOUND = [_family(module.name) for module in iter_modules(__path__) if module.name not in NO_FAMILIES]
+FAMILIES = tuple(sorted(_FOUND, key=lambda family: (family.asked, family.name)))
 ARCHITECTURES = {architecture.name: architecture for architecture in FAMILIES}
-SUPPORTED = (
-    "FLUX.1 (dev, schnell, Krea, Kontext, Fill, Canny, Depth), FLUX.2 (Klein, dev), Chroma, Z-Image, Krea 2, "
-    "Qwen-Image (2512, Edit, 2509, 2511, Layered), MiniMax H3, SDXL, Ernie Image and PixArt-Sigma/Alpha"
-)
+SUPPORTED = ", ".join(sorted(family.covers or family.title for family in FAMILIES))
 
 __all__ = [
     "ARCHITECTURES",

@@ -76,7 +76,10 @@ class Architecture:
     """A model family.
 
     Args:
-        name: stable id; title: for messages.
+        name: stable id, and the name of its file here; title: for messages.
+        covers: the title and what belongs to the family, where the title does not say it.
+        asked: the order in which families are asked whether a file is theirs, smaller numbers first: a family that
+            another one resembles comes before it.
         blocks: its kinds of blocks.
         modules: host module -> source module, each with weight and bias, outside the blocks.
         tensors: host tensor -> source tensor, outside the blocks.
@@ -126,6 +129,8 @@ class Architecture:
     behind_gelu: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     variants: "tuple[Architecture, ...]" = ()
     row_major: "Architecture | None" = None
+    covers: str = ""
+    asked: int = 0
 
     @property
     def newer_names(self) -> dict[str, Mapping[str, str]]:

@@ -81,6 +81,7 @@ _NAME_MARKS = ("^distilled_guidance_layer.",)
 _SHARED = Architecture(
     name="chroma",
     title="Chroma",
+    asked=-1,  # its files have names of FLUX.1, too
     source_marks=_NAME_MARKS,
     host_marks=_NAME_MARKS,
     metadata=_metadata,

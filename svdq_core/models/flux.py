@@ -155,6 +155,7 @@ _COUNTS = {"double_blocks": 19, "single_blocks": 38}
 FLUX = Architecture(
     name="flux",
     title="FLUX.1",
+    covers="FLUX.1 (dev, schnell, Krea, Kontext, Fill, Canny, Depth)",
     source_marks=("^single_transformer_blocks.0.", "^transformer_blocks.0.norm1_context."),
     host_marks=("^double_blocks.", "^single_blocks."),
     metadata=_metadata,

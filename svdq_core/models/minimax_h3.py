@@ -78,6 +78,7 @@ def _extras(file: str, config: dict) -> dict[str, Tensor]:
 MINIMAX_H3 = Architecture(
     name="minimax_h3",
     title="MiniMax H3",
+    asked=1,  # its marks are names that other families share
     source_marks=(
         *("^transformer_blocks.0.adaln_proj.", "^transformer_blocks.0.attn.to_q.qweight"),
         *("^token_refiner.", "^blocks.0.attn.qkv_proj."),

@@ -65,6 +65,7 @@ def _metadata(plain: dict[str, Tensor], depths: dict[str, int]) -> dict:
 PIXART = Architecture(
     name="pixart",
     title="PixArt-Sigma",
+    covers="PixArt-Sigma and PixArt-Alpha",
     source_marks=("^adaln_single.", "^transformer_blocks.0.attn2."),
     host_marks=("^blocks.0.cross_attn.q_linear.", "^t_block.1."),
     metadata=_metadata,

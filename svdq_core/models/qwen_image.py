@@ -96,6 +96,7 @@ _NAMES = (
 QWEN_IMAGE = Architecture(
     name="qwen_image",
     title="Qwen-Image",
+    covers="Qwen-Image (2512, Edit, 2509, 2511, Layered)",
     source_marks=("^transformer_blocks.0.img_mod.1.", "^transformer_blocks.0.txt_mod.1."),
     host_marks=("^transformer_blocks.0.img_mod.1.", "^transformer_blocks.0.txt_mod.1."),
     metadata=_metadata,

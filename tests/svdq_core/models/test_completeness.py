@@ -1,9 +1,11 @@
 """Every family's description is complete; what is missing from one is said in words."""
 
+import sys
 from dataclasses import replace
 
 import pytest
 
+from svdquant_pack.svdq_core import models
 from svdquant_pack.svdq_core.models import FAMILIES, FLUX, Architecture, missing_parts
 
 FLUX_BLOCK = FLUX.blocks[0]
@@ -45,3 +47,17 @@ def test_what_is_missing_is_said(family, message):
 
 def test_a_stub_lacks_everything():
     assert len(missing_parts(Architecture("stub", "Stub", ()))) >= 6
+
+
+def test_a_file_in_the_folder_is_a_family(tmp_path, monkeypatch):
+    (tmp_path / "stub.py").write_text(
+        'from .architecture import Architecture\nSTUB = Architecture("stub", "Stub", ())\n'
+    )
+    (tmp_path / "empty.py").write_text("")
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    assert models._family("stub").title == "Stub"
+    with pytest.raises(ImportError, match="empty describes 0 families called 'empty', expected one"):
+        models._family("empty")
+    for name in ("stub", "empty"):
+        monkeypatch.delitem(sys.modules, f"{models.__name__}.{name}")
+        monkeypatch.delattr(models, name, raising=False)
