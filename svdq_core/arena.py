@@ -5,6 +5,7 @@ costs more than copying what goes into it. numpy asks the system for large pages
 """
 
 import math
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -85,3 +86,26 @@ class Arena:
             return None
         offset = tensor.data_ptr() - self.memory.data_ptr()
         return None if offset % BLOB_ALIGNMENT else offset
+
+
+class Staging(threading.local):
+    """Memory of each thread for what it reads only to put it into another order: one layer after the other lies there.
+
+    What was taken is good until the same thread calls restart(); no layer may keep a view of it.
+    """
+
+    def __init__(self):
+        self._memory = empty((0,), torch.uint8)
+        self._used = 0
+
+    def restart(self) -> None:
+        """Give back everything that this thread has taken."""
+        self._used = 0
+
+    def take(self, nbytes: int) -> Tensor:
+        """(nbytes,) uint8, uninitialised."""
+        start = self._used
+        self._used += aligned(nbytes)
+        if self._used > self._memory.numel():  # what lies in the old memory stays there; the next layer has room
+            self._memory = empty((self._used,), torch.uint8)
+        return self._memory[start : start + nbytes]

@@ -163,6 +163,7 @@ class Plan:
         return model
 
     def _run(self, job: Job) -> Entry:
+        self.checkpoint.staging.restart()
         with reading(f"{self.checkpoint.name}: {job.source}"):
             return job.read()
 
