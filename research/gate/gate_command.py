@@ -24,9 +24,9 @@ from ...svdq_core.errors import SVDQuantError
 from ..evaluate.evaluate_command import PATIENCE
 from ..evaluate.evaluated_scenes import evaluated_scenes
 from ..evaluate.measures import relative_errors
-from ..evaluate.network import latents_by_step, load_flux, with_layers
+from ..evaluate.network import flux_weights, latents_by_step, load_flux, with_layers
 from ..evaluate.record import Records, to_lists
-from ..evaluate.recording import collecting
+from ..evaluate.recording import Source, collecting
 from .gate_table import gate_report
 from .recipes import RECIPES, RECORDERS, Recipe
 from .trial import FORMS, Recordings, Trial, median_layer_error
@@ -105,7 +105,7 @@ class _Run:
         self.recordings = Recordings(work, RECORDERS, options.calibration, self.device)
         self.chosen = {name: RECIPES[name] for name in (options.recipes or RECIPES)}
         self.scenes = evaluated_scenes(options.captions, options.hard, self.device)
-        self.model = load_flux(self.device)
+        self.model, self.plain = load_flux(self.device), Source(flux_weights(), {})
 
     def meet(self) -> None:
         if self.world > 1:
@@ -146,7 +146,7 @@ class _Run:
             quantized = self._seconds()
             errors = relative_errors(self._draw(with_layers(self.model, layers)), self.reference)
             found: dict[str, Any] = to_lists({"error": errors.cpu()})
-            found["layer_error"] = median_layer_error(layers, self.unseen, trial.source)
+            found["layer_error"] = median_layer_error(layers, self.unseen, self.plain)
         except (RuntimeError, ValueError, SVDQuantError) as error:
             self._say(f"{name} {form} FAILED: {error}")
             self.failed.append(name)
