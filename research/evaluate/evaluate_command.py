@@ -31,7 +31,7 @@ from .methods import Way, ways
 from .network import Flux, block_linears, load_flux, lora_factors, with_layers
 from .quantizing import quantized_layers
 from .record import REFERENCE, RESEED, Records, to_lists
-from .recording import Source, record, record_noise
+from .recorded_inputs import Source, record, record_noise
 
 STEPS = (20, 4)
 HARD_SHARE = 4  # one hard caption for so many others

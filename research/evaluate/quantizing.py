@@ -19,7 +19,7 @@ from ...svdq_core.quantize.whole_model import quantize_model
 from ..baselines import METHODS, with_bits
 from .linears import DenseLinear, Layer, RealLinear, SimulatedLinear, SimulatedPart
 from .methods import Way
-from .recording import TOKENS, Source
+from .recorded_inputs import TOKENS, Source
 
 MODULATION_GROUP = 64
 

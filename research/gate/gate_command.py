@@ -26,7 +26,7 @@ from ..evaluate.evaluated_scenes import evaluated_scenes
 from ..evaluate.measures import relative_errors
 from ..evaluate.network import flux_weights, latents_by_step, load_flux, with_layers
 from ..evaluate.record import Records, to_lists
-from ..evaluate.recording import Source, collecting
+from ..evaluate.recorded_inputs import Source, collecting
 from .gate_table import gate_report
 from .recipes import RECIPES, RECORDERS, Recipe
 from .trial import FORMS, Recordings, Trial, median_layer_error

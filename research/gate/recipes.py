@@ -14,7 +14,7 @@ from ...svdq_core.quantize.problem import Problem
 from ..baselines import METHODS
 from ..evaluate.linears import Layer, SimulatedPart
 from ..evaluate.quantizing import quantize_source, simulated
-from ..evaluate.recording import Source, record, record_noise
+from ..evaluate.recorded_inputs import Source, record, record_noise
 from .trial import FORMS, USUAL_RANK, Trial, solve_layers
 
 # kind of recording -> (captions, device, replicate) -> what is recorded

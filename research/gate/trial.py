@@ -17,7 +17,7 @@ from ...svdq_core.quantize.problem import Problem
 from ...svdq_core.quantize.spec import QuantSpec
 from ..evaluate.linears import DenseLinear, Layer, SimulatedLinear, SimulatedPart
 from ..evaluate.quantizing import plan_of, source_linears
-from ..evaluate.recording import TOKENS, Source
+from ..evaluate.recorded_inputs import TOKENS, Source
 
 USUAL_RANK = 32
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from svdquant_pack.research.evaluate.linears import DenseLinear, SimulatedLinear
-from svdquant_pack.research.evaluate.recording import record, record_noise
+from svdquant_pack.research.evaluate.recorded_inputs import record, record_noise
 from svdquant_pack.research.gate import recipes
 from svdquant_pack.research.gate.trial import Recordings, Trial, median_layer_error, solve_layers
 
