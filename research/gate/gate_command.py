@@ -27,9 +27,9 @@ from ..evaluate.measures import relative_errors
 from ..evaluate.network import flux_weights, latents_by_step, load_flux, with_layers
 from ..evaluate.record import Records, to_lists
 from ..evaluate.recorded_inputs import Source, collecting
+from .attempt import FORMS, Attempt, Recordings, median_layer_error
 from .gate_table import gate_report
 from .recipes import RECIPES, RECORDERS, Recipe
-from .trial import FORMS, Recordings, Trial, median_layer_error
 
 SUMMARY = "gate"  # of files in OUTPUT
 LAYER_TOKENS = 256  # of each input that layer errors are measured on
@@ -89,7 +89,7 @@ def planned(chosen: dict[str, Recipe], forms: Sequence[str], replicates: int) ->
 
 
 class _Run:
-    """One process: the reference pictures and the trials that it claims."""
+    """One process: the reference pictures and the attempts that it claims."""
 
     def __init__(self, options: argparse.Namespace, output: Path, rank: int, world: int) -> None:
         self.options, self.output, self.rank, self.world = options, output, rank, world
@@ -141,8 +141,8 @@ class _Run:
         name, form, replicate = work
         begun = self._seconds()
         try:
-            trial = Trial(form, replicate, self.recordings)
-            layers = {n: layer.on(self.device) for n, layer in self.chosen[name].make(trial).items()}
+            attempt = Attempt(form, replicate, self.recordings)
+            layers = {n: layer.on(self.device) for n, layer in self.chosen[name].make(attempt).items()}
             quantized = self._seconds()
             errors = relative_errors(self._draw(with_layers(self.model, layers)), self.reference)
             found: dict[str, Any] = to_lists({"error": errors.cpu()})
@@ -180,8 +180,8 @@ class _Run:
 def _write_report(output: Path) -> str:
     settings = json.loads((output / f"{SUMMARY}_settings.json").read_text(encoding="utf-8"))
     paths = sorted((Path(settings["work"]) / "ways").glob("*.json"))
-    trials = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    save_text(output / f"{SUMMARY}.json", json.dumps({"settings": settings, "trials": trials}))
-    text = gate_report(settings, trials)
+    attempts = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    save_text(output / f"{SUMMARY}.json", json.dumps({"settings": settings, "attempts": attempts}))
+    text = gate_report(settings, attempts)
     save_text(output / f"{SUMMARY}.md", text)
     return text

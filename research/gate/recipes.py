@@ -1,7 +1,7 @@
 """What the gate compares: a table of recipes, name -> how. A new one is a row.
 
-`make` turns a trial into the layers of the model, by the host's names; a recipe may draw, train or record on the
-trial's device. Rows are compared with the row `against`, in the same format, replicate by replicate.
+`make` turns an attempt into the layers of the model, by the host's names; a recipe may draw, train or record on the
+attempt's device. Rows are compared with the row `against`, in the same format, replicate by replicate.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from ..baselines import METHODS
 from ..evaluate.linears import Layer, SimulatedPart
 from ..evaluate.quantizing import quantize_source, simulated
 from ..evaluate.recorded_inputs import Source, record, record_noise
-from .trial import FORMS, USUAL_RANK, Trial, solve_layers
+from .attempt import FORMS, USUAL_RANK, Attempt, solve_layers
 
 # kind of recording -> (captions, device, replicate) -> what is recorded
 RECORDERS: dict[str, Callable[[int, torch.device, int], Source]] = {
@@ -32,15 +32,15 @@ class Recipe:
 
     Args:
         title: in the table.
-        make: trial -> layers.
+        make: attempt -> layers.
         forms: number formats that it is tried in, keys of FORMS.
         origin: "ours" (what the pack does), "simulated" (another program's steps) or "tried".
         against: recipe that it is compared with.
-        recordings: kinds that its trials read, keys of RECORDERS.
+        recordings: kinds that its attempts read, keys of RECORDERS.
     """
 
     title: str
-    make: Callable[[Trial], Mapping[str, Layer]]
+    make: Callable[[Attempt], Mapping[str, Layer]]
     forms: tuple[str, ...] = FOUR_BITS
     origin: str = "tried"
     against: str = BASE
@@ -51,17 +51,17 @@ class Recipe:
             raise ValueError(f"{self.title}: no such format: {sorted(unknown)}. Known: {', '.join(FORMS)}.")
 
 
-def by_pack(method: str, kind: str = "prompts", rank: int = USUAL_RANK) -> Callable[[Trial], Mapping[str, Layer]]:
+def by_pack(method: str, kind: str = "prompts", rank: int = USUAL_RANK) -> Callable[[Attempt], Mapping[str, Layer]]:
     """The pack's own quantizer on a recording of some kind."""
 
-    def make(trial: Trial) -> Mapping[str, Layer]:
-        source, spec = trial.recorded(kind), trial.spec(method, rank)
+    def make(attempt: Attempt) -> Mapping[str, Layer]:
+        source, spec = attempt.recorded(kind), attempt.spec(method, rank)
         return simulated(quantize_source(source, spec), spec)
 
     return make
 
 
-def by_method(name: str) -> Callable[[Trial], Mapping[str, Layer]]:
+def by_method(name: str) -> Callable[[Attempt], Mapping[str, Layer]]:
     """A method of research/baselines.py on every part."""
     method = METHODS[name]
 
@@ -73,7 +73,7 @@ def by_method(name: str) -> Callable[[Trial], Mapping[str, Layer]]:
             found.append(SimulatedPart.of_fit(fit, adapted, plan.rows, plan.columns, method.see))
         return found
 
-    return lambda trial: solve_layers(trial, solve)
+    return lambda attempt: solve_layers(attempt, solve)
 
 
 RECIPES: dict[str, Recipe] = {

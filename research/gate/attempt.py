@@ -22,7 +22,7 @@ from ..evaluate.recorded_inputs import TOKENS, Source
 USUAL_RANK = 32
 
 
-class Form(NamedTuple):
+class NumberForm(NamedTuple):
     """A number format: of the weights, and of what the runtime makes of the activations."""
 
     precision: str
@@ -31,10 +31,10 @@ class Form(NamedTuple):
 
 
 FORMS = {
-    "w4a4": Form("int4", "w4a4", "INT W4A4"),
-    "w4a8": Form("int4", "w4a8", "INT W4A8"),
-    "nvfp4": Form("nvfp4", "w4a4", "NVFP4 W4A4"),
-    "w8a8": Form("int8", "w4a8", "INT W8A8"),
+    "w4a4": NumberForm("int4", "w4a4", "INT W4A4"),
+    "w4a8": NumberForm("int4", "w4a8", "INT W4A8"),
+    "nvfp4": NumberForm("nvfp4", "w4a4", "NVFP4 W4A4"),
+    "w8a8": NumberForm("int8", "w4a8", "INT W8A8"),
 }
 
 
@@ -70,7 +70,7 @@ class Recordings:
         return self.folder / f"{kind}_{replicate}.pt"
 
 
-class Trial:
+class Attempt:
     """A replicate of a recipe in one format.
 
     Args:
@@ -119,7 +119,7 @@ Solver = Callable[[str, list[PartPlan], list[Problem]], list[SimulatedPart]]
 
 @torch.no_grad()
 def solve_layers(
-    trial: Trial, solve: Solver, source: Source | None = None, rank: Callable[[str], int] = lambda name: USUAL_RANK
+    attempt: Attempt, solve: Solver, source: Source | None = None, rank: Callable[[str], int] = lambda name: USUAL_RANK
 ) -> dict[str, Layer]:
     """Every Linear of the blocks by a solver; modulation layers as the pack quantizes them, the same in each recipe.
 
@@ -127,19 +127,19 @@ def solve_layers(
         source: what was recorded, if not on captions as usual.
         rank: of the branch, by layer.
     """
-    source = source or trial.source
+    source = source or attempt.source
     layers: dict[str, Layer] = {}
     for name, linear in source_linears(source):
         weight, bias = source.weights[f"{name}.weight"].float(), source.bias(name)
         plan = plan_of(linear, weight)
         if plan.awq:
-            packed, _ = quantize_layer(weight, bias, plan, trial.spec("fast"), name, statistics=source.inputs[name])
+            packed, _ = quantize_layer(weight, bias, plan, attempt.spec("fast"), name, statistics=source.inputs[name])
             layers[name] = DenseLinear.of_layer(packed)
             continue
         parts: list[SimulatedPart] = []
         for columns in dict.fromkeys(part.columns for part in plan.parts):
             members = [part for part in plan.parts if part.columns == columns]
-            parts += solve(name, members, [trial.pose(name, part, source, rank(name)) for part in members])
+            parts += solve(name, members, [attempt.pose(name, part, source, rank(name)) for part in members])
         layers[name] = SimulatedLinear.of_parts(parts, bias)
     return layers
 
