@@ -27,7 +27,7 @@ from ..evaluate.measures import relative_errors
 from ..evaluate.network import flux_weights, latents_by_step, load_flux, with_layers
 from ..evaluate.record import Records, to_lists
 from ..evaluate.recorded_inputs import Source, collecting
-from .attempt import FORMS, Attempt, Recordings, median_layer_error
+from .gate_run import FORMS, GateRun, Recordings, median_layer_error
 from .gate_table import gate_report
 from .recipes import RECIPES, RECORDERS, Recipe
 
@@ -69,10 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.report:
         if world > 1 and not dist.is_initialized():
             dist.init_process_group("gloo", timeout=PATIENCE)
-        run = _Run(options, output, rank, world)
-        run.measure()
-        failed = run.failed
-        run.meet()
+        process = _Process(options, output, rank, world)
+        process.measure()
+        failed = process.failed
+        process.meet()
     if rank == 0:
         print(_write_report(output))
     if dist.is_initialized():
@@ -88,8 +88,8 @@ def planned(chosen: dict[str, Recipe], forms: Sequence[str], replicates: int) ->
                 yield from ((name, form, replicate) for replicate in range(replicates))
 
 
-class _Run:
-    """One process: the reference pictures and the attempts that it claims."""
+class _Process:
+    """One process: the reference pictures and the runs that it claims."""
 
     def __init__(self, options: argparse.Namespace, output: Path, rank: int, world: int) -> None:
         self.options, self.output, self.rank, self.world = options, output, rank, world
@@ -141,8 +141,8 @@ class _Run:
         name, form, replicate = work
         begun = self._seconds()
         try:
-            attempt = Attempt(form, replicate, self.recordings)
-            layers = {n: layer.on(self.device) for n, layer in self.chosen[name].make(attempt).items()}
+            run = GateRun(form, replicate, self.recordings)
+            layers = {n: layer.on(self.device) for n, layer in self.chosen[name].make(run).items()}
             quantized = self._seconds()
             errors = relative_errors(self._draw(with_layers(self.model, layers)), self.reference)
             found: dict[str, Any] = to_lists({"error": errors.cpu()})
@@ -180,8 +180,8 @@ class _Run:
 def _write_report(output: Path) -> str:
     settings = json.loads((output / f"{SUMMARY}_settings.json").read_text(encoding="utf-8"))
     paths = sorted((Path(settings["work"]) / "ways").glob("*.json"))
-    attempts = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    save_text(output / f"{SUMMARY}.json", json.dumps({"settings": settings, "attempts": attempts}))
-    text = gate_report(settings, attempts)
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    save_text(output / f"{SUMMARY}.json", json.dumps({"settings": settings, "runs": runs}))
+    text = gate_report(settings, runs)
     save_text(output / f"{SUMMARY}.md", text)
     return text

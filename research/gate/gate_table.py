@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..evaluate.record import to_tensor
 from ..evaluate.tables import markdown
-from .attempt import FORMS
 from .comparison import change, spread
+from .gate_run import FORMS
 from .recipes import RECIPES
 
 HEAD = (
@@ -38,15 +38,15 @@ twenty without any effect, one gets a verdict. The layer error is measured on to
 Errors = dict[str, dict[str, dict[int, dict[str, Any]]]]  # form -> recipe -> replicate -> what was found
 
 
-def gate_report(settings: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> str:
+def gate_report(settings: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
     """Markdown of what was measured; recipes without every replicate get those that are there.
 
     Args:
-        settings: of the run. attempts: one entry for each recipe, format and replicate.
+        settings: of the command. runs: one entry for each recipe, format and replicate.
     """
     found: Errors = defaultdict(lambda: defaultdict(dict))
-    for attempt in attempts:
-        found[attempt["form"]][attempt["recipe"]][attempt["replicate"]] = dict(attempt)
+    for run in runs:
+        found[run["form"]][run["recipe"]][run["replicate"]] = dict(run)
     sections = ["# The gate", _TEXT.format(**settings)]
     for form in FORMS:
         if form in found:

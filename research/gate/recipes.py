@@ -1,7 +1,7 @@
 """What the gate compares: a table of recipes, name -> how. A new one is a row.
 
-`make` turns an attempt into the layers of the model, by the host's names; a recipe may draw, train or record on the
-attempt's device. Rows are compared with the row `against`, in the same format, replicate by replicate.
+`make` turns a run into the layers of the model, by the host's names; a recipe may draw, train or record on the
+run's device. Rows are compared with the row `against`, in the same format, replicate by replicate.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from ..baselines import METHODS
 from ..evaluate.linears import Layer, SimulatedPart
 from ..evaluate.quantizing import quantize_source, simulated
 from ..evaluate.recorded_inputs import Source, record, record_noise
-from .attempt import FORMS, USUAL_RANK, Attempt, solve_layers
+from .gate_run import FORMS, USUAL_RANK, GateRun, solve_layers
 
 # kind of recording -> (captions, device, replicate) -> what is recorded
 RECORDERS: dict[str, Callable[[int, torch.device, int], Source]] = {
@@ -32,15 +32,15 @@ class Recipe:
 
     Args:
         title: in the table.
-        make: attempt -> layers.
+        make: run -> layers.
         forms: number formats that it is tried in, keys of FORMS.
         origin: "ours" (what the pack does), "simulated" (another program's steps) or "tried".
         against: recipe that it is compared with.
-        recordings: kinds that its attempts read, keys of RECORDERS.
+        recordings: kinds that its runs read, keys of RECORDERS.
     """
 
     title: str
-    make: Callable[[Attempt], Mapping[str, Layer]]
+    make: Callable[[GateRun], Mapping[str, Layer]]
     forms: tuple[str, ...] = FOUR_BITS
     origin: str = "tried"
     against: str = BASE
@@ -51,17 +51,17 @@ class Recipe:
             raise ValueError(f"{self.title}: no such format: {sorted(unknown)}. Known: {', '.join(FORMS)}.")
 
 
-def by_pack(method: str, kind: str = "prompts", rank: int = USUAL_RANK) -> Callable[[Attempt], Mapping[str, Layer]]:
+def by_pack(method: str, kind: str = "prompts", rank: int = USUAL_RANK) -> Callable[[GateRun], Mapping[str, Layer]]:
     """The pack's own quantizer on a recording of some kind."""
 
-    def make(attempt: Attempt) -> Mapping[str, Layer]:
-        source, spec = attempt.recorded(kind), attempt.spec(method, rank)
+    def make(run: GateRun) -> Mapping[str, Layer]:
+        source, spec = run.recorded(kind), run.spec(method, rank)
         return simulated(quantize_source(source, spec), spec)
 
     return make
 
 
-def by_method(name: str) -> Callable[[Attempt], Mapping[str, Layer]]:
+def by_method(name: str) -> Callable[[GateRun], Mapping[str, Layer]]:
     """A method of research/baselines.py on every part."""
     method = METHODS[name]
 
@@ -73,7 +73,7 @@ def by_method(name: str) -> Callable[[Attempt], Mapping[str, Layer]]:
             found.append(SimulatedPart.of_fit(fit, adapted, plan.rows, plan.columns, method.see))
         return found
 
-    return lambda attempt: solve_layers(attempt, solve)
+    return lambda run: solve_layers(run, solve)
 
 
 RECIPES: dict[str, Recipe] = {

@@ -9,7 +9,7 @@ import torch
 from svdquant_pack import ROOT
 from svdquant_pack.research.gate import gate_command as command
 from svdquant_pack.research.gate import gate_table, recipes
-from svdquant_pack.research.gate.attempt import FORMS
+from svdquant_pack.research.gate.gate_run import FORMS
 
 SMALL = ["--captions", "1", "--hard", "1", "--calibration", "1", "--replicates", "2", "--steps", "2", "--device", "cpu"]
 
@@ -17,7 +17,7 @@ SMALL = ["--captions", "1", "--hard", "1", "--calibration", "1", "--replicates",
 def test_the_gate_measures_and_prints(tmp_path, monkeypatch, capsys):
     nearest = recipes.RECIPES["nearest"]
 
-    def broken(attempt):
+    def broken(run):
         raise ValueError("no layers")
 
     table = {
@@ -31,7 +31,7 @@ def test_the_gate_measures_and_prints(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "fails w4a4 FAILED: no layers" in out and "## INT W4A4" in out and "## INT W8A8" in out
     found = json.loads((tmp_path / "gate.json").read_text())
-    errors = {(t["recipe"], t["form"], t["replicate"]): torch.tensor(t["error"]) for t in found["attempts"]}
+    errors = {(t["recipe"], t["form"], t["replicate"]): torch.tensor(t["error"]) for t in found["runs"]}
     assert len(errors) == 2 + 2 + 2
     # the same weights, the same captions: nothing is left but what was recorded, and rounding to nearest reads none
     assert torch.equal(errors["best", "w4a4", 0], errors["nearest", "w4a4", 0])

@@ -6,7 +6,7 @@ import torch
 from svdquant_pack.research.evaluate.linears import DenseLinear, SimulatedLinear
 from svdquant_pack.research.evaluate.recorded_inputs import record, record_noise
 from svdquant_pack.research.gate import recipes
-from svdquant_pack.research.gate.attempt import Attempt, Recordings, median_layer_error, solve_layers
+from svdquant_pack.research.gate.gate_run import GateRun, Recordings, median_layer_error, solve_layers
 
 CPU = torch.device("cpu")
 
@@ -37,29 +37,29 @@ def test_noise_is_near_what_is_recorded(recordings):
 
 
 def test_a_solver_s_layers_are_whole(recordings):
-    attempt = Attempt("w4a4", 0, recordings)
-    layers = recipes.RECIPES["nearest"].make(attempt)
+    run = GateRun("w4a4", 0, recordings)
+    layers = recipes.RECIPES["nearest"].make(run)
     assert isinstance(layers["double_blocks.0.img_mod.lin"], DenseLinear)
     linear1 = layers["single_blocks.0.linear1"]
     assert isinstance(linear1, SimulatedLinear)
     assert [part.rows for part in linear1.parts] == [(0, 768), (768, 1792)]
-    source = attempt.source
+    source = run.source
     unseen = {n: s.tokens for n, s in recordings.read("prompts", 1).inputs.items()}
     nearest = median_layer_error(layers, unseen, source)
     assert 0.02 < nearest < 0.4
 
-    eight = Attempt("w8a8", 0, recordings)
+    eight = GateRun("w8a8", 0, recordings)
     assert median_layer_error(recipes.RECIPES["nearest"].make(eight), unseen, source) < 0.3 * nearest
 
 
 def test_ranks_by_layer(recordings):
-    attempt = Attempt("w4a4", 0, recordings)
+    run = GateRun("w4a4", 0, recordings)
     ranks = []
 
     def solve(name, plans, problems):
         ranks.extend((name, problem.rank) for problem in problems)
         return []
 
-    solve_layers(attempt, solve, rank=lambda name: 64 if "linear2" in name else 16)
+    solve_layers(run, solve, rank=lambda name: 64 if "linear2" in name else 16)
     assert {rank for name, rank in ranks if "linear2" in name} == {64}
     assert {rank for name, rank in ranks if "linear2" not in name} == {16}

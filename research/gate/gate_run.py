@@ -1,4 +1,4 @@
-"""One attempt of a recipe: the number format, the replicate, and what was recorded for it."""
+"""One run of a recipe: the number format, the replicate, and what was recorded for it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Recordings:
-    """Where recordings lie for all processes of a run.
+    """Where recordings lie for all processes of a command.
 
     Args:
         folder: holds a file for each replicate and kind.
@@ -64,19 +64,19 @@ class Recordings:
 
     def read(self, kind: str, replicate: int) -> Source:
         """What was made."""
-        return torch.load(self._path(kind, replicate), weights_only=False)  # written by this run
+        return torch.load(self._path(kind, replicate), weights_only=False)  # written by this command
 
     def _path(self, kind: str, replicate: int) -> Path:
         return self.folder / f"{kind}_{replicate}.pt"
 
 
-class Attempt:
+class GateRun:
     """A replicate of a recipe in one format.
 
     Args:
         form: key of FORMS.
         replicate: the seed of quantization, and which captions and noise were recorded.
-        recordings: of this run. device: that draws pictures, for recipes that do.
+        recordings: of the command. device: that draws pictures, for recipes that do.
     """
 
     def __init__(self, form: str, replicate: int, recordings: Recordings) -> None:
@@ -119,7 +119,7 @@ Solver = Callable[[str, list[PartPlan], list[Problem]], list[SimulatedPart]]
 
 @torch.no_grad()
 def solve_layers(
-    attempt: Attempt, solve: Solver, source: Source | None = None, rank: Callable[[str], int] = lambda name: USUAL_RANK
+    run: GateRun, solve: Solver, source: Source | None = None, rank: Callable[[str], int] = lambda name: USUAL_RANK
 ) -> dict[str, Layer]:
     """Every Linear of the blocks by a solver; modulation layers as the pack quantizes them, the same in each recipe.
 
@@ -127,19 +127,19 @@ def solve_layers(
         source: what was recorded, if not on captions as usual.
         rank: of the branch, by layer.
     """
-    source = source or attempt.source
+    source = source or run.source
     layers: dict[str, Layer] = {}
     for name, linear in source_linears(source):
         weight, bias = source.weights[f"{name}.weight"].float(), source.bias(name)
         plan = plan_of(linear, weight)
         if plan.awq:
-            packed, _ = quantize_layer(weight, bias, plan, attempt.spec("fast"), name, statistics=source.inputs[name])
+            packed, _ = quantize_layer(weight, bias, plan, run.spec("fast"), name, statistics=source.inputs[name])
             layers[name] = DenseLinear.of_layer(packed)
             continue
         parts: list[SimulatedPart] = []
         for columns in dict.fromkeys(part.columns for part in plan.parts):
             members = [part for part in plan.parts if part.columns == columns]
-            parts += solve(name, members, [attempt.pose(name, part, source, rank(name)) for part in members])
+            parts += solve(name, members, [run.pose(name, part, source, rank(name)) for part in members])
         layers[name] = SimulatedLinear.of_parts(parts, bias)
     return layers
 
