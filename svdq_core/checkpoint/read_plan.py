@@ -165,7 +165,10 @@ class Plan:
     def _run(self, job: Job) -> Entry:
         self.checkpoint.staging.restart()
         with reading(f"{self.checkpoint.name}: {job.source}"):
-            return job.read()
+            entry = job.read()
+            if not isinstance(entry, QuantizedLayer):  # whose parts look at theirs
+                check_values(entry, FLOAT, f"{self.checkpoint.name}: {job.source}")
+            return entry
 
     def _checked(self, entries: Iterable[Entry]) -> Iterator[tuple[str, Entry]]:
         waiting = set(self._watched)
@@ -185,7 +188,6 @@ class Plan:
             entry.check_tiling(where)  # what is in the parts was checked when they were read
             shape, tensor_name = (entry.out_features, entry.in_features), f"{job.host}.weight"
         else:
-            check_values(entry, FLOAT, where)
             shape, tensor_name = tuple(entry.shape), job.host
         module, _, end = tensor_name.rpartition(".")
         linear = self.architecture.find_linear(module)
