@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import CheckpointError
-from .base_file import needs_base, refuse_base
 from .alike_layers import check_alike
+from .base_file import needs_base, refuse_base
 from .comfy_names import CONFIG, CONFIGS, layer_configs
 from .comfy_read import plan_comfy
 from .container import NATIVE_FILES, Checkpoint

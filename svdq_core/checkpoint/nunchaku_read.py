@@ -22,7 +22,7 @@ from .nunchaku_names import EXACT, NEWER_SUFFIXES, SIGNED_BIAS, Spelling, spelli
 from .read_plan import Plan, join
 from .recognize import recognize_source
 from .shift_check import check_shift
-from .source_rows import read_rows, plain_rows, row_spans
+from .source_rows import plain_rows, read_rows, row_spans
 
 StoredLayer = tuple[str, dict[str, str]]  # its name, and canonical tensor name -> full name in the file
 

@@ -39,8 +39,9 @@ def read_rows(checkpoint: Checkpoint, stored: dict[str, str], linear: LinearMap,
         }
     dtype, shape = checkpoint.dtype(stored["qweight"]), checkpoint.shape(stored["qweight"])
     if dtype != "I8" or len(shape) != 2:
+        found = str(DTYPES.get(dtype, dtype)).removeprefix("torch.")
         raise CheckpointError(
-            f"{where}.qweight is {str(DTYPES.get(dtype, dtype)).removeprefix('torch.')} {shape}, expected int8 of rows that can be told apart. The file is damaged or "
+            f"{where}.qweight is {found} {shape}, expected int8 of rows that can be told apart. The file is damaged or "
             "of another format."
         )
     rows = shape[0]
