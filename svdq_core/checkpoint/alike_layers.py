@@ -24,6 +24,6 @@ def check_outer_scales(checkpoint: Checkpoint) -> None:
         more = f" (nor have {len(lacking) - 1} more layers)" if len(lacking) > 1 else ""
         raise CheckpointError(
             f"{checkpoint.name}: {lacking[0]}: its scales have no scale of their own, neither {' nor '.join(_OUTER)}"
-            f"{more}, and {len(layers) - len(lacking)} other layers of the file have one. It is incomplete; download or "
-            "convert it again."
+            f"{more}, and {len(layers) - len(lacking)} other layers of the file have one. It is incomplete; download "
+            "or convert it again."
         )
