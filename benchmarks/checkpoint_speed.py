@@ -256,7 +256,7 @@ def main() -> int:
         family, rank = ARCHITECTURES[name], options.rank
         path = options.folder / f"synthetic-{name}-{options.precision}-{options.gib:g}.safetensors"
         shapes = host_shapes(name) if options.node else {}
-        made = FamilyFile(family, family.published[0], random_output, options.precision, rank, shapes)
+        made = FamilyFile(family, family.published[0], random_output, options.precision, rank, shapes=shapes)
         measure_file(path, made.outputs(options.gib * 2**30), options)
     if not names:
         path = options.folder / f"synthetic-{options.double}-{options.single}-r{options.rank}.safetensors"

@@ -29,6 +29,7 @@ class FamilyFile:
         make: Make,
         precision: str,
         rank: int,
+        *,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
     ):
         self.family, self.model, self.make, self.rank = family, model, make, rank

@@ -51,7 +51,7 @@ def read_rows(checkpoint: Checkpoint, stored: dict[str, str], linear: LinearMap,
             f"{where}: {linear.host} would be rows {spans} of {rows}, which do not lie in whole tiles of {TILE}. The "
             "file is damaged or of another model."
         )
-    return {name: _read(checkpoint, name, full, spans, rows, where) for name, full in stored.items()}
+    return {name: _read(checkpoint, name, full, spans, rows=rows, where=where) for name, full in stored.items()}
 
 
 def row_spans(linear: LinearMap, rows: int, columns: int, where: str) -> list[Span]:
@@ -72,7 +72,7 @@ def plain_rows(weight: Tensor, spans: Sequence[Span]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
-def _read(checkpoint: Checkpoint, name: str, full: str, spans: Sequence[Span], rows: int, where: str) -> Tensor:
+def _read(checkpoint: Checkpoint, name: str, full: str, spans: Sequence[Span], *, rows: int, where: str) -> Tensor:
     """Whole tiles of rows; of what belongs to inputs, everything."""
     exact = "bias" if name == SIGNED_BIAS else name.removeprefix(EXACT)
     if exact != name and exact in _OF_ROWS:
