@@ -1,0 +1,139 @@
+"""The demo's FLUX as it is refined: block after block on kept inputs, or as a whole."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..evaluate.network import with_layers
+from ..training.small_flux import Flux
+from .states import States
+
+Stream = tuple[Tensor, ...]  # picture and text in double blocks, both in one tensor afterwards
+
+
+@contextmanager
+def replaced(module: nn.Module, linears: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Other modules in the places of a module's own; names as within it."""
+    own = {name: module.get_submodule(name) for name in linears}
+    _place(module, linears)
+    try:
+        yield
+    finally:
+        _place(module, own)
+
+
+def _place(module: nn.Module, linears: Mapping[str, nn.Module]) -> None:
+    for name, linear in linears.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, linear)
+
+
+@dataclass
+class _Sample:
+    """A batch on its way: what every block sees, and the streams of both models before the next block."""
+
+    vector: Tensor
+    angles: tuple[Tensor, Tensor]
+    words: int
+    quantized: Stream
+    dense: Stream
+
+
+class DemoRuns:
+    """BlockRuns of the demo's FLUX.
+
+    Args:
+        model: in full precision; its layers are never changed for longer than a call.
+        batches: one for each sample.
+        aim: see Recipe.
+    """
+
+    def __init__(self, model: Flux, batches: Sequence[States], aim: str):
+        self.model, self.aim = model, aim
+        self.samples = [self._begin(states) for states in batches]
+        self._block = ""
+
+    def enter(self, block: str) -> "DemoRun":
+        if block.startswith("single_blocks") and len(self.samples[0].quantized) == 2:
+            for sample in self.samples:
+                sample.quantized, sample.dense = ((torch.cat([t, i], 1),) for i, t in (sample.quantized, sample.dense))
+        return DemoRun(self, block)
+
+    @torch.no_grad()
+    def leave(self, block: str, linears: Mapping[str, nn.Module]) -> None:
+        for sample in self.samples:
+            sample.quantized = self.run(block, sample, sample.quantized, linears)
+            sample.dense = self.run(block, sample, sample.dense, {})
+
+    def close(self) -> None:
+        self.samples = []
+
+    def run(self, block: str, sample: _Sample, stream: Stream, linears: Mapping[str, nn.Module]) -> Stream:
+        """What a block makes of a stream."""
+        module = self.model.get_submodule(block)
+        with replaced(module, {name.removeprefix(f"{block}."): linear for name, linear in linears.items()}):
+            out = module(*stream, sample.vector, sample.angles)
+        return out if isinstance(out, tuple) else (out,)
+
+    @torch.no_grad()
+    def _begin(self, states: States) -> _Sample:
+        """What small_flux.Flux.forward does before its first block, noted by stopping there."""
+        first = self.model.get_submodule("double_blocks.0")
+        seen: list[tuple] = []
+
+        class _SeenError(Exception):
+            pass
+
+        def stop(_: nn.Module, arguments: tuple) -> None:
+            seen.append(arguments)
+            raise _SeenError
+
+        handle = first.register_forward_pre_hook(stop)
+        try:
+            states.velocity(self.model)
+        except _SeenError:
+            pass
+        finally:
+            handle.remove()
+        image, text, vector, angles = seen[0]
+        return _Sample(vector, angles, text.shape[1], (image, text), (image, text))
+
+
+class DemoRun:
+    """BlockRun of it; what is aimed at is worked out once."""
+
+    def __init__(self, runs: DemoRuns, block: str):
+        self.runs, self.block, self.samples = runs, block, len(runs.samples)
+        with torch.no_grad():
+            self._targets = [
+                runs.run(block, s, s.dense if runs.aim == "dense" else s.quantized, {}) for s in runs.samples
+            ]
+
+    def output(self, index: int, linears: Mapping[str, nn.Module]) -> Stream:
+        sample = self.runs.samples[index]
+        return self.runs.run(self.block, sample, sample.quantized, linears)
+
+    def target(self, index: int) -> Stream:
+        return self._targets[index]
+
+
+class VelocityLoss:
+    """How far the whole model's velocity is off, for refine(); what it should be is worked out once.
+
+    Args:
+        linears: put into a copy of the model.
+    """
+
+    def __init__(self, model: Flux, batches: Sequence[States], linears: Mapping[str, nn.Module]):
+        self.batches, self.student = batches, with_layers(model, {})
+        _place(self.student, linears)
+        with torch.no_grad():
+            self._wanted = [states.velocity(model) for states in batches]
+
+    def __call__(self, index: int) -> Tensor:
+        states, wanted = self.batches[index], self._wanted[index]
+        lost = (states.velocity(self.student) - wanted).square().flatten(1).mean(dim=1)
+        return (states.weight * lost / wanted.square().flatten(1).mean(dim=1)).mean()
