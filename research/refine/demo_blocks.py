@@ -11,6 +11,7 @@ from ..evaluate.network import with_layers
 from ..training.small_flux import Flux
 from .states import States
 
+KINDS = ("double_blocks", "single_blocks")
 Stream = tuple[Tensor, ...]  # picture and text in double blocks, both in one tensor afterwards
 
 
@@ -54,19 +55,24 @@ class DemoRuns:
     def __init__(self, model: Flux, batches: Sequence[States], aim: str):
         self.model, self.aim = model, aim
         self.samples = [self._begin(states) for states in batches]
+        self._left = iter([f"{kind}.{i}" for kind in KINDS for i in range(len(model.get_submodule(kind)))])
         self._block = ""
 
-    def enter(self, block: str) -> "DemoRun":
-        if block.startswith("single_blocks") and len(self.samples[0].quantized) == 2:
+    def advance(self) -> str | None:
+        self._block = next(self._left, "")
+        if self._block.startswith(KINDS[1]) and len(self.samples[0].quantized) == 2:
             for sample in self.samples:
                 sample.quantized, sample.dense = ((torch.cat([t, i], 1),) for i, t in (sample.quantized, sample.dense))
-        return DemoRun(self, block)
+        return self._block or None
+
+    def here(self) -> "DemoRun":
+        return DemoRun(self, self._block)
 
     @torch.no_grad()
-    def leave(self, block: str, linears: Mapping[str, nn.Module]) -> None:
+    def leave(self, linears: Mapping[str, nn.Module]) -> None:
         for sample in self.samples:
-            sample.quantized = self.run(block, sample, sample.quantized, linears)
-            sample.dense = self.run(block, sample, sample.dense, {})
+            sample.quantized = self.run(self._block, sample, sample.quantized, linears)
+            sample.dense = self.run(self._block, sample, sample.dense, {})
 
     def close(self) -> None:
         self.samples = []

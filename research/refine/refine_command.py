@@ -140,10 +140,10 @@ class _Bench:
                 self._note(refined, "model")
                 return refined.layers
             runs, changed = DemoRuns(self.model, batches, recipe.aim), {}
-            for block, names in blocks.items():
-                run = runs.enter(block)
-                refined, modules = refine_block(run, {name: layers[name] for name in names}, spec, block)
-                runs.leave(block, modules)
+            while block := runs.advance():
+                own_layers = {name: layers[name] for name in blocks[block]}
+                refined, modules = refine_block(runs.here(), own_layers, spec, block)
+                runs.leave(modules)
                 self._note(refined, block)
                 changed |= refined.layers
             return changed

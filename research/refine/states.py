@@ -1,4 +1,4 @@
-"""What is trained on: states of the sampler on training captions, in batches, and what the full-precision model does."""
+"""What is trained on: states of the sampler on training captions, in batches."""
 
 import math
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ from .refine_layer import make_trainable
 
 
 class BlockRun(Protocol):
-    """A block that the model's forwards have come to, one forward for each sample.
+    """The block that the model's forwards have come to.
 
     Args:
         samples: how many.
@@ -31,14 +31,18 @@ class BlockRun(Protocol):
 
 
 class BlockRuns(Protocol):
-    """Forwards of a model that wait before each of its blocks, what came before them refined."""
+    """Forwards of a model, one for each sample, that wait before each of its blocks."""
 
-    def enter(self, block: str) -> BlockRun | None:
-        """Go on to a block; None if it never runs. Blocks between run with the layers that they were left with."""
+    def advance(self) -> str | None:
+        """Run on to the next block; its name, None at the end."""
         ...
 
-    def leave(self, block: str, linears: Mapping[str, nn.Module]) -> None:
-        """The block's Linears from now on, for what comes after it."""
+    def here(self) -> BlockRun:
+        """The block that they wait before."""
+        ...
+
+    def leave(self, linears: Mapping[str, nn.Module]) -> None:
+        """What stands in place of the block's Linears for all that comes after it."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""RefinedLinear: computes what the file's layer stands for, trains what may move, and comes back as an ordinary layer."""
+"""RefinedLinear: computes what the file's layer stands for, trains what may move, and comes back as such a layer."""
 
 import pytest
 import torch
