@@ -1,7 +1,7 @@
 """The demo's FLUX as it is refined: block after block on kept inputs, or as a whole."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -124,6 +124,9 @@ class DemoRun:
 
     def target(self, index: int) -> Stream:
         return self._targets[index]
+
+    def gradients(self) -> AbstractContextManager:
+        return nullcontext()
 
 
 class VelocityLoss:

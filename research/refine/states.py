@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -37,11 +38,13 @@ class States:
         """Of the model, angles aside."""
         return self.x, self.time, self.context, self.pooled, torch.full_like(self.time, GUIDANCE)
 
+    @cached_property
     def angles(self) -> tuple[Tensor, Tensor]:
+        """Of the rotary embedding."""
         return rotary_angles(self.x.shape[2] // 2, self.x.shape[3] // 2, self.context.shape[1], self.x.device)
 
     def velocity(self, model: Flux) -> Tensor:
-        return model(*self.arguments(), angles=self.angles())
+        return model(*self.arguments(), angles=self.angles)
 
 
 def draw_states(models: Sequence[Flux], scenes: Scenes, batch: int, weigh: str, seed: int) -> list[States]:

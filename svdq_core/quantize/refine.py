@@ -7,6 +7,7 @@ those, the layers stay as they were.
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +80,8 @@ def refine(
     samples: int,
     spec: RefineSpec,
     name: str,
+    *,
+    around: Callable[[], AbstractContextManager] = nullcontext,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Refined:
     """Train layers that stand in a model already.
@@ -87,6 +90,7 @@ def refine(
         layers: host name -> layer; they end as what a file holds.
         loss: of a sample, 0 to `samples` - 1.
         name: of the block or model, for messages and the order of the samples.
+        around: within which a loss is made and its gradients are worked out.
         on_step: called with the steps done and all of them; what it raises ends the run.
 
     Raises:
@@ -102,10 +106,12 @@ def refine(
     _check(before, name, "before the first step")
     if before == 0:  # nothing is lost, as in a block of zeros
         return Refined(own, before, before, False)
+    paces = _distinct(layers)
+    parameters = list(paces)
     groups = [
-        {"params": [parameter], "lr": spec.rate * pace, "pace": pace} for parameter, pace in _distinct(layers).items()
+        {"params": [p for p in parameters if paces[p] == pace], "lr": spec.rate * pace, "pace": pace}
+        for pace in sorted(set(paces.values()))
     ]
-    parameters = [group["params"][0] for group in groups]
     optimizer = torch.optim.Adam(groups, betas=BETAS, eps=1e-10)
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -118,8 +124,9 @@ def refine(
         total = 0.0
         for _ in range(spec.samples):
             queue = queue or [trained[i] for i in torch.randperm(len(trained), generator=generator).tolist()]
-            value = loss(queue.pop()) / (spec.samples * before)
-            value.backward()
+            with around():
+                value = loss(queue.pop()) / (spec.samples * before)
+                value.backward()
             total += value.detach()
         if step % 20 == 0 or step == spec.steps - 1:  # looking waits for the GPU
             _check(float(total), name, f"in step {step} of {spec.steps}")

@@ -1,6 +1,7 @@
 """Training of one block's quantized layers against the block of the full-precision model."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -27,6 +28,10 @@ class BlockRun(Protocol):
 
     def target(self, index: int) -> Sequence[Tensor]:
         """What it should make of it, tensor by tensor."""
+        ...
+
+    def gradients(self) -> AbstractContextManager:
+        """Within which an output is made and its gradients are worked out."""
         ...
 
 
@@ -88,7 +93,7 @@ def refine_block(
         every = range(0, run.samples, max(1, run.samples // 4))
         sums = [torch.stack(column).mean() for column in zip(*(errors(i) for i in every), strict=True)]
         units += [torch.where(s > 0, s, torch.ones_like(s)) for s in sums]
-    if not all(bool(torch.isfinite(unit)) for unit in units):
+    if not bool(torch.isfinite(torch.stack(sums)).all()):
         raise SVDQuantError(
             f"{name}: its outputs are not finite in these inputs, so there is nothing to train towards. Record other "
             "inputs, or choose method best."
@@ -98,5 +103,5 @@ def refine_block(
         found = errors(index)
         return torch.stack([e / u for e, u in zip(found, units, strict=True)]).mean()
 
-    refined = refine(modules, loss, run.samples, spec, name, on_step)
+    refined = refine(modules, loss, run.samples, spec, name, around=run.gradients, on_step=on_step)
     return refined, dict(modules)

@@ -74,18 +74,21 @@ class TrainedPart(nn.Module):
         weight = (groups * scales.to(self.dtype)[..., None]).flatten(1)
         return weight if self.smooth is None else weight / self.smooth.to(self.dtype)
 
-    def apply_to(self, x: Tensor, bits: int | None) -> Tensor:
+    def apply_to(self, x: Tensor, bias: Tensor, bits: int | None) -> Tensor:
         """(T, K) -> (T, N) in the dtype of products.
 
         Args:
+            bias: (N,) in that dtype.
             bits: of the activations, 8 or None for 16.
         """
-        seen = x if bits is None or self.smooth is None else self._rounded(x)
-        out = linear(seen.to(self.dtype), self.weight())
-        if self.down is not None and self.up is not None:
-            down, up = self.down * self.down_unit, self.up * self.up_unit
-            out = out + linear(linear(x.to(self.dtype), down.T.to(self.dtype)), up.to(self.dtype))
-        return out
+        rounds = bits is not None and self.smooth is not None
+        if self.down is None or self.up is None:
+            return linear((self._rounded(x) if rounds else x).to(self.dtype), self.weight(), bias)
+        down, up = (self.down * self.down_unit).to(self.dtype), (self.up * self.up_unit).to(self.dtype)
+        if not rounds:  # one product instead of three: the input is what takes the memory
+            return linear(x.to(self.dtype), torch.addmm(self.weight(), up, down.T), bias)
+        projected = x.to(self.dtype) @ down
+        return torch.addmm(linear(self._rounded(x).to(self.dtype), self.weight(), bias), projected, up.T)
 
     def _rounded(self, x: Tensor) -> Tensor:
         """The input that 8-bit activations stand for; the gradient passes as if they were not rounded."""
@@ -147,15 +150,17 @@ class RefinedLinear(nn.Module):
 
     def forward(self, x: Tensor, *_) -> Tensor:
         """(..., K) -> (..., N) of x.dtype."""
-        tokens = x.reshape(-1, x.shape[-1])
-        spans: dict[tuple[int, int], list[Tensor]] = {}
+        tokens, bias = x.reshape(-1, x.shape[-1]), self.bias * self.bias_unit
+        spans: dict[tuple[int, int], Tensor] = {}
         for part in self.parts:
-            out = part.apply_to(tokens[:, slice(*part.part.columns)], self.bits)
-            own = part.part.get("bias")
-            spans.setdefault(part.part.rows, []).append(out if own is None else out + own.to(out.dtype))
-        columns = [sum(pieces[1:], pieces[0]) for _, pieces in sorted(spans.items(), key=lambda item: item[0])]
+            rows, own = part.part.rows, part.part.get("bias")
+            added = torch.zeros_like(bias[slice(*rows)]) if rows in spans else bias[slice(*rows)]
+            added = added if own is None else added + own.float()
+            out = part.apply_to(tokens[:, slice(*part.part.columns)], added.to(part.dtype), self.bits)
+            spans[rows] = spans[rows] + out if rows in spans else out
+        columns = [spans[rows] for rows in sorted(spans)]
         total = columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
-        return (total + self.bias * self.bias_unit).to(x.dtype).view(*x.shape[:-1], -1)
+        return total.to(x.dtype).view(*x.shape[:-1], -1)
 
     def take(self, layer: QuantizedLayer) -> None:
         """Become another layer of the same sizes; what was trained or shared is forgotten."""

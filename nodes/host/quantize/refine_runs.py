@@ -1,13 +1,11 @@
-"""ComfyUI's own forward on several samples at once, block after block, twice: in full precision and with refined layers.
+"""ComfyUI's own forward on several samples at once, block after block, in full precision and with refined layers.
 
-Each forward runs in a thread of its own that waits before every block, so that one block's weights are on the GPU at a
+Each forward is in a thread of its own that waits before every block, so that one block's weights are on the GPU at a
 time. Between two waits everything is ComfyUI's; within a block the Linears are exchanged and gradients go through.
 """
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from queue import SimpleQueue
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import comfy.model_base
@@ -15,82 +13,12 @@ import comfy.model_management
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ....svdq_core.errors import SVDQuantError
 from .replica import CONVOLUTIONS, replicate
+from .waiting_forward import WaitingForward
 
-# of Python's augmented assignments, which would change what a gradient needs
-_IN_PLACE = {"__iadd__": torch.add, "__isub__": torch.sub, "__imul__": torch.mul, "__itruediv__": torch.div}
 _NO_LINEARS: dict[str, nn.Module] = {}
-
-
-class _ClosedError(Exception):
-    """Nobody waits for the rest of a forward."""
-
-
-class _OutOfPlace(TorchFunctionMode):
-    """`x += y` makes a new tensor: ComfyUI's blocks add to their input, which every run of a sample needs anew."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        instead = _IN_PLACE.get(getattr(func, "__name__", ""))
-        if instead is not None and isinstance(args[0], Tensor):
-            return instead(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-class _Way:
-    """One forward, in a thread that only ever runs while somebody waits for it."""
-
-    def __init__(self, forward: Callable[["_Way"], None]):
-        self.block: str | None = ""
-        self.inputs: tuple[tuple, dict[str, Any]] = (), {}
-        self.result: Any = None
-        self._forward = forward
-        self._go: SimpleQueue[bool] = SimpleQueue()
-        self._reports: SimpleQueue[str | BaseException | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="svdquant refine", daemon=True)
-
-    def resume(self) -> str | None:
-        """Run on to the next block; its name, None at the end.
-
-        Raises:
-            Exception: whatever the model raises.
-        """
-        if not self._thread.is_alive():
-            if self.block is None:
-                return None
-            self._thread.start()
-        self._go.put(True)
-        report = self._reports.get()
-        self.block = None if isinstance(report, BaseException) else report
-        if isinstance(report, BaseException):
-            raise report
-        return report
-
-    def wait_before(self, block: str, inputs: tuple[tuple, dict[str, Any]]) -> None:
-        """Called by the thread."""
-        self.inputs = inputs
-        self._reports.put(block)
-        if not self._go.get():
-            raise _ClosedError
-
-    def close(self) -> None:
-        if self._thread.is_alive():
-            self._go.put(False)
-            self._thread.join()
-        self.block, self.inputs, self.result = None, ((), {}), None
-
-    def _work(self) -> None:
-        try:
-            if self._go.get():
-                with torch.no_grad():
-                    self._forward(self)
-                self._reports.put(None)
-        except _ClosedError:
-            pass
-        except BaseException as error:  # noqa: BLE001  raised again where somebody waits
-            self._reports.put(error)
 
 
 class HostRuns:
@@ -100,7 +28,7 @@ class HostRuns:
         model: on any device or without memory; it is not changed.
         blocks: names of its blocks.
         weights: tensor name within the diffusion_model -> tensor of any float dtype, on the device.
-        samples: of each, what apply_model is called with.
+        samples: makes, with a copy of the model, what apply_model is called with, a mapping for each of them.
         device: where the arithmetic runs. dtype: of the products within blocks.
         poll: called before each run of a block; what it raises ends the run.
     """
@@ -111,7 +39,7 @@ class HostRuns:
         blocks: Sequence[str],
         *,
         weights: Mapping[str, Tensor],
-        samples: Sequence[Mapping[str, Any]],
+        samples: Callable[[comfy.model_base.BaseModel], Sequence[Mapping[str, Any]]],
         device: torch.device,
         dtype: torch.dtype,
         poll: Callable[[], None] = lambda: None,
@@ -120,15 +48,23 @@ class HostRuns:
         self._linears: Mapping[str, nn.Module] = _NO_LINEARS
         self._block: str | None = ""
         self._left: dict[str, Mapping[str, nn.Module]] = {}
-        self._running: _Way | None = None
-        self._twin = self._replicate(model, device)
+        self._running: WaitingForward | None = None
         self._forwards: dict[str, Callable] = {}
-        for name in blocks:
-            module = self._twin.diffusion_model.get_submodule(name)
-            self._forwards[name] = module.forward
-            module.__dict__["forward"] = self._waiting(name)
+        with torch.inference_mode(False), torch.no_grad(), _training():
+            self._twin = self._replicate(model, device)
+            for name in blocks:
+                module = self._twin.diffusion_model.get_submodule(name)
+                self._forwards[name] = module.forward
+                module.__dict__["forward"] = self._waiting(name)
+            drawn = samples(self._twin)
         # full precision first: its result is the target of the other
-        self.dense, self.quantized = ([_Way(self._apply(sample)) for sample in samples] for _ in range(2))
+        self.dense, self.quantized = ([WaitingForward(self._apply(sample)) for sample in drawn] for _ in range(2))
+        self._began = False
+
+    def begin(self) -> None:
+        """Run up to the first block, so that whatever the model raises on these samples is raised now."""
+        self.advance()
+        self._began = True
 
     def advance(self) -> str | None:
         """As BlockRuns.
@@ -136,6 +72,9 @@ class HostRuns:
         Raises:
             SVDQuantError: the samples take different ways through the model.
         """
+        if self._began:
+            self._began = False
+            return self._block
         with _training():
             found = [self._resume(way) for way in (*self.dense, *self.quantized)]
         if len(set(found)) != 1:
@@ -162,17 +101,17 @@ class HostRuns:
         arguments, named = inputs
         before, self._linears = self._linears, linears
         try:
-            with _training(), _OutOfPlace():
+            with _training():
                 return self._forwards[block](*_fresh(arguments), **{k: _fresh(v) for k, v in named.items()})
         finally:
             self._linears = before
 
-    def _resume(self, way: _Way) -> str | None:
+    def _resume(self, way: WaitingForward) -> str | None:
         self._running = way
         return way.resume()
 
-    def _apply(self, sample: Mapping[str, Any]) -> Callable[[_Way], None]:
-        def forward(_: _Way) -> None:
+    def _apply(self, sample: Mapping[str, Any]) -> Callable[[], None]:
+        def forward() -> None:
             self._twin.apply_model(**sample, transformer_options={"optimized_attention_override": _plain_attention})
 
         return forward
@@ -182,7 +121,8 @@ class HostRuns:
 
         def forward(*arguments: Any, **named: Any) -> Any:
             way, inputs = self._running, (arguments, named)
-            assert way is not None
+            if way is None:  # while conditions are made
+                return self.run(block, inputs, _NO_LINEARS)
             if block not in self._left:  # a block that runs twice is refined for its first time
                 way.wait_before(block, inputs)
             result, way.result, way.inputs = way.result, None, ((), {})
@@ -196,10 +136,13 @@ class HostRuns:
         own = dict([*model.diffusion_model.named_parameters(), *model.diffusion_model.named_buffers()])
 
         def tensor(name: str) -> Tensor:
-            return self.weights[name] if name in self.weights else own[name].detach()
+            return (self.weights[name] if name in self.weights else own[name].detach()).clone()
 
         twin = replicate(model, tensor, device)
         for name, module in twin.diffusion_model.named_modules():
+            for key, value in list(module.__dict__.items()):
+                if isinstance(value, Tensor):
+                    module.__dict__[key] = _with_gradients(value)
             if isinstance(module, nn.Linear):
                 module.__dict__["forward"] = self._linear(name)
             elif isinstance(module, CONVOLUTIONS):
@@ -230,7 +173,7 @@ class HostRuns:
 
     def _tensors(self, name: str, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         weight, bias = (
-            self.weights[key].to(x.device, dtype) if (key := f"{name}.{end}") in self.weights else None
+            _with_gradients(self.weights[key].to(x.device, dtype)) if (key := f"{name}.{end}") in self.weights else None
             for end in ("weight", "bias")
         )
         assert weight is not None, f"{name} has no weight"
@@ -254,6 +197,10 @@ class HostRun:
     def target(self, index: int) -> list[Tensor]:
         return self._targets[index]
 
+    def gradients(self) -> AbstractContextManager:
+        """ComfyUI's blocks add to tensors in place, also to such that a gradient needs as they were."""
+        return torch.autograd.graph.allow_mutation_on_saved_tensors()
+
 
 @contextmanager
 def _training() -> Iterator[None]:
@@ -264,6 +211,11 @@ def _training() -> Iterator[None]:
         yield
     finally:
         comfy.model_management.in_training = before
+
+
+def _with_gradients(tensor: Tensor) -> Tensor:
+    """ComfyUI's nodes run in a mode whose tensors know no gradients; a copy of such a one that does."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _plain_attention(_: Callable, *arguments: Any, **named: Any) -> Tensor:

@@ -1,8 +1,10 @@
-"""RefinedLinear: computes what the file's layer stands for, trains what may move, and comes back as such a layer."""
+"""RefinedLinear: computes what the layer of a file does, trains what may move, and comes back as such a layer."""
+
+from functools import lru_cache
 
 import pytest
 import torch
-from cheap_quantizing import SPEC
+from cheap_quantizing import SPEC, make_cheap
 from planted_layers import draw_tokens, draw_weight
 
 from svdquant_pack.kernels.part_weights import dequantize
@@ -11,6 +13,12 @@ from svdquant_pack.svdq_core.quantize.one_layer import quantize_layer
 from svdquant_pack.svdq_core.quantize.part_plan import LayerPlan
 from svdquant_pack.svdq_core.quantize.refine_layer import RefinedLinear, make_trainable
 from svdquant_pack.svdq_core.quantize.spec import QuantSpec
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch):
+    make_cheap(monkeypatch)
+
 
 PLANS = {
     "whole": LayerPlan.whole(128, 128),
@@ -21,6 +29,7 @@ PLANS = {
 }
 
 
+@lru_cache
 def quantized(plan="whole", precision="int4", bias=True, rank=16):
     parts = PLANS[plan].parts
     rows, columns = max(p.rows[1] for p in parts), max(p.columns[1] for p in parts)
