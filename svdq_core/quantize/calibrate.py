@@ -237,7 +237,8 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over the finite tokens of (M, K).
 
     Returns:
-        (3K + 1,) float32 on the CPU: sum, sum of squares, absmax, number of finite tokens; and (M,) bool which those are.
+        (3K + 1,) float32 on the CPU: sum, sum of squares, absmax, number of finite tokens; and (M,) bool, which those
+        are.
     """
     total = torch.zeros(x.shape[1], device=x.device)
     square_sum, absmax, finite = torch.zeros_like(total), torch.zeros_like(total), []
