@@ -13,9 +13,9 @@ from ...svdq_core.quantize.part_plan import PartPlan
 from ...svdq_core.quantize.problem import Problem
 from ..baselines import METHODS
 from ..evaluate.linears import Layer, SimulatedPart
+from ..evaluate.other_programs import PROGRAMS
 from ..evaluate.quantizing import quantize_source, simulated
 from ..evaluate.recorded_inputs import Source, record, record_noise
-from ..evaluate.schemes import SCHEMES
 from .gate_run import FORMS, USUAL_RANK, GateRun, solve_layers
 from .sensitivity import choose_ranks, mixed_bits, with_eight_bits
 from .step_weights import record_weighted
@@ -82,11 +82,11 @@ def by_method(name: str) -> Callable[[GateRun], Mapping[str, Layer]]:
     return lambda run: solve_layers(run, solve)
 
 
-def by_scheme(name: str) -> Callable[[GateRun], Mapping[str, Layer]]:
-    """Another program's steps as research/evaluate/schemes.py has them."""
+def by_program(name: str) -> Callable[[GateRun], Mapping[str, Layer]]:
+    """Another program's steps as research/evaluate/other_programs.py has them."""
 
     def solve(layer: str, plans: list[PartPlan], problems: list[Problem]) -> list[SimulatedPart]:
-        found = (SCHEMES[name](problem, plan) for plan, problem in zip(plans, problems, strict=True))
+        found = (PROGRAMS[name](problem, plan) for plan, problem in zip(plans, problems, strict=True))
         return [part for parts in found for part in parts]
 
     return lambda run: solve_layers(run, solve)
@@ -120,7 +120,7 @@ RECIPES: dict[str, Recipe] = {
     "eight_bits": Recipe("8 bits where it helps most, 10 % more weights", with_eight_bits, forms=("w4a4", "nvfp4")),
     "hadamard": Recipe("block Hadamard rotation, round to nearest", by_method("hadamard"), origin="simulated"),
     "quarot_gptq": Recipe("QuaRot with GPTQ", by_method("quarot_gptq"), origin="simulated"),
-    "vidit_q": Recipe("ViDiT-Q", by_scheme("vidit_q"), forms=("w4a8", "w8a8"), origin="simulated"),
-    "atom": Recipe("Atom", by_scheme("atom"), forms=("w4a4",), origin="simulated"),
+    "vidit_q": Recipe("ViDiT-Q", by_program("vidit_q"), forms=("w4a8", "w8a8"), origin="simulated"),
+    "atom": Recipe("Atom", by_program("atom"), forms=("w4a4",), origin="simulated"),
     "mixdq": Recipe("MixDQ, weights of 5 bits on average", mixed_bits, forms=("w4a8",), origin="simulated"),
 }

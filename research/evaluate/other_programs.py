@@ -28,7 +28,7 @@ ATOM_CLIP = {"weights": 0.85, "activations": 0.9}  # of the largest value
 ATOM_GRID = Grid("int", -7.0, 7.0, ATOM_GROUP)
 VIDIT_EXPONENTS = (0.0, 0.25, 0.5, 0.75)
 
-Scheme = Callable[[Problem, PartPlan], list[SimulatedPart]]
+Program = Callable[[Problem, PartPlan], list[SimulatedPart]]
 
 
 def atom(problem: Problem, plan: PartPlan) -> list[SimulatedPart]:
@@ -84,17 +84,17 @@ def vidit_q(problem: Problem, plan: PartPlan) -> list[SimulatedPart]:
             return rotate(x.float() / smooth.to(x.device))
 
         part = _plain_part(values, plan, INT8, see)
-        error = scheme_error([part], problem, problem.tokens)
+        error = program_error([part], problem, problem.tokens)
         if error < least:
             best, least = part, error
     assert best is not None
     return [best]
 
 
-SCHEMES: dict[str, Scheme] = {"atom": atom, "vidit_q": vidit_q}
+PROGRAMS: dict[str, Program] = {"atom": atom, "vidit_q": vidit_q}
 
 
-def scheme_error(parts: list[SimulatedPart], problem: Problem, tokens: Tensor) -> float:
+def program_error(parts: list[SimulatedPart], problem: Problem, tokens: Tensor) -> float:
     """Relative output error of the parts of a problem on tokens (T, K) of its input."""
     x, exact = tokens.float(), tokens.float() @ problem.weight.T
     out = sum((replace(part, columns=(0, x.shape[1])).apply(x) for part in parts), torch.zeros_like(exact))
