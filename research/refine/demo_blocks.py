@@ -1,14 +1,17 @@
 """The demo's FLUX as it is refined: block after block on kept inputs, or as a whole."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..evaluate.network import with_layers
 from ..training.small_flux import Flux
+from .graphed import graphed
 from .states import States
 
 KINDS = ("double_blocks", "single_blocks")
@@ -113,6 +116,7 @@ class DemoRun:
 
     def __init__(self, runs: DemoRuns, block: str):
         self.runs, self.block, self.samples = runs, block, len(runs.samples)
+        self._trained: Callable[..., Any] | None = None
         with torch.no_grad():
             self._targets = [
                 runs.run(block, s, s.dense if runs.aim == "dense" else s.quantized, {}) for s in runs.samples
@@ -120,13 +124,31 @@ class DemoRun:
 
     def output(self, index: int, linears: Mapping[str, nn.Module]) -> Stream:
         sample = self.runs.samples[index]
-        return self.runs.run(self.block, sample, sample.quantized, linears)
+        if not torch.is_grad_enabled():
+            return self.runs.run(self.block, sample, sample.quantized, linears)
+        tensors = (*sample.quantized, sample.vector, *sample.angles)
+        if self._trained is None:
+            block = copy.deepcopy(self.runs.model.get_submodule(self.block))
+            _place(block, {name.removeprefix(f"{self.block}."): linear for name, linear in linears.items()})
+            self._trained = graphed(block, _run_block, tensors)
+        out = self._trained(*tensors)
+        return out if isinstance(out, tuple) else (out,)
 
     def target(self, index: int) -> Stream:
         return self._targets[index]
 
     def gradients(self) -> AbstractContextManager:
         return nullcontext()
+
+
+def _run_block(block: nn.Module, *tensors: Tensor) -> Any:
+    *stream, vector, cosine, sine = tensors
+    return block(*stream, vector, (cosine, sine))
+
+
+def _run_model(model: nn.Module, *tensors: Tensor) -> Tensor:
+    *arguments, cosine, sine = tensors
+    return model(*arguments, angles=(cosine, sine))
 
 
 class VelocityLoss:
@@ -139,10 +161,17 @@ class VelocityLoss:
     def __init__(self, model: Flux, batches: Sequence[States], linears: Mapping[str, nn.Module]):
         self.batches, self.student = batches, with_layers(model, {})
         _place(self.student, linears)
+        self._trained: Callable[..., Any] | None = None
         with torch.no_grad():
             self._wanted = [states.velocity(model) for states in batches]
 
     def __call__(self, index: int) -> Tensor:
         states, wanted = self.batches[index], self._wanted[index]
-        lost = (states.velocity(self.student) - wanted).square().flatten(1).mean(dim=1)
+        if torch.is_grad_enabled():
+            tensors = (*states.arguments(), *states.angles)
+            self._trained = self._trained or graphed(self.student, _run_model, tensors)
+            velocity = self._trained(*tensors)
+        else:
+            velocity = states.velocity(self.student)
+        lost = (velocity - wanted).square().flatten(1).mean(dim=1)
         return (states.weight * lost / wanted.square().flatten(1).mean(dim=1)).mean()

@@ -28,7 +28,8 @@ from ..evaluate.evaluated_scenes import calibration_scenes, evaluated_scenes
 from ..evaluate.linears import DenseLinear, SimulatedLinear, add_lora
 from ..evaluate.measures import lora_effect, relative_errors
 from ..evaluate.network import Flux, latents_by_step, load_flux, lora_factors, with_layers
-from ..evaluate.quantizing import TOKENS, Source, record
+from ..evaluate.quantizing import TOKENS, Source
+from ..evaluate.recorded_inputs import record
 from .demo_blocks import DemoRuns, VelocityLoss
 from .recipes import RECIPES, TARGETS, Recipe, Target
 from .refine_report import write_report

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from .refine import RefineSpec
 from .refine_block import BlockRuns, refine_block
 from .refine_layer import make_trainable, on_device
 from .room import attempt
+from .share import Share
 from .to_file import Outcome, QuantizeJob, quantize_to_file
 from .whole_model import BlockWeights
 
@@ -64,7 +66,8 @@ def quantize_refined(
     spec: RefineSpec,
     on_layer: Callable[[int, int, str], None] = lambda *step: None,
     on_step: Callable[[int, int, str], None] = lambda *step: None,
-) -> tuple[Outcome, list[BlockReport]]:
+    share: Share | None = None,
+) -> tuple[Outcome | None, list[BlockReport]]:
     """Quantize a model into a file, then train what the format lets move.
 
     Args:
@@ -73,20 +76,27 @@ def quantize_refined(
         on_layer: as quantize_to_file.
         on_step: called with the steps of training that are done, all of them, and the block; what it raises ends the
             run, and the same call goes on from the last block that was finished.
+        share: as quantize_to_file; the blocks follow from each other, so the first process alone trains them.
 
     Returns:
-        What came of it, and a report for each block that ran.
+        What came of it (None for any but the first process), and a report for each block that ran.
 
     Raises:
         SVDQuantError: see quantize_to_file and refine(). An older file of the target's name is left as it was.
     """
     journal = Journal(job.target, f"{job.fingerprint}; {spec}")
-    draft = job.target.with_name(f"{job.target.name}.{DRAFT}")
+    draft, share = job.target.with_name(f"{job.target.name}.{DRAFT}"), share or Share()
+    if not share.first:
+        share.wait()  # until the first has looked for a draft
+        if not _has_draft(journal, draft):
+            quantize_to_file(replace(job, target=draft), on_layer, share)
+        return None, []
     with journal.locked():
-        done = journal.names()
-        if DRAFT not in done or not draft.exists():
-            outcome = quantize_to_file(replace(job, target=draft), on_layer)
-            assert outcome is not None, "this process is the only one"
+        drafted = _has_draft(journal, draft)
+        share.wait()
+        if not drafted:
+            outcome = quantize_to_file(replace(job, target=draft), on_layer, share)
+            assert outcome is not None, "the first process puts together"
             journal.put(DRAFT, {}, outcome.reports, json.dumps([outcome.kept, outcome.notes, outcome.resumed]))
         checkpoint = Checkpoint(draft)
         try:
@@ -99,6 +109,10 @@ def quantize_refined(
         with suppress(OSError):
             draft.unlink()
     return outcome, reports
+
+
+def _has_draft(journal: Journal, draft: Path) -> bool:
+    return DRAFT in journal.names() and draft.exists()
 
 
 def _train(

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from ...kernels.format import E4M3_MAX, GELU_SHIFT
 from ...kernels.part_weights import dequantize
@@ -66,6 +66,7 @@ class TrainedPart(nn.Module):
         """(N, K) of the residual for the raw input, in the dtype of products."""
         if self.is_fixed:
             return self.units
+        assert self.gains is not None, "only the fixed ones have none"
         scales = self.scales * (1 + self.gains)
         if self.channel_gains is not None:
             scales = scales + (_to_e4m3(scales.detach()) - scales.detach())  # the gradient passes as if unrounded
@@ -81,6 +82,8 @@ class TrainedPart(nn.Module):
             bias: (N,) in that dtype.
             bits: of the activations, 8 or None for 16.
         """
+        if x.shape[1] < self.units.shape[1]:  # columns of zeros fill up the last group
+            x = pad(x, (0, self.units.shape[1] - x.shape[1]))
         rounds = bits is not None and self.smooth is not None
         if self.down is None or self.up is None:
             return linear((self._rounded(x) if rounds else x).to(self.dtype), self.weight(), bias)

@@ -56,7 +56,11 @@ class HostPlan:
         return make
 
     def runs_of(
-        self, model: comfy.model_base.BaseModel, seed: int, device: torch.device, poll: Callable[[], None]
+        self,
+        model: comfy.model_base.BaseModel,
+        seed: int,
+        device: torch.device,
+        poll: Callable[[], None] = lambda: None,
     ) -> RunsOf | None:
         """For quantize_refined: forwards of ComfyUI's own model, on noise."""
         if self.request is None:

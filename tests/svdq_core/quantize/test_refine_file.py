@@ -1,4 +1,4 @@
-"""Refining a model into a file: nearer on inputs it never saw, the same bits again and after a stop, an ordinary file."""
+"""Refining a model into a file: nearer on inputs it never saw, the same bits again and after a stop, ordinary."""
 
 import pytest
 import torch

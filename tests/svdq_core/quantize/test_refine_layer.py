@@ -1,4 +1,4 @@
-"""RefinedLinear: computes what the layer of a file does, trains what may move, and comes back as such a layer."""
+"""RefinedLinear: computes what the layer of a file does, trains what may move, comes back as such a layer."""
 
 from functools import lru_cache
 
