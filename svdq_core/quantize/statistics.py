@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, pad
 
 GELU_MEAN_SQUARE = 0.4252  # of GELU(z) for standard-normal z
 
@@ -79,6 +79,23 @@ class InputStatistics:
             tokens=self.tokens[:, start:stop],
             mean_square=self.mean_square[start:stop],
             absmax=self.absmax[start:stop],
+            hessians=hessians,
+        )
+
+    def widened(self, channels: int) -> "InputStatistics":
+        """With channels behind it that are always zero."""
+        more = channels - self.channels
+        hessians = {
+            (0, channels) if span == (0, self.channels) else span: pad(h, (0, more, 0, more))
+            if span == (0, self.channels)
+            else h
+            for span, h in self.hessians.items()
+        }
+        return replace(
+            self,
+            tokens=pad(self.tokens, (0, more)),
+            mean_square=pad(self.mean_square, (0, more)),
+            absmax=pad(self.absmax, (0, more)),
             hessians=hessians,
         )
 
