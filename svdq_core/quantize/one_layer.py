@@ -212,7 +212,9 @@ def _choose_shared_factor(problems: list[Problem], spec: QuantSpec) -> tuple[Ten
     statistics = problems[0].statistics
     weight = problems[0].weight if len(problems) == 1 else torch.cat([p.weight for p in problems])
     family = FactorFamily(weight, statistics, spec.scale_dtype, activation_level(statistics, spec.precision))
-    return family.search(lambda smooth: sum(p.score_factor(smooth) for p in problems))
+    return family.search(
+        lambda factors: [sum(errors) for errors in zip(*(p.score_factors(factors) for p in problems), strict=True)]
+    )
 
 
 def _factor_hessian(statistics: InputStatistics, smooth: Tensor) -> FactoredHessian | None:

@@ -32,7 +32,7 @@ from .overrides import Overrides
 from .share import Share
 from .spec import QuantSpec
 from .statistics import InputStatistics
-from .whole_model import InputsOf, groups_of, is_kept, other_tensors, quantize_layers
+from .whole_model import InputsOf, groups_of, is_kept, on_cpu, other_tensors, quantize_layers
 
 AUTO = "auto"
 PENDING = 2  # layers that wait to be written while the next one is computed
@@ -180,17 +180,14 @@ def _quantize(
     first_of = {layer.name: name for name, group in units.items() for layer in group}
     waiting: dict[str, list[Finished]] = {}
     pending: list[Future] = []
-    with ThreadPoolExecutor(1) as writer:  # the disk works while the next layer is computed
+    inference = torch.is_inference_mode_enabled()
+    with ThreadPoolExecutor(1) as writer:  # packs, fetches and writes while the next layer is computed
         for finished in layers:
             unit = first_of[finished.name]
             members = waiting.setdefault(unit, [])
             members.append(finished)
             if len(members) == len(units[unit]):
-                members = waiting.pop(unit)
-                tensors = _tensors(form, {name: piece for f in members for name, piece in f.pieces.items()})
-                reports = [report for f in members for report in f.reports]
-                kept = "\n".join(f.kept for f in members if f.kept)
-                pending.append(writer.submit(journal.put, unit, tensors, reports, kept))
+                pending.append(writer.submit(_store, journal, form, unit, waiting.pop(unit), inference))
             if len(pending) > PENDING:
                 pending.pop(0).result()
             count += 1
@@ -204,6 +201,28 @@ def _whole_groups(keep: Sequence[str], units: Mapping[str, list[PlannedLayer]]) 
     """The patterns, and the names of all layers that a file may hold as one with a layer that they name."""
     named = [x.name for group in units.values() if any(is_kept(x.name, keep) for x in group) for x in group]
     return (*keep, *named)
+
+
+def _store(journal: Journal, form: Format, unit: str, members: Sequence[Finished], inference: bool) -> None:
+    """Journal the layers of a unit; what the device has no memory to pack is packed on the CPU.
+
+    Args:
+        inference: the mode of the thread that made them, which is not this one's by itself.
+    """
+    pieces = {name: piece for f in members for name, piece in f.pieces.items()}
+    reports = [report for f in members for report in f.reports]
+    kept = "\n".join(f.kept for f in members if f.kept)
+    with torch.inference_mode(inference), torch.no_grad():
+        tensors = _packed(form, pieces)
+    journal.put(unit, tensors, reports, kept)
+
+
+def _packed(form: Format, pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
+    try:
+        return _tensors(form, pieces)
+    except torch.OutOfMemoryError:
+        moved = {n: p.cpu() if isinstance(p, Tensor) else on_cpu(p) for n, p in pieces.items()}
+        return _tensors(form, moved)
 
 
 def _tensors(form: Format, pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
