@@ -28,4 +28,3 @@ def widen(tensor: Tensor, size: int, dim: int) -> Tensor:
     wide.narrow(dim, 0, own).copy_(tensor)
     wide.narrow(dim, own, size - own).zero_()
     return wide
-

@@ -50,7 +50,11 @@ def published_bytes(family: Architecture, model: Published, precision: str, rank
     for block in family.blocks:
         for linear in block.linears:
             rows, columns = model.linear_size(block, linear)
-            each = 2 * rows * (columns + 1) if _is_plain(family, block, linear, columns) else _linear_bytes(linear, rows, columns, precision, rank)
+            each = (
+                2 * rows * (columns + 1)
+                if _is_plain(family, block, linear, columns)
+                else _linear_bytes(linear, rows, columns, precision, rank)
+            )
             total += model.counts[block.host] * each
     return total
 

@@ -1,4 +1,4 @@
-"""Matrix products of float32 on tensor cores (TF32: 10 bits of mantissa), where a later rounding swallows what that loses.
+"""Matrix products of float32 on tensor cores (TF32: 10 bits of mantissa), where a later rounding swallows the loss.
 
 On an H200 a product of two float32 matrices takes eight times as long without them.
 """

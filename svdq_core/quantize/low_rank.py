@@ -56,9 +56,7 @@ class Rotated(NamedTuple):
         return self.root.T @ (self.matrix.T @ right)[self.order]
 
 
-def truncated_svd(
-    matrix: Tensor | Rotated, rank: int, start: Tensor, steps: int = COLD_STEPS
-) -> tuple[Tensor, Tensor]:
+def truncated_svd(matrix: Tensor | Rotated, rank: int, start: Tensor, steps: int = COLD_STEPS) -> tuple[Tensor, Tensor]:
     """The best low-rank approximation, nearly: (..., N, K) float32 -> up (..., N, R), down (..., R, K) float32.
 
     `down` has orthonormal rows, in no particular order. R is min(rank, N, K).

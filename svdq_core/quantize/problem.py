@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ...kernels.format import INT8_MAX
-from .grid import Arithmetic, quantize_activations
 from .coarse_products import coarse_products
+from .grid import Arithmetic, quantize_activations
 from .low_rank import COLD_STEPS, WARM_STEPS, Rotated, draw_test_matrix, exact_svd, truncated_svd
 from .round import ROWS, round_by_absmax
 from .statistics import InputStatistics, named_generator

@@ -29,6 +29,7 @@ from .journal import Journal, StoredLayer
 from .model_plan import ModelPlan, PlannedLayer
 from .one_layer import PartReport
 from .overrides import Overrides
+from .read_ahead import read_ahead
 from .share import Share
 from .spec import QuantSpec
 from .statistics import InputStatistics
@@ -277,8 +278,8 @@ def _put_together(job: QuantizeJob, journal: Journal, form: Format, units: Mappi
     def made() -> Iterator[Output]:
         job.verify()
         yield from outside
-        for name in units:
-            yield from (instead.get(name) or journal.get(name)).outputs
+        for outputs in read_ahead(lambda name: (instead.get(name) or journal.get(name)).outputs, list(units)):
+            yield from outputs
 
     outputs = outside + announced
     nbytes = sum(output.nbytes for output in outputs)
