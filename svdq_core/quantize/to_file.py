@@ -222,8 +222,8 @@ def _packed(form: Format, pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
     try:
         return _tensors(form, pieces)
     except torch.OutOfMemoryError:
-        moved = {n: p.cpu() if isinstance(p, Tensor) else on_cpu(p) for n, p in pieces.items()}
-        return _tensors(form, moved)
+        pass  # outside of this block, so that what failed holds nothing
+    return _tensors(form, {n: p.cpu() if isinstance(p, Tensor) else on_cpu(p) for n, p in pieces.items()})
 
 
 def _tensors(form: Format, pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
