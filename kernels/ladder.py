@@ -72,6 +72,8 @@ class Attempt(Generic[Step]):
         # an allocator that raised its own error has emptied its cache already, and the next step needs no less memory
         if error is None or not isinstance(error, Exception) or isinstance(error, torch.cuda.OutOfMemoryError):
             return False
+        if self._device.type == "meta":
+            return False  # nothing ran that could have failed
         if _says(error, _CAPTURING) or _is_capturing(self._device):
             return False  # what a capture refuses works again outside, and another step would be captured unseen
         if _says(error, _OUT_OF_MEMORY):

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..gpus import Generation, why_no_triton
+from ..gpus import Generation, generation, why_no_triton
 from ..ladder import attempts, is_elsewhere, say_once
 from ..layer_call import COMPUTE_MODES, Int8Weight, LayerCall, QuantizedAct, label_of
 from ..tiles import HOPPER_PART_N, fills_hopper
@@ -144,8 +144,14 @@ def paths_for(scheme: str, mode: str) -> tuple[Path, ...]:
 
 
 @cache
-def _steps_here(scheme: str, mode: str, device: torch.device, dtype: torch.dtype) -> list[tuple[str, Path]]:
-    """(its name in messages, path) of what the machine and a dtype of activations allow, best first."""
+def _steps_here(
+    scheme: str, mode: str, device: torch.device, _gpu: Generation, dtype: torch.dtype
+) -> list[tuple[str, Path]]:
+    """(its name in messages, path) of what the machine and a dtype of activations allow, best first.
+
+    Args:
+        _gpu: of the device; a key of the cache, because meta tensors stand for one GPU or another.
+    """
     label, reasons, steps = label_of(scheme, mode), [], []
     for path in paths_for(scheme, mode):
         reason = path.why_not_here(device, dtype)
@@ -175,7 +181,7 @@ def run(call: LayerCall) -> Tensor:
         say_once("A gradient is asked for: layers run in plain torch with 16-bit activations (w4a16) where it passes.")
         call = replace(call, mode="w4a16")
         return (REFERENCE if x.device.type == "cpu" else PLAIN_TORCH).run(call)
-    steps = _steps_here(call.scheme, call.mode, x.device, x.dtype)
+    steps = _steps_here(call.scheme, call.mode, x.device, generation(x.device), x.dtype)
     steps = [step for step in steps if step[1].why_not_for(call) is None]
     for attempt in attempts(x.device, steps):
         with attempt as path:
@@ -185,9 +191,10 @@ def run(call: LayerCall) -> Tensor:
 
 def first_path(call: LayerCall) -> Path:
     """The path that `run` would try first now."""
-    steps = _steps_here(call.scheme, call.mode, call.x.device, call.x.dtype)
+    device = call.x.device
+    steps = _steps_here(call.scheme, call.mode, device, generation(device), call.x.dtype)
     usable = [step for step in steps if step[1].why_not_for(call) is None]
-    return next(attempts(call.x.device, usable)).step
+    return next(attempts(device, usable)).step
 
 
 def describe_paths(scheme: str, mode: str, gpu: Generation) -> list[tuple[str, str | None]]:

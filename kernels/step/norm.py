@@ -28,7 +28,7 @@ LARGEST_HEAD = 512
 LARGEST_ROW = 16384
 
 
-@triton.jit(do_not_specialize=["L"])
+@triton.jit(do_not_specialize=["H", "L"])
 def _rms_norm_kernel(
     x_ptr,  # (B, H, L, D), unit stride along D
     weight_ptr,  # (D,)
