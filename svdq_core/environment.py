@@ -4,8 +4,6 @@ Runs in seconds on any machine and never raises: what cannot be found out become
 """
 
 import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import torch
 from ..kernels.gpus import generation, why_no_triton
 from ..kernels.paths.layer_paths import describe_paths, why_not_native
 from . import kernel_probe, published_files
+from .gpu_machine import architecture_name, nvidia_driver
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 GIB = 2**30
@@ -102,19 +101,6 @@ def _software(device: torch.device) -> Iterator[Finding]:
         yield Finding(PROBLEM, f"torch finds no GPU: {_why_no_gpu()}", _advice_no_gpu(driver))
 
 
-def nvidia_driver() -> str:
-    """Version of the NVIDIA driver, or ""."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ""
-    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return answer.stdout.split("\n")[0].strip() if answer.returncode == 0 else ""
-
-
 def _why_no_gpu() -> str:
     try:
         torch.cuda.init()
@@ -155,13 +141,6 @@ def _gpu(device: torch.device) -> Iterator[Finding]:
             f"this torch was built for {', '.join(torch.cuda.get_arch_list())}, not for this GPU",
             "Install a newer torch (for older cards: one for an older CUDA); pytorch.org names the command.",
         )
-
-
-def architecture_name(device: torch.device) -> str:
-    """ "sm_89", "gfx1100": what compilers call the GPU, whether a kernel is made for it or not."""
-    if torch.version.hip:
-        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
 def runs_on(capability: tuple[int, int], built_for: list[str]) -> bool:

@@ -8,6 +8,7 @@ A launch that finds its kernel being compiled waits for it; one whose kernel has
 So whatever goes wrong here, a launch does what it would have done anyway. Nothing is started at import.
 """
 
+import hashlib
 import os
 import threading
 import time
@@ -21,6 +22,7 @@ from ..ladder import logger, say_once
 from .dry_run import Wanted
 
 MOST_THREADS = 8
+_NOTE = "svdquant_compiled.txt"
 LONG = 0.3  # seconds of one kernel from which on compiling is worth a line in the log
 
 
@@ -151,3 +153,20 @@ def _compile(wanted: Wanted, device: torch.device) -> None:
         compiled = kernel.warmup(*arguments, grid=(1,), **constants)
         with suppress(Exception):  # before Triton 3.7 a launcher is C that has to be compiled as well
             driver.active.launcher_cls(compiled.src, compiled.metadata)
+
+
+def _manager(digest: str):
+    import triton
+    from triton.runtime.cache import get_cache_manager
+
+    return get_cache_manager(hashlib.sha256(f"{triton.__version__} {digest}".encode()).hexdigest())
+
+
+def was_compiled(digest: str) -> bool:
+    """Whether note_compiled was told of it; what it keeps lies in Triton's cache, and is gone when kernels are."""
+    return _manager(digest).get_file(_NOTE) is not None
+
+
+def note_compiled(digest: str) -> None:
+    """Note that all kernels of a plan lie in the cache of the Triton that is installed; digest: a hash of the plan."""
+    _manager(digest).put("", _NOTE, binary=False)

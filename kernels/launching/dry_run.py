@@ -26,7 +26,6 @@ class DryRun(threading.local):
     """Of a thread: `found`, the launches by what decides which compiled kernel they need; None: launches take place."""
 
     found: dict[tuple, Wanted] | None = None
-    device: torch.device | None = None
 
 
 dry_run = DryRun()
@@ -37,16 +36,15 @@ def launches_noted(gpu: Generation, processors: int, device: torch.device) -> It
     """Within it this thread launches nothing, and calls on meta tensors note what they would launch.
 
     Args:
-        gpu, processors: of the GPU that meta tensors stand for. device: its name, which is part of the keys.
+        gpu, processors, device: of the GPU that meta tensors stand for; its name is part of the keys.
 
     Returns:
         launches by key, in the order in which they came up first.
     """
     found: dict[tuple, Wanted] = {}
-    before = dry_run.found, dry_run.device
-    dry_run.found, dry_run.device = found, device
+    before, dry_run.found = dry_run.found, found
     try:
-        with meta_stands_for(gpu, processors), torch.no_grad():
+        with meta_stands_for(gpu, processors, device), torch.no_grad():
             yield found
     finally:
-        dry_run.found, dry_run.device = before
+        dry_run.found = before

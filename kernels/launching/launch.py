@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from ..gpus import generation
+from ..stand_in import meant
 from .ahead import wait_for
 from .dry_run import Wanted, dry_run
 from .recording import note_launch
@@ -25,14 +26,8 @@ MAX_INT_32 = 2**31 - 1
 _refused: list[str] = []  # what this Triton said when its compiled kernels could not be launched like this
 
 
-def launch_key(
-    kernel: Any, arguments: tuple, constants: dict[str, Any], on: torch.device | None = None
-) -> tuple | None:
-    """What decides which compiled kernel a launch needs; None for a launch to leave to Triton.
-
-    Args:
-        on: the device that meta tensors stand for.
-    """
+def launch_key(kernel: Any, arguments: tuple, constants: dict[str, Any]) -> tuple | None:
+    """What decides which compiled kernel a launch needs; None for a launch to leave to Triton."""
     identity = id(kernel)
     unspecialized = _unspecialized.get(identity)
     if unspecialized is None:
@@ -58,7 +53,7 @@ def launch_key(
             key.append(argument.base.dtype)
             key.append(tuple(argument.block_shape))
             device = argument.base.device
-    key.append(on or device)
+    key.append(device if device is None else meant(device))
     key.extend(constants.values())
     return tuple(key)
 
@@ -90,7 +85,7 @@ def launch(kernel: Any, grid: tuple[int, ...], arguments: tuple, constants: dict
         constants: every constexpr, in the order of the signature, and options such as num_warps.
     """
     if dry_run.found is not None:
-        key = launch_key(kernel, arguments, constants, dry_run.device)
+        key = launch_key(kernel, arguments, constants)
         if key is not None:
             dry_run.found.setdefault(key, Wanted(kernel, arguments, constants))
         return

@@ -17,6 +17,8 @@ from ..ladder import attempts, is_elsewhere, say_once
 from ..layer_call import COMPUTE_MODES, Int8Weight, LayerCall, QuantizedAct, label_of
 from ..tiles import HOPPER_PART_N, fills_hopper
 from .four_bit import Int8Codes, NativeFp4, NativeInt4
+from .kitchen import Kitchen
+from .measured_order import in_measured_order
 from .on_cpu import Reference
 from .path import KernelPath, Path, why_no_language
 from .plain_torch import PlainTorch
@@ -123,6 +125,7 @@ PATHS: tuple[Path, ...] = (
     Int8(),
     FewTokens(),
     SixteenBit(),
+    Kitchen(),
     BelowKernels(),
     PLAIN_TORCH,
     REFERENCE,
@@ -181,20 +184,22 @@ def run(call: LayerCall) -> Tensor:
         say_once("A gradient is asked for: layers run in plain torch with 16-bit activations (w4a16) where it passes.")
         call = replace(call, mode="w4a16")
         return (REFERENCE if x.device.type == "cpu" else PLAIN_TORCH).run(call)
-    steps = _steps_here(call.scheme, call.mode, x.device, generation(x.device), x.dtype)
-    steps = [step for step in steps if step[1].why_not_for(call) is None]
-    for attempt in attempts(x.device, steps):
+    for attempt in attempts(x.device, _steps_for(call)):
         with attempt as path:
             return path.run(call)
     raise AssertionError("the last path returns or raises")
 
 
-def first_path(call: LayerCall) -> Path:
-    """The path that `run` would try first now."""
+def _steps_for(call: LayerCall) -> list[tuple[str, Path]]:
+    """(its name in messages, path) of the paths that can take a call, best first: by the table, or by measuring."""
     device = call.x.device
     steps = _steps_here(call.scheme, call.mode, device, generation(device), call.x.dtype)
-    usable = [step for step in steps if step[1].why_not_for(call) is None]
-    return next(attempts(device, usable)).step
+    return in_measured_order([step for step in steps if step[1].why_not_for(call) is None], call)
+
+
+def first_path(call: LayerCall) -> Path:
+    """The path that `run` would try first now."""
+    return next(attempts(call.x.device, _steps_for(call))).step
 
 
 def describe_paths(scheme: str, mode: str, gpu: Generation) -> list[tuple[str, str | None]]:

@@ -9,7 +9,7 @@ from svdquant_pack.kernels import gpus
 from svdquant_pack.kernels.ladder import descend, steps_left_behind
 from svdquant_pack.kernels.launching import launch as launching
 from svdquant_pack.kernels.launching.dry_run import dry_run, launches_noted
-from svdquant_pack.kernels.stand_in import meta_stands_for
+from svdquant_pack.kernels.stand_in import meant, meta_stands_for
 
 HERE = torch.device("cuda", 1)
 META = torch.device("meta")
@@ -32,9 +32,10 @@ def launch(M: int, N: int = 64, block: int = 64) -> None:
 
 def test_meta_tensors_count_as_tensors_of_the_gpu_they_stand_for():
     assert gpus.generation(META) is gpus.OTHER
-    with meta_stands_for(ROWS["sm_90"], 132):
+    with meta_stands_for(ROWS["sm_90"], 132, HERE):
         assert gpus.generation(META) is ROWS["sm_90"] and gpus.takes_ptx(META) and gpus.processors(META) == 132
-        with meta_stands_for(ROWS["gfx1201"], 64):
+        assert meant(META) == HERE and meant(torch.device("cpu")) == torch.device("cpu")
+        with meta_stands_for(ROWS["gfx1201"], 64, HERE):
             assert gpus.generation(META) is ROWS["gfx1201"] and not gpus.takes_ptx(META)
         assert gpus.generation(META) is ROWS["sm_90"]
     assert gpus.generation(META) is gpus.OTHER
