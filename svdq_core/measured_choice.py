@@ -187,6 +187,8 @@ def measure(
     missing = [sample for sample in samples if str(sample.sizes) not in record.times]
     with torch.inference_mode(), _current(device):
         for index, sample in enumerate(missing):
+            if spent >= BUDGET:
+                break
             try:
                 call = sample_call(sample.part, device, dtype)
             except torch.cuda.OutOfMemoryError:

@@ -97,6 +97,25 @@ class Hopper(Int8):
         return gemm_w4a8_hopper
 
 
+class Int8ByTorch(Int8):
+    """Int8 with torch's product: below Triton's, unless it was measured to be faster."""
+
+    name = "torch's int8 product"
+
+    def why_not_for(self, call: LayerCall) -> str | None:
+        from ..step.gemm_w4a8_by_torch import LEAST_TOKENS, MULTIPLE
+
+        (M, K), N = call.x.shape, call.out_features
+        if M < LEAST_TOKENS:
+            return f"{M} tokens are too few for it"
+        return f"{K} inputs or {N} outputs are not multiples of {MULTIPLE}" if K % MULTIPLE or N % MULTIPLE else None
+
+    def gemm(self) -> Callable[..., Tensor]:
+        from ..step.gemm_w4a8_by_torch import gemm_w4a8_by_torch
+
+        return gemm_w4a8_by_torch
+
+
 class BelowKernels(PlainTorch):
     """What is left where kernels could be tried and all of them failed: w4a16 for 4-bit weights, whatever was asked.
 
@@ -123,6 +142,7 @@ PATHS: tuple[Path, ...] = (
     Int8Codes(),
     Hopper(),
     Int8(),
+    Int8ByTorch(),
     FewTokens(),
     SixteenBit(),
     Kitchen(),
