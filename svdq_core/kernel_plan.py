@@ -51,32 +51,38 @@ class NormForm(NamedTuple):
     of_heads: bool
 
 
+class ModelForm(NamedTuple):
+    """What decides which kernels a model can ask for.
+
+    Args:
+        layers, norms: each kind once. compute: one of COMPUTE_MODES. dtype: of the activations.
+    """
+
+    layers: tuple[LayerForm, ...]
+    norms: tuple[NormForm, ...]
+    compute: str
+    dtype: torch.dtype
+
+
 def plan_kernels(
-    layers: Sequence[LayerForm],
-    norms: Sequence[NormForm],
-    compute: str,
-    dtype: torch.dtype,
-    *,
-    gpu: Generation,
-    processors: int,
-    device: torch.device,
+    model: ModelForm, *, gpu: Generation, processors: int, device: torch.device
 ) -> Iterator[dict[tuple, Wanted]]:
     """Launches by key, in portions, the likeliest first; what comes in several of them is the same.
 
     Args:
-        compute: one of COMPUTE_MODES. dtype: of the activations. gpu, processors, device: see dry_run.launches_noted.
+        gpu, processors, device: see dry_run.launches_noted.
     """
     for rank in (0, *RANKS):
         for rows in (LIKELY, OTHERS):
-            wanted = [(form, _of_each_class(form, rows, gpu, processors)) for form in layers]
+            wanted = [(form, _of_each_class(form, rows, gpu, processors)) for form in model.layers]
             with launches_noted(gpu, processors, device) as found:
-                for norm in norms if not rank and rows is LIKELY else ():
-                    _run_norm(norm, dtype)
+                for norm in model.norms if not rank and rows is LIKELY else ():
+                    _run_norm(norm, model.dtype)
                 for count in rows:  # all layers of one size before the next size
                     for form, counts in wanted:
                         if count in counts:
                             try:
-                                _run_layer(form, count, rank, compute, dtype)
+                                run_layer(form, count, rank, model.compute, model.dtype)
                             except Exception as error:  # noqa: BLE001  (an operation of others without meta tensors)
                                 logger.debug("No kernel is compiled ahead for %s: %s", form, error, exc_info=error)
             yield found
@@ -103,7 +109,8 @@ def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _run_layer(form: LayerForm, rows: int, rank: int, compute: str, dtype: torch.dtype) -> None:
+def run_layer(form: LayerForm, rows: int, rank: int, compute: str, dtype: torch.dtype) -> None:
+    """Run a layer on meta tensors with a LoRA of a rank, 0 for none."""
     layout = _layout(form.layout)
     places = [place for part in layout.parts for place in part.slices.values()]
     ends = [place.offset + _meta(*place.shape, dtype=getattr(torch, place.dtype)).nbytes for place in places]
@@ -126,22 +133,19 @@ def _run_norm(norm: NormForm, dtype: torch.dtype) -> None:
         layer_norm(_meta(1, LIKELY[0], norm.width, dtype=dtype), norm.eps)
 
 
-def compile_model(
-    layers: Sequence[LayerForm], norms: Sequence[NormForm], compute: str, dtype: torch.dtype, device: torch.device
-) -> threading.Thread | None:
+def compile_model(model: ModelForm, device: torch.device) -> threading.Thread | None:
     """Begin to compile what a model can ask for in the background, unless that was done before on this computer.
 
     Returns:
         the thread that plans; None where there is nothing to do.
     """
-    if device.type != "cuda" or dtype == torch.float32 or why_no_triton(device) is not None or threads() < 1:
+    if device.type != "cuda" or model.dtype == torch.float32 or why_no_triton(device) is not None or threads() < 1:
         return None
     device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-    known = f"{layers} {norms} {compute} {dtype} {generation(device).name} {processors(device)} {_sources()}"
 
     def plan() -> None:
         try:
-            _compile(layers, norms, compute, dtype, device, hashlib.sha256(known.encode()).hexdigest())
+            _compile(model, device)
         except Exception as error:  # noqa: BLE001  (kernels are then compiled when they are launched)
             logger.debug("No kernels are compiled ahead: %s", error, exc_info=error)
 
@@ -150,12 +154,14 @@ def compile_model(
     return thread
 
 
-def _compile(layers, norms, compute: str, dtype: torch.dtype, device: torch.device, digest: str) -> None:
+def _compile(model: ModelForm, device: torch.device) -> None:
+    where = {"gpu": generation(device), "processors": processors(device), "device": device}
+    known = f"{model} {where['gpu'].name} {where['processors']} {_sources()}"
+    digest = hashlib.sha256(known.encode()).hexdigest()
     if was_compiled(digest):
         return
     batch = Batch(torch.cuda.get_device_name(device), lambda: note_compiled(digest))
-    where = {"gpu": generation(device), "processors": processors(device), "device": device}
-    for wanted in plan_kernels(layers, norms, compute, dtype, **where):
+    for wanted in plan_kernels(model, **where):
         compile_ahead(wanted, device, batch)
     batch.end()
 

@@ -152,7 +152,7 @@ def _compile(wanted: Wanted, device: torch.device) -> None:
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # a thread begins on the first GPU
         compiled = kernel.warmup(*arguments, grid=(1,), **constants)
         with suppress(Exception):  # before Triton 3.7 a launcher is C that has to be compiled as well
-            driver.active.launcher_cls(compiled.src, compiled.metadata)
+            driver.active.launcher_cls(compiled.src, compiled.metadata)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _manager(digest: str):

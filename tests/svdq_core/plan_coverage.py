@@ -18,7 +18,7 @@ from svdquant_pack.kernels.gpus import GENERATIONS
 from svdquant_pack.kernels.launching.dry_run import launches_noted
 from svdquant_pack.svdq_core import kernel_plan
 from svdquant_pack.svdq_core.blob import BlobLayout, BlobPart, BlobSlice
-from svdquant_pack.svdq_core.kernel_plan import LayerForm, NormForm
+from svdquant_pack.svdq_core.kernel_plan import LayerForm, ModelForm, NormForm
 
 CASES = [("sm_80", "int4", "w4a4"), ("sm_89", "int4", "w4a4"), ("sm_89", "int4", "w4a8"), ("sm_90", "int4", "w4a8")]
 CASES += [("sm_90", "int4", "w4a16"), ("sm_90", "nvfp4", "w4a8"), ("sm_120", "nvfp4", "w4a4")]
@@ -87,19 +87,20 @@ def rows_of(choose: random.Random) -> int:
 
 def check(gpu: str, scheme: str, mode: str, count: int) -> dict:
     """Plan, and compare with `count` calls of each layer."""
-    layers, norms = flux(scheme), [NormForm(128, 1e-6, True), NormForm(HIDDEN, 1e-6, False)]
+    norms = NormForm(128, 1e-6, True), NormForm(HIDDEN, 1e-6, False)
+    model = ModelForm(tuple(flux(scheme)), norms, mode, torch.bfloat16)
     row = next(row for row in GENERATIONS if row.name == gpu)
     where = {"gpu": row, "processors": PROCESSORS[gpu], "device": HERE}
     planned = {}
-    for portion in kernel_plan.plan_kernels(layers, norms, mode, torch.bfloat16, **where):
+    for portion in kernel_plan.plan_kernels(model, **where):
         planned |= portion
     choose, missing = random.Random(0), set()
-    for layer in layers:
+    for layer in model.layers:
         modulates = '"awq"' in layer.layout
         for _ in range(count):
             rows, lora = choose.choice(BATCHES) if modulates else rows_of(choose), choose.choice(LORAS)
             with launches_noted(**where) as asked:
-                kernel_plan._run_layer(layer, rows, lora, mode, torch.bfloat16)
+                kernel_plan.run_layer(layer, rows, lora, mode, torch.bfloat16)
             missing |= {
                 f"{w.kernel.fn.__name__} {rows} rows, LoRA {lora}: {w.constants}"
                 for key, w in asked.items()

@@ -65,7 +65,7 @@ def a_gpu(monkeypatch):
 
 
 def compile_model(dtype: torch.dtype = torch.bfloat16, device: torch.device = GPU) -> None:
-    thread = kernel_plan.compile_model([], [], "w4a8", dtype, device)
+    thread = kernel_plan.compile_model(kernel_plan.ModelForm((), (), "w4a8", dtype), device)
     if thread is not None:
         thread.join()
 
@@ -106,7 +106,8 @@ def test_a_layer_on_the_gpu_launches_what_was_planned():
 
     form = plan_coverage.form("int4", 3072, 3072)
     where = {"gpu": gpus.generation(GPU), "processors": gpus.processors(GPU), "device": GPU}
-    planned = {key for p in kernel_plan.plan_kernels([form], [], "w4a8", torch.bfloat16, **where) for key in p}
+    model = kernel_plan.ModelForm((form,), (), "w4a8", torch.bfloat16)
+    planned = {key for portion in kernel_plan.plan_kernels(model, **where) for key in portion}
     before = set(launch._compiled)
     layout = kernel_plan._layout(form.layout)
     end = max(place.offset for place in layout.parts[0].slices.values()) + (1 << 20)

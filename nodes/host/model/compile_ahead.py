@@ -1,11 +1,12 @@
 """What of a MODEL decides which kernels it can ask for."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from ....svdq_core.blob import BlobLayout
-from ....svdq_core.kernel_plan import LayerForm, NormForm, compile_model
+from ....svdq_core.kernel_plan import LayerForm, ModelForm, NormForm, compile_model
 from .norms import KernelLayerNorm, KernelRMSNorm
 from .quantized_linear import SVDQuantLinear
 
@@ -16,23 +17,22 @@ def compile_ahead(patcher, compute: str, device: torch.device) -> None:
     Args:
         compute: one of COMPUTE_MODES. device: what will run it.
     """
-    compile_model(*forms_of(patcher.model), compute, patcher.model.get_dtype_inference(), device)
+    compile_model(form_of(patcher.model, compute), device)
 
 
-def forms_of(model: torch.nn.Module) -> tuple[list[LayerForm], list[NormForm]]:
-    """The quantized layers and the norms of a model, each kind once."""
+def form_of(model: Any, compute: str) -> ModelForm:
+    """The quantized layers and the norms of the host's BaseModel, each kind once."""
     layers: dict[LayerForm, None] = {}
     norms: dict[NormForm, None] = {}
     for module in model.modules():
         if isinstance(module, SVDQuantLinear) and module.layout is not None:
             bias = None if module.bias is None else module.bias.dtype
             layers[LayerForm(_without_names(module.layout), bias, module.gelu, module.gelu_from)] = None
-        elif isinstance(module, KernelRMSNorm) and module.weight is not None and module.eps is not None:
-            if len(module.normalized_shape) == 1:
-                norms[NormForm(module.normalized_shape[0], module.eps, True)] = None
-        elif isinstance(module, KernelLayerNorm) and module.weight is None and len(module.normalized_shape) == 1:
-            norms[NormForm(module.normalized_shape[0], module.eps, False)] = None
-    return list(layers), list(norms)
+        elif isinstance(module, KernelRMSNorm | KernelLayerNorm):
+            (width, *others), eps, of_heads = module.normalized_shape, module.eps, isinstance(module, KernelRMSNorm)
+            if eps is not None and not others and (module.weight is not None) == of_heads:
+                norms[NormForm(width, eps, of_heads)] = None
+    return ModelForm(tuple(layers), tuple(norms), compute, model.get_dtype_inference())
 
 
 def _without_names(layout: BlobLayout) -> str:
