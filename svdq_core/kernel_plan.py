@@ -6,7 +6,7 @@ with LoRAs of every rank up to RANKS: what they would launch is the plan. The li
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -18,14 +18,16 @@ from ..kernels.gpus import Generation, generation, processors, why_no_triton
 from ..kernels.ladder import logger
 from ..kernels.launching.ahead import Batch, compile_ahead, note_compiled, threads, was_compiled
 from ..kernels.launching.dry_run import Wanted, launches_noted
-from ..kernels.tiles import row_class
+from ..kernels.tiles import GEMV_ROWS, row_class
 from .apply_layer import apply_blob
 from .blob import BlobLayout
 from .row_ops import layer_norm, rms_norm
 from .shared_input import SharedInput
 
-# rows of images of 1024, 512, 768 and 1536 pixels with and without 512 text tokens, of the text, and of modulation
-LIKELY = (4096, 4608, 512, 1024, 1536, 2304, 2816, 9216, 1, 2, 4)
+# Numbers of rows, the likeliest first: images of 1024 pixels with and without 512 text tokens, the text, modulation;
+# other sizes and batches of those; one of every class.
+FIRST = (4096, 4608, 512, 1)
+LIKELY = (1024, 1536, 2304, 2816, 9216, 2, 4)
 OTHERS = (256, 77, 32, 16, *range(128, 20000, 128))
 RANKS = (16, 64, 128)  # of LoRAs: beside a branch of rank 32, one of every width up to 160 that kernels tell apart
 
@@ -72,20 +74,20 @@ def plan_kernels(
     Args:
         gpu, processors, device: see dry_run.launches_noted.
     """
+    forms = [(form, _of_each_class(form, gpu, processors)) for form in model.layers]
     for rank in (0, *RANKS):
-        for rows in (LIKELY, OTHERS):
-            wanted = [(form, _of_each_class(form, rows, gpu, processors)) for form in model.layers]
+        for rows in (FIRST, LIKELY, OTHERS):
             with launches_noted(gpu, processors, device) as found:
-                for norm in model.norms if not rank and rows is LIKELY else ():
+                for norm in model.norms if not rank and rows is FIRST else ():
                     _run_norm(norm, model.dtype)
-                for count in rows:  # all layers of one size before the next size
-                    for form, counts in wanted:
-                        if count in counts:
-                            try:
-                                run_layer(form, count, rank, model.compute, model.dtype)
-                            except Exception as error:  # noqa: BLE001  (an operation of others without meta tensors)
-                                logger.debug("No kernel is compiled ahead for %s: %s", form, error, exc_info=error)
-            yield found
+                for count in rows:
+                    for form in (form for form, counts in forms if count in counts):
+                        try:
+                            run_layer(form, count, rank, model.compute, model.dtype)
+                        except Exception as error:  # noqa: BLE001  (an operation of others without meta tensors)
+                            logger.debug("No kernel is compiled ahead for %s: %s", form, error, exc_info=error)
+            # products take the longest to compile, so they begin first
+            yield dict(sorted(found.items(), key=lambda item: "gemm" not in item[1].kernel.fn.__name__))
 
 
 @cache
@@ -93,16 +95,16 @@ def _layout(text: str) -> BlobLayout:
     return BlobLayout.from_json(text)
 
 
-def _of_each_class(form: LayerForm, rows: Sequence[int], gpu: Generation, processors: int) -> set[int]:
-    """The first number of rows of each class; those of LIKELY are no news among OTHERS."""
+def _of_each_class(form: LayerForm, gpu: Generation, processors: int) -> set[int]:
+    """The first number of rows of each class that a layer's calls can be of; modulation reads one for each picture."""
     parts = _layout(form.layout).parts
-    outputs = {part.rows[1] - part.rows[0] for part in parts}
+    outputs = sorted({part.rows[1] - part.rows[0] for part in parts})
     modulates = all(part.scheme == "awq" for part in parts)
     classes: dict[tuple, int] = {}
-    for count in rows if rows is LIKELY else (*LIKELY, *rows):
-        if not modulates or count <= 4:
-            classes.setdefault(tuple(row_class(count, n, gpu, processors) for n in sorted(outputs)), count)
-    return set(classes.values()) & set(rows)
+    for count in (*FIRST, *LIKELY, *OTHERS):
+        if modulates == (count <= GEMV_ROWS):
+            classes.setdefault(tuple(row_class(count, n, gpu, processors) for n in outputs), count)
+    return set(classes.values())
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -127,10 +129,10 @@ def run_layer(form: LayerForm, rows: int, rank: int, compute: str, dtype: torch.
 
 def _run_norm(norm: NormForm, dtype: torch.dtype) -> None:
     if norm.of_heads:  # of queries, where they stand in a wider matrix of queries, keys and values
-        x = _meta(1, LIKELY[0], 3, 24, norm.width, dtype=dtype).permute(2, 0, 3, 1, 4)[0]
+        x = _meta(1, FIRST[0], 3, 24, norm.width, dtype=dtype).permute(2, 0, 3, 1, 4)[0]
         rms_norm(x, _meta(norm.width, dtype=dtype), norm.eps)
     else:
-        layer_norm(_meta(1, LIKELY[0], norm.width, dtype=dtype), norm.eps)
+        layer_norm(_meta(1, FIRST[0], norm.width, dtype=dtype), norm.eps)
 
 
 def compile_model(model: ModelForm, device: torch.device) -> threading.Thread | None:
