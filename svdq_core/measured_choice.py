@@ -101,6 +101,13 @@ def resolve_for_model(
     return (found.mode, f"measured on this GPU {when}: {words(found)}") if choice == "auto" else (mode, reason)
 
 
+def describe_choices(device: torch.device) -> list[str]:
+    """What was measured on a device for models that were loaded, in words, one line for each."""
+    choices = recall(describe_gpu(device)).choices.values()
+    found = [(raw["title"], Choice(raw["mode"], raw["paths"], raw["seconds"])) for raw in choices]
+    return [f"{title or 'a model'}: {words(choice)}" for title, choice in found]
+
+
 def words(choice: Choice) -> str:
     """The times of a choice in words, its mode first."""
     modes = sorted(choice.seconds, key=lambda mode: (mode != choice.mode, choice.seconds[mode]))
@@ -162,15 +169,16 @@ def measure(
     by_table: str,
     *,
     title: str = "",
+    kept: bool = True,
     clock: Clock | None = None,
     now: Callable[[], float] = time.perf_counter,
 ) -> Choice | None:
-    """Time what is not in a record yet, and choose; what came out is kept. None: no mode could be timed.
+    """Time what is not in a record yet, and choose. None: no mode could be timed.
 
     Args:
         samples: of the model, those with the most work first. dtype: of activations, 16 bit.
         record: what is known of the machine; it is added to. by_table: the mode that the table chooses.
-        title: of the model, for who reads the records.
+        title: of the model, for who reads the records. kept: whether later runs go by it.
         clock: as contest wants one; None: the GPU's. now: a clock of the wall, in seconds.
     """
     taking_part = entrants(samples[0].sizes.scheme, device, dtype)
@@ -208,8 +216,10 @@ def measure(
     choice = decide({str(s.sizes): s.count for s in samples}, record.times, order, by_table)
     if choice is not None:
         record.choices[_name_of(samples)] = {"title": title, **asdict(choice)}
-    keep(record, on_disk=on_disk)
-    logger.info("Measured in %.1f s: %s.", now() - began, "nothing" if choice is None else words(choice))
+    if kept:
+        keep(record, on_disk=on_disk)
+    found = "nothing" if choice is None else words(choice)
+    logger.info("Measured in %.1f s, %.1f of them timing: %s.", now() - began, spent, found)
     return choice
 
 
