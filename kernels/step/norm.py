@@ -28,7 +28,7 @@ LARGEST_HEAD = 512
 LARGEST_ROW = 16384
 
 
-@triton.jit(do_not_specialize=["L"])
+@triton.jit(do_not_specialize=["H", "L"])
 def _rms_norm_kernel(
     x_ptr,  # (B, H, L, D), unit stride along D
     weight_ptr,  # (D,)
@@ -123,7 +123,7 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
     K = x.shape[-1]
     if not x.is_contiguous() or K > LARGEST_ROW or x.dtype not in HALF:
         return F.layer_norm(x, (K,), eps=eps)
-    out = torch.empty_like(x)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)  # of meta tensors empty_like takes a second to import
     if x.numel():
         constants = {"EPS": eps, "BLOCK_K": power_of_2(K), "num_warps": 4}
         launch(_layer_norm_kernel, (x.numel() // K,), (x, out, K), constants)

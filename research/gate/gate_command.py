@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from torch import Tensor
 
 from ...svdq_core.checkpoint.save import save_text
 from ...svdq_core.errors import SVDQuantError
-from ..evaluate.evaluate_command import PATIENCE
 from ..evaluate.evaluated_scenes import evaluated_scenes
 from ..evaluate.measures import relative_errors
 from ..evaluate.network import flux_weights, latents_by_step, load_flux, with_layers
@@ -32,6 +32,7 @@ from .gate_table import gate_report
 from .recipes import RECIPES, RECORDERS, Recipe
 
 SUMMARY = "gate"  # of files in OUTPUT
+PATIENCE = timedelta(minutes=20)
 LAYER_TOKENS = 256  # of each input that layer errors are measured on
 Work = tuple[str, str, int]  # recipe, format, replicate
 

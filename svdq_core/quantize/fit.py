@@ -23,6 +23,10 @@ FAST_TURNS = 3
 # 0.0488, 0.0473; one with outlier channels, NVFP4: 0.0737, 0.0725, 0.0720, 0.0718. Trained tiny FLUX, W4A8, 1, 4 and 8:
 # 0.0197, 0.0179, 0.0172.
 BEST_TURNS = 16
+# Of a channel that no input reaches, as a share of the mean. A quarter of the channels dead, their weights three times
+# as large, W4A8: error 0.174 where they counted 1, 0.115 with this, 0.078 where they do not widen the scales either,
+# 0.070 where the first branch leaves them out, too; the same layer without them: 0.070.
+LEAST_IMPORTANCE = 1e-6
 
 
 def overflow_error(name: str, dtype: torch.dtype) -> SVDQuantError:
@@ -60,9 +64,19 @@ class Fit:
 
 
 def column_importance(problem: Problem, smooth: Tensor) -> Tensor:
-    """Mean square of each smoothed input channel, what an error in that column of the weight costs: (K,) float32."""
+    """Mean square of each smoothed input channel, what an error in that column of the weight costs: (K,) float32.
+
+    At least LEAST_IMPORTANCE of the mean, since the branch divides by its root; all ones for an input of zeros.
+    """
     importance = problem.statistics.mean_square / smooth.square()
-    return torch.where(importance > 0, importance, torch.ones_like(importance))
+    mean = importance.mean()
+    return torch.where(mean > 0, importance.clamp(min=LEAST_IMPORTANCE * mean), torch.ones_like(importance))
+
+
+def _without_dead(smoothed: Tensor, importance: Tensor) -> Tensor:
+    """The weight with zeros for channels that no input reaches: neither branch nor scales are to be spent on them."""
+    dead = importance <= LEAST_IMPORTANCE * importance.mean()
+    return smoothed.masked_fill(dead, 0.0) if bool(dead.any()) else smoothed
 
 
 def store_branch(up: Tensor, down: Tensor, smooth: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -87,12 +101,12 @@ def fit_part(problem: Problem, smooth: Tensor, turns: int = FAST_TURNS, hessian:
     smoothed = problem.weight * smooth
     importance = column_importance(problem, smooth)
     best, best_error = None, float("inf")
-    up, down = problem.decompose(smoothed)
+    up, down = problem.decompose(_without_dead(smoothed, importance))
     proj_down, proj_up = store_branch(up, down, smooth, dtype)
     for _ in range(turns):
         residual = branch_weight(proj_down, proj_up, smooth)
         torch.sub(smoothed, residual, out=residual)
-        scales = fit_scales(residual, grid, dtype, importance)
+        scales = fit_scales(_without_dead(residual, importance), grid, dtype, importance)
         if hessian is None:
             units = round_to_units(residual, scales, grid)
         else:

@@ -171,7 +171,8 @@ def _complete(
             "It belongs to another model; record one with this model."
         )
     statistics = statistics.to(device)  # looking through large Hessians takes the CPU longer than moving them
-    for tensor in (statistics.tokens, statistics.mean_square, statistics.absmax, *statistics.hessians.values()):
+    moments = (statistics.mean_square, statistics.absmax, *(() if statistics.mean is None else (statistics.mean,)))
+    for tensor in (statistics.tokens, *moments, *statistics.hessians.values()):
         if not bool(torch.isfinite(tensor).all()):
             raise SVDQuantError(f"{name}: the calibration holds NaN or infinite values. Record it again.")
     return statistics
