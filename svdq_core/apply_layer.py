@@ -121,7 +121,7 @@ def apply_layer(
         compute: "w4a4", "w4a8" or "w4a16"; see kernels/layer_call.py.
         lora_down, lora_up: (in_features, r) and (out_features, r), strength included, or None.
         gelu: "input" or "output": to which of them the layer applies a GELU (tanh); None: to neither.
-        gelu_from: first column of the output that goes through it.
+        gelu_from: first column that goes through it; of the input, one at which a part begins.
 
     Returns:
         (..., out_features) of x.dtype.
@@ -156,7 +156,7 @@ def apply_layer(
             branch_of(part.factors, lora),
             _bias_of(part, layer.bias if finishes else None),
             part.act_unsigned,
-            gelu == "input",
+            gelu == "input" and left >= gelu_from,
             epilogue,
         )
         result = run(call)
