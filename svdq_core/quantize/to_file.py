@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..checkpoint.formats import FORMATS, quantized_format
 from ..checkpoint.output import Output, whole
-from ..checkpoint.read_plan import Entry as Piece
 from ..checkpoint.save import require_space
 from ..checkpoint.stream import write_stream
 from ..checkpoint.writer import Format
@@ -33,7 +32,8 @@ from .read_ahead import read_ahead
 from .share import Share
 from .spec import QuantSpec
 from .statistics import InputStatistics
-from .whole_model import InputsOf, groups_of, is_kept, on_cpu, other_tensors, quantize_layers
+from .store_layers import as_tensors, store
+from .whole_model import InputsOf, groups_of, is_kept, other_tensors, quantize_layers
 
 AUTO = "auto"
 PENDING = 2  # layers that wait to be written while the next one is computed
@@ -188,7 +188,7 @@ def _quantize(
             members = waiting.setdefault(unit, [])
             members.append(finished)
             if len(members) == len(units[unit]):
-                pending.append(writer.submit(_store, journal, form, unit, waiting.pop(unit), inference))
+                pending.append(writer.submit(store, journal, form, unit, waiting.pop(unit), inference))
             if len(pending) > PENDING:
                 pending.pop(0).result()
             count += 1
@@ -204,34 +204,6 @@ def _whole_groups(keep: Sequence[str], units: Mapping[str, list[PlannedLayer]]) 
     return (*keep, *named)
 
 
-def _store(journal: Journal, form: Format, unit: str, members: Sequence[Finished], inference: bool) -> None:
-    """Journal the layers of a unit; what the device has no memory to pack is packed on the CPU.
-
-    Args:
-        inference: the mode of the thread that made them, which is not this one's by itself.
-    """
-    pieces = {name: piece for f in members for name, piece in f.pieces.items()}
-    reports = [report for f in members for report in f.reports]
-    kept = "\n".join(f.kept for f in members if f.kept)
-    with torch.inference_mode(inference), torch.no_grad():
-        tensors = _packed(form, pieces)
-    journal.put(unit, tensors, reports, kept)
-
-
-def _packed(form: Format, pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
-    try:
-        return _tensors(form, pieces)
-    except torch.OutOfMemoryError:
-        pass  # outside of this block, so that what failed holds nothing
-    return _tensors(form, {n: p.cpu() if isinstance(p, Tensor) else on_cpu(p) for n, p in pieces.items()})
-
-
-def _tensors(form: Format, pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
-    """What a format makes of layers and tensors, packed where they lie and brought to the CPU."""
-    outputs = [output for host, piece in pieces.items() for output in form.outputs(host, piece)]
-    return {output.name: output.tensor() for output in outputs}
-
-
 def _overridden(
     job: QuantizeJob, journal: Journal, form: Format, units: Mapping[str, list[PlannedLayer]]
 ) -> dict[str, StoredLayer]:
@@ -244,7 +216,7 @@ def _overridden(
             continue
         keys = [f"{layer.name}.{end}" for layer in group for end in ("weight", "bias")]
         pieces = {key: job.weights[key].to(job.spec.scale_dtype) for key in keys if key in job.weights}
-        outputs = tuple(whole(key, tensor) for key, tensor in _tensors(form, pieces).items())
+        outputs = tuple(whole(key, tensor) for key, tensor in as_tensors(form, pieces).items())
         entries[unit] = StoredLayer(unit, outputs, (), "\n".join(reasons))
     return entries
 
