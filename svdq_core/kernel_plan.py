@@ -6,7 +6,7 @@ with LoRAs of every rank up to RANKS: what they would launch is the plan. The li
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -46,10 +46,14 @@ class LayerForm(NamedTuple):
 
 
 class NormForm(NamedTuple):
-    """A norm in front of layers: over `width` channels of each head with a weight, or of each token without."""
+    """A norm in front of layers: over `width` channels of each head with a weight, or of each token without.
+
+    Args:
+        eps: None: torch's own choice.
+    """
 
     width: int
-    eps: float
+    eps: float | None
     of_heads: bool
 
 
@@ -79,15 +83,20 @@ def plan_kernels(
         for rows in (FIRST, LIKELY, OTHERS):
             with launches_noted(gpu, processors, device) as found:
                 for norm in model.norms if not rank and rows is FIRST else ():
-                    _run_norm(norm, model.dtype)
+                    _try(run_norm, norm, model.dtype)
                 for count in rows:
                     for form in (form for form, counts in forms if count in counts):
-                        try:
-                            run_layer(form, count, rank, model.compute, model.dtype)
-                        except Exception as error:  # noqa: BLE001  (an operation of others without meta tensors)
-                            logger.debug("No kernel is compiled ahead for %s: %s", form, error, exc_info=error)
+                        _try(run_layer, form, count, rank, model.compute, model.dtype)
             # products take the longest to compile, so they begin first
             yield dict(sorted(found.items(), key=lambda item: "gemm" not in item[1].kernel.fn.__name__))
+
+
+def _try(run: Callable[..., None], *arguments: object) -> None:
+    """What cannot run on meta tensors, such as an operation of others, is left to its launch."""
+    try:
+        run(*arguments)
+    except Exception as error:  # noqa: BLE001  (it may fail in any way)
+        logger.debug("No kernel is compiled ahead for %s: %s", arguments[0], error, exc_info=error)
 
 
 @cache
@@ -127,11 +136,13 @@ def run_layer(form: LayerForm, rows: int, rank: int, compute: str, dtype: torch.
     apply_blob(blob, form.layout, bias, x, compute, **lora, **gelu, shared=SharedInput())
 
 
-def _run_norm(norm: NormForm, dtype: torch.dtype) -> None:
+def run_norm(norm: NormForm, dtype: torch.dtype) -> None:
+    """Run a norm on meta tensors."""
     if norm.of_heads:  # of queries, where they stand in a wider matrix of queries, keys and values
         x = _meta(1, FIRST[0], 3, 24, norm.width, dtype=dtype).permute(2, 0, 3, 1, 4)[0]
         rms_norm(x, _meta(norm.width, dtype=dtype), norm.eps)
     else:
+        assert norm.eps is not None, "torch's layer norm has one"
         layer_norm(_meta(1, FIRST[0], norm.width, dtype=dtype), norm.eps)
 
 

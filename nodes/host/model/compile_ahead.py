@@ -29,9 +29,9 @@ def form_of(model: Any, compute: str) -> ModelForm:
             bias = None if module.bias is None else module.bias.dtype
             layers[LayerForm(_without_names(module.layout), bias, module.gelu, module.gelu_from)] = None
         elif isinstance(module, KernelRMSNorm | KernelLayerNorm):
-            (width, *others), eps, of_heads = module.normalized_shape, module.eps, isinstance(module, KernelRMSNorm)
-            if eps is not None and not others and (module.weight is not None) == of_heads:
-                norms[NormForm(width, eps, of_heads)] = None
+            (width, *others), of_heads = module.normalized_shape, isinstance(module, KernelRMSNorm)
+            if not others and (module.weight is not None) == of_heads:
+                norms[NormForm(width, module.eps, of_heads)] = None
     return ModelForm(tuple(layers), tuple(norms), compute, model.get_dtype_inference())
 
 
