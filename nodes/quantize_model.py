@@ -209,7 +209,9 @@ class SVDQuantQuantizeModel(io.ComfyNode):
             if refines:
                 training = RefineSpec(seed=seed)
                 runs = runs_of(found, model, job)
-                outcome, blocks = quantize_refined(job, runs, training, progress.step, StepProgress().step)
+                outcome, blocks = quantize_refined(
+                    job, runs, training, on_layer=progress.step, on_step=StepProgress().step
+                )
                 refined = f"refined: {describe_refined(training, blocks)}"
             else:
                 outcome = quantize_to_file(job, progress.step)

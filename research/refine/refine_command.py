@@ -1,4 +1,4 @@
-"""python research/refine/start.py: how much refining takes off the error of the demo's FLUX, by format and recipe.
+"""python research/refine/refine_demo.py: how much refining takes off the error of the demo's FLUX, by format and recipe.
 
 Quantizes with `best` and recorded inputs, refines as each recipe says on training captions, rounds everything as a file
 holds it, and draws held-out captions and the hard set. Writes OUTPUT/<format>.json and OUTPUT/refine.md. Under torchrun
@@ -31,9 +31,9 @@ from ..evaluate.network import Flux, latents_by_step, load_flux, lora_factors, w
 from ..evaluate.quantizing import TOKENS, Source
 from ..evaluate.recorded_inputs import record
 from .demo_blocks import DemoRuns, VelocityLoss
-from .recipes import RECIPES, TARGETS, Recipe, Target
 from .refine_report import write_report
 from .states import States, draw_noise, draw_states
+from .trainings import RECIPES, TARGETS, Recipe, Target
 
 BATCH = 96  # states that go through the network at once
 STEPS = (20, 4)

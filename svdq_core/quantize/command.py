@@ -151,7 +151,9 @@ def quantize_file(
             if request.refine is None or model.runs is None:
                 outcome = quantize_to_file(job, on_layer, share)
             else:
-                outcome, reports = quantize_refined(job, model.runs, request.refine, on_layer, on_layer, share)
+                outcome, reports = quantize_refined(
+                    job, model.runs, request.refine, on_layer=on_layer, on_step=on_layer, share=share
+                )
                 refined = describe_refined(request.refine, reports)
     except torch.cuda.OutOfMemoryError as error:
         raise SVDQuantError(

@@ -64,6 +64,7 @@ def quantize_refined(
     job: QuantizeJob,
     runs: RunsOf,
     spec: RefineSpec,
+    *,
     on_layer: Callable[[int, int, str], None] = lambda *step: None,
     on_step: Callable[[int, int, str], None] = lambda *step: None,
     share: Share | None = None,
@@ -101,7 +102,7 @@ def quantize_refined(
         checkpoint = Checkpoint(draft)
         try:
             plan = find_dialect(checkpoint).read_plan(checkpoint)
-            reports = _train(job, runs, spec, plan, journal, on_step)
+            reports = _train(job, runs, spec, plan, journal=journal, on_step=on_step)
             outcome = _put_together(job, spec, plan, journal, reports)
         finally:
             checkpoint.release()
@@ -120,6 +121,7 @@ def _train(
     runs_of: RunsOf,
     spec: RefineSpec,
     plan: Plan,
+    *,
     journal: Journal,
     on_step: Callable[[int, int, str], None],
 ) -> list[BlockReport]:

@@ -1,4 +1,4 @@
-"""Runs the measurement of refining: python research/refine/start.py, or under torchrun for several processes."""
+"""Runs the measurement of refining: python research/refine/refine_demo.py, or under torchrun for several processes."""
 
 import importlib
 import sys
