@@ -17,7 +17,7 @@ VIEWS = ("narrow", "__getitem__")  # of which ComfyUI writes into
 READING = ("item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__")  # ask for values at once
 
 
-class Write(NamedTuple):
+class Insertion(NamedTuple):
     """Values that go to a part of a tensor: its sizes, strides and first element there."""
 
     shape: tuple[int, ...]
@@ -30,7 +30,7 @@ class Values(NamedTuple):
     """How a tensor's values came about so far: what made them, and what was written into it since."""
 
     make: Callable[[], Tensor]
-    writes: tuple[Write, ...]
+    writes: tuple[Insertion, ...]
 
     def read(self) -> Tensor:
         made = self.make()
@@ -49,7 +49,7 @@ class LazyTensor(Tensor):
     """
 
     make: Callable[[], Tensor]
-    writes: list[Write]
+    writes: list[Insertion]
     root: "LazyTensor | None"
 
     @staticmethod
@@ -111,7 +111,7 @@ def _note_write(target: LazyTensor, index: Any, value: Any) -> None:
     with torch._C.DisableTorchFunctionSubclass():
         place = target.as_subclass(Tensor)[index]
     values = value.expand(place.shape) if isinstance(value, LazyTensor) and value.shape != place.shape else value
-    root.writes.append(Write(tuple(place.shape), place.stride(), place.storage_offset(), _as_now(values)))
+    root.writes.append(Insertion(tuple(place.shape), place.stride(), place.storage_offset(), _as_now(values)))
 
 
 class LazyWeights(Mapping[str, Tensor]):
