@@ -1,4 +1,4 @@
-"""python research/refine/refine_demo.py: how much refining takes off the error of the demo's FLUX, by format and recipe.
+"""python research/refine/refine_demo.py: how much refining takes off the error of the demo's FLUX, by format and way.
 
 Quantizes with `best` and recorded inputs, refines as each recipe says on training captions, rounds everything as a file
 holds it, and draws held-out captions and the hard set. Writes OUTPUT/<format>.json and OUTPUT/refine.md. Under torchrun
