@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..evaluate.network import with_layers
 from ..training.small_flux import Flux
 from .graphed import graphed
-from .states import States
+from .states import StateBatch
 
 KINDS = ("double_blocks", "single_blocks")
 Stream = tuple[Tensor, ...]  # picture and text in double blocks, both in one tensor afterwards
@@ -52,10 +52,10 @@ class DemoRuns:
     Args:
         model: in full precision; its layers are never changed for longer than a call.
         batches: one for each sample.
-        aim: see Recipe.
+        aim: see Training.
     """
 
-    def __init__(self, model: Flux, batches: Sequence[States], aim: str):
+    def __init__(self, model: Flux, batches: Sequence[StateBatch], aim: str):
         self.model, self.aim = model, aim
         self.samples = [self._begin(states) for states in batches]
         self._left = iter([f"{kind}.{i}" for kind in KINDS for i in range(len(model.get_submodule(kind)))])
@@ -88,7 +88,7 @@ class DemoRuns:
         return out if isinstance(out, tuple) else (out,)
 
     @torch.no_grad()
-    def _begin(self, states: States) -> _Sample:
+    def _begin(self, states: StateBatch) -> _Sample:
         """What small_flux.Flux.forward does before its first block, noted by stopping there."""
         first = self.model.get_submodule("double_blocks.0")
         seen: list[tuple] = []
@@ -112,7 +112,7 @@ class DemoRuns:
 
 
 class DemoRun:
-    """BlockRun of it; what is aimed at is worked out once."""
+    """VisitedBlock of it; what is aimed at is worked out once."""
 
     def __init__(self, runs: DemoRuns, block: str):
         self.runs, self.block, self.samples = runs, block, len(runs.samples)
@@ -158,7 +158,7 @@ class VelocityLoss:
         linears: put into a copy of the model.
     """
 
-    def __init__(self, model: Flux, batches: Sequence[States], linears: Mapping[str, nn.Module]):
+    def __init__(self, model: Flux, batches: Sequence[StateBatch], linears: Mapping[str, nn.Module]):
         self.batches, self.student = batches, with_layers(model, {})
         _place(self.student, linears)
         self._trained: Callable[..., Any] | None = None

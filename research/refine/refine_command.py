@@ -32,8 +32,8 @@ from ..evaluate.quantizing import TOKENS, Source
 from ..evaluate.recorded_inputs import record
 from .demo_blocks import DemoRuns, VelocityLoss
 from .refine_report import write_report
-from .states import States, draw_noise, draw_states
-from .trainings import RECIPES, TARGETS, Recipe, Target
+from .states import StateBatch, draw_noise, draw_states
+from .trainings import TARGETS, TRAININGS, Target, Training
 
 BATCH = 96  # states that go through the network at once
 STEPS = (20, 4)
@@ -47,7 +47,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--training", type=int, default=384, help="training captions to refine on")
     parser.add_argument("--calibration", type=int, default=64, help="training captions to record for best")
     parser.add_argument("--formats", nargs="+", default=[t.name for t in TARGETS], choices=[t.name for t in TARGETS])
-    parser.add_argument("--recipes", nargs="+", default=["blocks", "model"], choices=[r.name for r in RECIPES])
+    parser.add_argument("--recipes", nargs="+", default=["blocks", "model"], choices=[r.name for r in TRAININGS])
     parser.add_argument("--method", default="best", choices=("fast", "best"), help="of the quantizer, before refining")
     parser.add_argument("--scale", type=float, default=1.0, help="times the steps of every recipe")
     parser.add_argument("--batch", type=int, default=BATCH, help="states in each step of training")
@@ -93,7 +93,7 @@ class _Bench:
         self.lora = {n: (d.to(self.device), u.to(self.device)) for n, (d, u) in lora_factors().items()}
         self.reference = {steps: self._draw(self.model, steps) for steps in STEPS}
         self.adapted = None if options.no_lora else self._draw(self._with_lora(self.model), STEPS[0])
-        self._batches: dict[tuple, list[States]] = {}
+        self._batches: dict[tuple, list[StateBatch]] = {}
         self._say("recorded, references drawn")
 
     def measure(self, target: Target) -> Iterator[dict[str, Any]]:
@@ -112,7 +112,7 @@ class _Bench:
         found: dict[str, Any] = {"captions": int((~self.scenes.is_hard).sum()), "recipes": {}}
         found["recipes"][self.options.method] = self._figures(best, target, 0.0)
         yield found
-        for recipe in (recipe for recipe in RECIPES if recipe.name in self.options.recipes):
+        for recipe in (recipe for recipe in TRAININGS if recipe.name in self.options.recipes):
             begun = time.monotonic()
             made[recipe.name] = self._refine(recipe, made[recipe.after], blocks, self._simulated(best, target), target)
             if self.device.type == "cuda":
@@ -123,7 +123,7 @@ class _Bench:
 
     def _refine(
         self,
-        recipe: Recipe,
+        recipe: Training,
         layers: dict[str, QuantizedLayer],
         blocks: Mapping[str, list[str]],
         own: Flux,
@@ -155,7 +155,7 @@ class _Bench:
         gain = (refined.after / refined.before) ** 0.5 if refined.before else 1.0
         self._say(f"  {name}: error on held-out states x {gain:.4f}{'' if refined.kept else ', not kept'}")
 
-    def _states(self, recipe: Recipe, own: Flux, target: Target) -> list[States]:
+    def _states(self, recipe: Training, own: Flux, target: Target) -> list[StateBatch]:
         key = recipe.inputs, recipe.weigh, target if recipe.inputs == "own" else None
         if key not in self._batches:
             batch = self.options.batch

@@ -20,7 +20,7 @@ WEAKEST_TEXT = 0.1  # of drawn texts, as the quantizer's own inputs from noise
 
 
 @dataclass(frozen=True)
-class States:
+class StateBatch:
     """A batch of inputs of the model.
 
     Args:
@@ -47,11 +47,11 @@ class States:
         return model(*self.arguments(), angles=self.angles)
 
 
-def draw_states(models: Sequence[Flux], scenes: Scenes, batch: int, weigh: str, seed: int) -> list[States]:
-    """States on the ways of models, each with its share of the captions, shuffled and cut into batches.
+def draw_states(models: Sequence[Flux], scenes: Scenes, batch: int, weigh: str, seed: int) -> list[StateBatch]:
+    """StateBatch on the ways of models, each with its share of the captions, shuffled and cut into batches.
 
     Args:
-        weigh: see Recipe.
+        weigh: see Training.
     """
     shares = schedule(SAMPLING_STEPS)
     strides = torch.tensor([a - b for a, b in pairwise(shares)])
@@ -73,7 +73,7 @@ def draw_states(models: Sequence[Flux], scenes: Scenes, batch: int, weigh: str, 
     for index in order.split(batch):
         steps = step[index.cpu()]
         found.append(
-            States(
+            StateBatch(
                 x[index],
                 torch.tensor(shares)[steps].to(x.device),
                 scenes.context[caption[index]],
@@ -84,7 +84,7 @@ def draw_states(models: Sequence[Flux], scenes: Scenes, batch: int, weigh: str, 
     return [states for states in found if len(states.x) == batch]
 
 
-def draw_noise(count: int, scenes: Scenes, batch: int, seed: int) -> list[States]:
+def draw_noise(count: int, scenes: Scenes, batch: int, seed: int) -> list[StateBatch]:
     """Batches as the quantizer draws inputs of a model that nobody recorded: noise as latent and as text."""
     generator, device = named_generator(seed, "noise states"), scenes.noise.device
     found = []
@@ -97,5 +97,5 @@ def draw_noise(count: int, scenes: Scenes, batch: int, seed: int) -> list[States
         x = torch.randn(batch, *scenes.noise.shape[1:], generator=generator)
         pooled = torch.randn(batch, scenes.pooled.shape[1], generator=generator)
         tensors = (x, time, context, pooled, torch.ones(batch))
-        found.append(States(*(tensor.to(device) for tensor in tensors)))
+        found.append(StateBatch(*(tensor.to(device) for tensor in tensors)))
     return found

@@ -16,7 +16,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Training:
     """One way to refine.
 
     Args:
@@ -45,17 +45,17 @@ class Recipe:
 
 
 TARGETS = (Target("int4", "w4a8"), Target("nvfp4", "w4a4"), Target("int4", "w4a4"))
-RECIPES = (
-    Recipe("blocks"),
-    Recipe("blocks_same", aim="same"),
-    Recipe("blocks_8bit", bits=8),
-    Recipe("blocks_noise", inputs="noise"),
-    Recipe("blocks_fast_rate", rate=1e-3),
-    Recipe("model", whole=True, steps=2000),
-    Recipe("model_8bit", whole=True, steps=2000, bits=8),
-    Recipe("model_step", whole=True, steps=2000, weigh="step"),
-    Recipe("model_own", whole=True, steps=2000, inputs="own"),
-    Recipe("model_fast_rate", whole=True, steps=2000, rate=1e-3),
-    Recipe("model_noise", whole=True, steps=2000, inputs="noise"),
-    Recipe("model_after_blocks", whole=True, steps=2000, after="blocks"),
+TRAININGS = (
+    Training("blocks"),
+    Training("blocks_same", aim="same"),
+    Training("blocks_8bit", bits=8),
+    Training("blocks_noise", inputs="noise"),
+    Training("blocks_fast_rate", rate=1e-3),
+    Training("model", whole=True, steps=2000),
+    Training("model_8bit", whole=True, steps=2000, bits=8),
+    Training("model_step", whole=True, steps=2000, weigh="step"),
+    Training("model_own", whole=True, steps=2000, inputs="own"),
+    Training("model_fast_rate", whole=True, steps=2000, rate=1e-3),
+    Training("model_noise", whole=True, steps=2000, inputs="noise"),
+    Training("model_after_blocks", whole=True, steps=2000, after="blocks"),
 )

@@ -13,7 +13,7 @@ from .refine import Refined, RefineSpec, refine
 from .refine_layer import make_trainable
 
 
-class BlockRun(Protocol):
+class VisitedBlock(Protocol):
     """The block that the model's forwards have come to.
 
     Args:
@@ -42,7 +42,7 @@ class BlockRuns(Protocol):
         """Run on to the next block; its name, None at the end."""
         ...
 
-    def here(self) -> BlockRun:
+    def here(self) -> VisitedBlock:
         """The block that they wait before."""
         ...
 
@@ -56,7 +56,7 @@ class BlockRuns(Protocol):
 
 
 def refine_block(
-    run: BlockRun,
+    run: VisitedBlock,
     layers: Mapping[str, QuantizedLayer],
     spec: RefineSpec,
     name: str,

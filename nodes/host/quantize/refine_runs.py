@@ -181,7 +181,7 @@ class HostRuns:
 
 
 class HostRun:
-    """BlockRun of ComfyUI's model; what the full-precision block makes of each sample is worked out once."""
+    """VisitedBlock of ComfyUI's model; what the full-precision block makes of each sample is worked out once."""
 
     def __init__(self, runs: HostRuns, block: str):
         self.runs, self.block, self.samples = runs, block, len(runs.quantized)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 
-class _ClosedError(Exception):
+class _AbandonedError(Exception):
     """Nobody waits for the rest of a forward."""
 
 
@@ -50,7 +50,7 @@ class WaitingForward:
         self.inputs = inputs
         self._reports.put(block)
         if not self._go.get():
-            raise _ClosedError
+            raise _AbandonedError
 
     def close(self) -> None:
         if self._thread.is_alive():
@@ -64,7 +64,7 @@ class WaitingForward:
                 with torch.no_grad():
                     self._forward()
                 self._reports.put(None)
-        except _ClosedError:
+        except _AbandonedError:
             pass
         except BaseException as error:  # noqa: BLE001  raised again where somebody waits
             self._reports.put(error)
