@@ -140,7 +140,7 @@ def _search(problem: Problem, candidates: tuple[Exponents, ...] | None) -> Tenso
     precision = "nvfp4" if problem.arithmetic.weights.kind == "e2m1" else "int4"
     level = activation_level(problem.statistics, precision)
     family = FactorFamily(problem.weight, problem.statistics, problem.scale_dtype, level)
-    return family.search(problem.score_factor, candidates)[0]
+    return family.search(problem.score_factors, candidates)[0]
 
 
 def _factor_hessian(problem: Problem, smooth: Tensor, damping: float | None = None) -> FactoredHessian:

@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ..kernels.gpus import generation
 from ..kernels.ladder import logger
-from ..kernels.layer_call import LayerCall
-from ..kernels.paths.contest import AS_ACCURATE_AS_W4A4, Clock, contest, entrants, gpu_seconds
+from ..kernels.layer_call import Factors, LayerCall
+from ..kernels.paths.contest import AS_ACCURATE_AS_W4A4, Clock, compile_at_once, contest, entrants, gpu_seconds
 from ..kernels.paths.measured_order import Sizes, sizes_of, try_first
 from .gpu_machine import describe_gpu
 from .layer import Part, QuantizedLayer
@@ -194,6 +195,8 @@ def measure(
     began, spent, on_disk = now(), 0.0, True
     missing = [sample for sample in samples if str(sample.sizes) not in record.times]
     with torch.inference_mode(), _current(device):
+        calls = [meta_call(sample.part, dtype) for sample in missing]
+        compile_at_once(calls, taking_part, device, PATIENCE)
         for index, sample in enumerate(missing):
             if spent >= BUDGET:
                 break
@@ -265,10 +268,18 @@ def sample_call(part: Part, device: torch.device, dtype: torch.dtype) -> LayerCa
     generator = torch.Generator(device).manual_seed(0)
     x = torch.randn(TOKENS, part.in_features, generator=generator, device=device, dtype=torch.float32)
     x = torch.nn.functional.gelu(x) if part.act_unsigned else x * tensors["smooth_factor"].float()
-    factors, bias = part.factors, torch.zeros(part.out_features, dtype=dtype, device=device)
-    assert factors is not None, "an SVDQuant part has a low-rank branch, if one of rank 0"
-    factors = type(factors)(*(factor.to(device) for factor in factors))
-    return LayerCall(x.to(dtype), tensors, part.scheme, "w4a4", factors, bias, part.act_unsigned)
+    return _call(part, x.to(dtype), tensors)
+
+
+def meta_call(part: Part, dtype: torch.dtype) -> LayerCall:
+    """sample_call's call without any numbers, to be told what it would launch."""
+    tensors = {name: tensor.to("meta") for name, tensor in part.tensors.items()}
+    return _call(part, torch.empty(TOKENS, part.in_features, dtype=dtype, device="meta"), tensors)
+
+
+def _call(part: Part, x: Tensor, tensors: dict[str, Tensor]) -> LayerCall:
+    factors, bias = Factors(tensors["proj_down"], tensors["proj_up"]), x.new_zeros(part.out_features)
+    return LayerCall(x, tensors, part.scheme, "w4a4", factors, bias, part.act_unsigned)
 
 
 def _current(device: torch.device) -> AbstractContextManager:

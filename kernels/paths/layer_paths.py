@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..gpus import Generation, why_no_triton
+from ..gpus import Generation, generation, why_no_triton
 from ..ladder import attempts, is_elsewhere, say_once
 from ..layer_call import COMPUTE_MODES, Int8Weight, LayerCall, QuantizedAct, label_of
 from ..tiles import HOPPER_PART_N, fills_hopper
@@ -167,8 +167,14 @@ def paths_for(scheme: str, mode: str) -> tuple[Path, ...]:
 
 
 @cache
-def _steps_here(scheme: str, mode: str, device: torch.device, dtype: torch.dtype) -> list[tuple[str, Path]]:
-    """(its name in messages, path) of what the machine and a dtype of activations allow, best first."""
+def _steps_here(
+    scheme: str, mode: str, device: torch.device, _gpu: Generation, dtype: torch.dtype
+) -> list[tuple[str, Path]]:
+    """(its name in messages, path) of what the machine and a dtype of activations allow, best first.
+
+    Args:
+        _gpu: of the device; a key of the cache, because meta tensors stand for one GPU or another.
+    """
     label, reasons, steps = label_of(scheme, mode), [], []
     for path in paths_for(scheme, mode):
         reason = path.why_not_here(device, dtype)
@@ -206,7 +212,8 @@ def run(call: LayerCall) -> Tensor:
 
 def _steps_for(call: LayerCall) -> list[tuple[str, Path]]:
     """(its name in messages, path) of the paths that can take a call, best first: by the table, or by measuring."""
-    steps = _steps_here(call.scheme, call.mode, call.x.device, call.x.dtype)
+    device = call.x.device
+    steps = _steps_here(call.scheme, call.mode, device, generation(device), call.x.dtype)
     return in_measured_order([step for step in steps if step[1].why_not_for(call) is None], call)
 
 

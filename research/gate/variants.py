@@ -104,7 +104,9 @@ def search_factor(problems: list[Problem]) -> Tensor:
     precision = "nvfp4" if first.arithmetic.weights.kind == "e2m1" else "int4"
     level = activation_level(first.statistics, precision)
     family = FactorFamily(torch.cat([p.weight for p in problems]), first.statistics, first.scale_dtype, level)
-    return family.search(lambda smooth: sum(p.score_factor(smooth) for p in problems))[0]
+    return family.search(
+        lambda factors: [sum(errors) for errors in zip(*(p.score_factors(factors) for p in problems), strict=True)]
+    )[0]
 
 
 def lost_mean(fit: Fit, problem: Problem) -> Tensor:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ..errors import SVDQuantError
+from .coarse_products import coarse_products
 from .gptq import FactoredHessian, round_gptq
 from .grid import Grid
+from .low_rank import Rotated
 from .problem import Problem
-from .round import ROWS, GroupScales, fit_scales, round_to_units, units_to_values
+from .round import GroupScales, fit_scales, round_to_units, units_to_values
 
 # Trained tiny FLUX, W4A4, standard-normal tokens: error 0.099, 0.092, 0.091, 0.090, 0.090 after 1, 2, 3, 5, 8 turns.
 # A turn takes about 4.5 s of a minute for FLUX.1 on an H200.
@@ -107,6 +109,7 @@ def fit_part(problem: Problem, smooth: Tensor, turns: int = FAST_TURNS, hessian:
     importance = column_importance(problem, smooth)
     dead = _dead_channels(importance)
     best, best_error = None, float("inf")
+    assert len(problem.target), "made here, in float32"
     up, down = problem.decompose(_without(smoothed, dead))
     proj_down, proj_up = store_branch(up, down, smooth, dtype)
     for _ in range(turns):
@@ -123,7 +126,8 @@ def fit_part(problem: Problem, smooth: Tensor, turns: int = FAST_TURNS, hessian:
         up, down = _fit_branch(problem, lost, down, importance=importance, hessian=hessian)
         del lost
         proj_down, proj_up = store_branch(up, down, smooth, dtype)
-        error = problem.squared_error(values, smooth, proj_down, proj_up)
+        with coarse_products(values.device):
+            error = problem.squared_error(values, smooth, proj_down, proj_up)
         if error < best_error:
             kept = units.bfloat16() if grid.fits_bfloat16 else units
             best, best_error = Fit(kept, scales, grid, smooth, proj_down, proj_up), error
@@ -140,7 +144,7 @@ def _fit_branch(
 ) -> tuple[Tensor, Tensor]:
     """The branch that minimizes the output error of `lost` (N, K): up (N, R), down (R, K), in smoothed coordinates.
 
-    `lost` is overwritten.
+    `lost` may be overwritten.
 
     Args:
         guess: (R, K) the branch of the turn before.
@@ -150,9 +154,7 @@ def _fit_branch(
         up, down = problem.decompose(lost.mul_(root), guess * root)
         return up, down / root
     order, root = hessian.order, hessian.root
-    for rows in lost.split(ROWS):
-        rows.copy_(rows[:, order] @ root)
-    up, down = problem.decompose(lost, guess[:, order] @ root)
+    up, down = problem.decompose(Rotated(lost, order, root), guess[:, order] @ root)
     restored = torch.empty_like(down)
     restored[:, order] = down @ hessian.inverse
     return up, restored

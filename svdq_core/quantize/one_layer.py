@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ...kernels.format import GELU_SHIFT
 from ...kernels.packing import pack_nibbles
 from ...kernels.reference import encode_e2m1
 from ..errors import SVDQuantError
 from ..layer import Part, QuantizedLayer
+from ..padding import padded
 from .fit import BEST_TURNS, FAST_TURNS, Fit, fit_part, overflow_error
 from .gptq import FactoredHessian, choose_damping
 from .grid import runtime_arithmetic
@@ -95,11 +97,14 @@ def quantize_layer(
             total += (weight.float() - restored) @ statistics.tokens.to(weight.device).float().mean(dim=0)
         return _finish(weight, [part], None if bias is None else total, spec, name), [report]
     statistics = _complete(statistics, plan, spec, in_features=in_features, name=name, device=weight.device)
+    wide, more = weight, padded(in_features) - in_features
+    if more:  # channels without input or weight, as models have some anyway
+        wide, statistics = pad(weight, (0, more)), statistics.widened(in_features + more)
 
     parts, reports = [], []
     for columns in dict.fromkeys(p.columns for p in plan.parts):
         members = [p for p in plan.parts if p.columns == columns]
-        problems = [_pose(weight, member, statistics, spec, name=name, poll=poll) for member in members]
+        problems = [_pose(wide, member, statistics, spec, name=name, poll=poll) for member in members]
         smooth, label = _choose_shared_factor(problems, spec)
         hessian = _factor_hessian(problems[0].statistics, smooth) if spec.method == "best" else None
         for member, problem in zip(members, problems, strict=True):
@@ -188,9 +193,10 @@ def _pose(
     poll: Callable[[], None],
 ) -> Problem:
     act_unsigned = plan.after_gelu and spec.precision == "int4"
+    left, right = plan.columns[0], padded(plan.columns[1])
     return Problem(
-        weight=weight[slice(*plan.rows), slice(*plan.columns)].float(),
-        statistics=statistics.columns(*plan.columns),
+        weight=weight[slice(*plan.rows), left:right].float(),
+        statistics=statistics.columns(left, right),
         arithmetic=runtime_arithmetic(spec.precision, spec.activations, act_unsigned),
         shift=GELU_SHIFT if act_unsigned else 0.0,
         rank=spec.rank,
@@ -207,7 +213,9 @@ def _choose_shared_factor(problems: list[Problem], spec: QuantSpec) -> tuple[Ten
     statistics = problems[0].statistics
     weight = problems[0].weight if len(problems) == 1 else torch.cat([p.weight for p in problems])
     family = FactorFamily(weight, statistics, spec.scale_dtype, activation_level(statistics, spec.precision))
-    return family.search(lambda smooth: sum(p.score_factor(smooth) for p in problems))
+    return family.search(
+        lambda factors: [sum(errors) for errors in zip(*(p.score_factors(factors) for p in problems), strict=True)]
+    )
 
 
 def _factor_hessian(statistics: InputStatistics, smooth: Tensor) -> FactoredHessian | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, pad
 
 GELU_MEAN_SQUARE = 0.4252  # of GELU(z) for standard-normal z
 
@@ -83,6 +83,24 @@ class InputStatistics:
             absmax=self.absmax[start:stop],
             hessians=hessians,
             mean=None if self.mean is None else self.mean[start:stop],
+        )
+
+    def widened(self, channels: int) -> "InputStatistics":
+        """With channels behind it that are always zero."""
+        more = channels - self.channels
+        hessians = {
+            (0, channels) if span == (0, self.channels) else span: pad(h, (0, more, 0, more))
+            if span == (0, self.channels)
+            else h
+            for span, h in self.hessians.items()
+        }
+        return replace(
+            self,
+            tokens=pad(self.tokens, (0, more)),
+            mean_square=pad(self.mean_square, (0, more)),
+            absmax=pad(self.absmax, (0, more)),
+            hessians=hessians,
+            mean=None if self.mean is None else pad(self.mean, (0, more)),
         )
 
     def to(self, device: torch.device) -> "InputStatistics":
