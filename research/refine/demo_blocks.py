@@ -52,7 +52,7 @@ class DemoRuns:
     Args:
         model: in full precision; its layers are never changed for longer than a call.
         batches: one for each sample.
-        aim: see Training.
+        aim: see Refinement.
     """
 
     def __init__(self, model: Flux, batches: Sequence[StateBatch], aim: str):

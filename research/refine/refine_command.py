@@ -32,8 +32,8 @@ from ..evaluate.quantizing import TOKENS, Source
 from ..evaluate.recorded_inputs import record
 from .demo_blocks import DemoRuns, VelocityLoss
 from .refine_report import write_report
+from .refinements import REFINEMENTS, TARGETS, RefinedFormat, Refinement
 from .states import StateBatch, draw_noise, draw_states
-from .trainings import TARGETS, TRAININGS, Target, Training
 
 BATCH = 96  # states that go through the network at once
 STEPS = (20, 4)
@@ -47,7 +47,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--training", type=int, default=384, help="training captions to refine on")
     parser.add_argument("--calibration", type=int, default=64, help="training captions to record for best")
     parser.add_argument("--formats", nargs="+", default=[t.name for t in TARGETS], choices=[t.name for t in TARGETS])
-    parser.add_argument("--recipes", nargs="+", default=["blocks", "model"], choices=[r.name for r in TRAININGS])
+    parser.add_argument("--recipes", nargs="+", default=["blocks", "model"], choices=[r.name for r in REFINEMENTS])
     parser.add_argument("--method", default="best", choices=("fast", "best"), help="of the quantizer, before refining")
     parser.add_argument("--scale", type=float, default=1.0, help="times the steps of every recipe")
     parser.add_argument("--batch", type=int, default=BATCH, help="states in each step of training")
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dist.init_process_group("gloo")
         bench = None
         for name in options.formats[rank::world]:
-            bench = bench or _Bench(options)
+            bench = bench or _RefineBench(options)
             target = next(target for target in TARGETS if target.name == name)
             for found in bench.measure(target):  # whatever ends the run, what is done is kept
                 (options.output / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-class _Bench:
+class _RefineBench:
     """The model, the scenes, and what the full-precision model draws of them."""
 
     def __init__(self, options: argparse.Namespace):
@@ -96,7 +96,7 @@ class _Bench:
         self._batches: dict[tuple, list[StateBatch]] = {}
         self._say("recorded, references drawn")
 
-    def measure(self, target: Target) -> Iterator[dict[str, Any]]:
+    def measure(self, target: RefinedFormat) -> Iterator[dict[str, Any]]:
         """Figures of `best` and of the recipes so far, by name."""
         begun = time.monotonic()
         spec = QuantSpec(target.precision, target.activations, 32, self.options.method, score_tokens=TOKENS)
@@ -112,7 +112,7 @@ class _Bench:
         found: dict[str, Any] = {"captions": int((~self.scenes.is_hard).sum()), "recipes": {}}
         found["recipes"][self.options.method] = self._figures(best, target, 0.0)
         yield found
-        for recipe in (recipe for recipe in TRAININGS if recipe.name in self.options.recipes):
+        for recipe in (recipe for recipe in REFINEMENTS if recipe.name in self.options.recipes):
             begun = time.monotonic()
             made[recipe.name] = self._refine(recipe, made[recipe.after], blocks, self._simulated(best, target), target)
             if self.device.type == "cuda":
@@ -123,11 +123,11 @@ class _Bench:
 
     def _refine(
         self,
-        recipe: Training,
+        recipe: Refinement,
         layers: dict[str, QuantizedLayer],
         blocks: Mapping[str, list[str]],
         own: Flux,
-        target: Target,
+        target: RefinedFormat,
     ) -> dict[str, QuantizedLayer]:
         batches = self._states(recipe, own, target)
         steps = max(2, round(recipe.steps * self.options.scale))
@@ -155,7 +155,7 @@ class _Bench:
         gain = (refined.after / refined.before) ** 0.5 if refined.before else 1.0
         self._say(f"  {name}: error on held-out states x {gain:.4f}{'' if refined.kept else ', not kept'}")
 
-    def _states(self, recipe: Training, own: Flux, target: Target) -> list[StateBatch]:
+    def _states(self, recipe: Refinement, own: Flux, target: RefinedFormat) -> list[StateBatch]:
         key = recipe.inputs, recipe.weigh, target if recipe.inputs == "own" else None
         if key not in self._batches:
             batch = self.options.batch
@@ -166,10 +166,10 @@ class _Bench:
                 self._batches[key] = draw_states(models, self.training, batch, recipe.weigh, 0)
         return self._batches[key]
 
-    def _simulated(self, layers: Mapping[str, QuantizedLayer], target: Target) -> Flux:
+    def _simulated(self, layers: Mapping[str, QuantizedLayer], target: RefinedFormat) -> Flux:
         return with_layers(self.model, self._modules(layers, target))
 
-    def _modules(self, layers: Mapping[str, QuantizedLayer], target: Target) -> dict[str, torch.nn.Module]:
+    def _modules(self, layers: Mapping[str, QuantizedLayer], target: RefinedFormat) -> dict[str, torch.nn.Module]:
         return {
             name: DenseLinear.of_layer(layer)
             if layer.parts[0].scheme == "awq"
@@ -184,7 +184,7 @@ class _Bench:
         *_, last = latents_by_step(model, self.scenes, self.scenes.noise, steps)
         return last
 
-    def _figures(self, layers: Mapping[str, QuantizedLayer], target: Target, seconds: float) -> dict[str, Any]:
+    def _figures(self, layers: Mapping[str, QuantizedLayer], target: RefinedFormat, seconds: float) -> dict[str, Any]:
         model = self._simulated(layers, target)
         drawn = {steps: self._draw(model, steps) for steps in STEPS}
         figures = {f"error at {s} steps": relative_errors(drawn[s], self.reference[s]).tolist() for s in STEPS}

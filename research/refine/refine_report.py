@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..evaluate.intervals import estimate
-from .trainings import TARGETS
+from .refinements import TARGETS
 
 COLUMNS = ("error at 20 steps", "error at 4 steps", "error with LoRA", "LoRA kept", "LoRA effect_error", "projection")
 TABLE = "refine.md"

@@ -51,7 +51,7 @@ def draw_states(models: Sequence[Flux], scenes: Scenes, batch: int, weigh: str, 
     """StateBatch on the ways of models, each with its share of the captions, shuffled and cut into batches.
 
     Args:
-        weigh: see Training.
+        weigh: see Refinement.
     """
     shares = schedule(SAMPLING_STEPS)
     strides = torch.tensor([a - b for a, b in pairwise(shares)])

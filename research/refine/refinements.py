@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Target:
+class RefinedFormat:
     """A number format and the compute mode that it is drawn in."""
 
     precision: str
@@ -16,7 +16,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Training:
+class Refinement:
     """One way to refine.
 
     Args:
@@ -44,18 +44,18 @@ class Training:
     after: str = ""
 
 
-TARGETS = (Target("int4", "w4a8"), Target("nvfp4", "w4a4"), Target("int4", "w4a4"))
-TRAININGS = (
-    Training("blocks"),
-    Training("blocks_same", aim="same"),
-    Training("blocks_8bit", bits=8),
-    Training("blocks_noise", inputs="noise"),
-    Training("blocks_fast_rate", rate=1e-3),
-    Training("model", whole=True, steps=2000),
-    Training("model_8bit", whole=True, steps=2000, bits=8),
-    Training("model_step", whole=True, steps=2000, weigh="step"),
-    Training("model_own", whole=True, steps=2000, inputs="own"),
-    Training("model_fast_rate", whole=True, steps=2000, rate=1e-3),
-    Training("model_noise", whole=True, steps=2000, inputs="noise"),
-    Training("model_after_blocks", whole=True, steps=2000, after="blocks"),
+TARGETS = (RefinedFormat("int4", "w4a8"), RefinedFormat("nvfp4", "w4a4"), RefinedFormat("int4", "w4a4"))
+REFINEMENTS = (
+    Refinement("blocks"),
+    Refinement("blocks_same", aim="same"),
+    Refinement("blocks_8bit", bits=8),
+    Refinement("blocks_noise", inputs="noise"),
+    Refinement("blocks_fast_rate", rate=1e-3),
+    Refinement("model", whole=True, steps=2000),
+    Refinement("model_8bit", whole=True, steps=2000, bits=8),
+    Refinement("model_step", whole=True, steps=2000, weigh="step"),
+    Refinement("model_own", whole=True, steps=2000, inputs="own"),
+    Refinement("model_fast_rate", whole=True, steps=2000, rate=1e-3),
+    Refinement("model_noise", whole=True, steps=2000, inputs="noise"),
+    Refinement("model_after_blocks", whole=True, steps=2000, after="blocks"),
 )
