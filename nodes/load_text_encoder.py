@@ -75,6 +75,7 @@ class SVDQuantTextEncoderLoader(io.ComfyNode):
     def fingerprint_inputs(
         cls,
         text_encoder: str,
+        *,
         type: str,
         second: str = NO_FILE,
         third: str = NO_FILE,
@@ -88,6 +89,7 @@ class SVDQuantTextEncoderLoader(io.ComfyNode):
     def execute(
         cls,
         text_encoder: str,
+        *,
         type: str,
         second: str = NO_FILE,
         third: str = NO_FILE,

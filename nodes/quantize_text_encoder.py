@@ -97,6 +97,7 @@ class SVDQuantQuantizeTextEncoder(io.ComfyNode):
     def execute(
         cls,
         text_encoder: str,
+        *,
         filename_prefix: str,
         overwrite: bool,
         method: str = FAST,

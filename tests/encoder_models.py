@@ -79,7 +79,7 @@ ENCODERS = {
     "T5-XL (Pile)": Encoder("T5_XL", ("stable_diffusion",), 2, vocabulary=32128),
     "T5 base": Encoder("T5_BASE", ("stable_audio",), 2, vocabulary=32128, quantized=6),
     "T5Gemma": Encoder("T5_GEMMA", ("stable_audio",), 2, "sentencepiece"),
-    "Llama 3.1 8B": Encoder("LLAMA3_8", ("hidream",), vocabulary=None),
+    "Llama 3 8B": Encoder("LLAMA3_8", ("hidream",), 4, vocabulary=None),
     "Gemma 2 2B": Encoder("GEMMA_2_2B", ("lumina2", "pixeldit"), words="sentencepiece"),
     "Gemma 3 4B": Encoder("GEMMA_3_4B", ("lumina2",), words="sentencepiece"),
     "Gemma 3 12B": Encoder("GEMMA_3_12B", ("ltxv",), words="sentencepiece"),
@@ -98,7 +98,7 @@ ENCODERS = {
     "Mistral 3 24B": Encoder("MISTRAL3_24B", ("flux2",), 31, "tekken"),
     "Ministral 3 3B": Encoder("MINISTRAL_3_3B", ("stable_diffusion",), words="tekken"),
     "CLIP-G": Encoder("CLIP_G", ("stable_diffusion",), 3, vocabulary=49408, quantized=6),
-    "CLIP-L": Encoder("CLIP_L", ("stable_diffusion",), 3, vocabulary=49408, quantized=6),
+    "CLIP-L": Encoder("CLIP_L", ("stable_diffusion",), 4, vocabulary=49408, quantized=6),
 }
 
 
@@ -168,23 +168,31 @@ def _with(init: Callable, **values) -> Callable:
 
 def draw_file(encoder: Encoder, seed: int = 0) -> dict[str, Tensor]:
     """What a file of it holds, BF16, random; within tiny()."""
-    tokenizer = _TOKENIZERS[encoder.words]()
+    tokenizer = TOKENIZERS[encoder.words]()
     with torch.inference_mode():
         clip = comfy.sd.load_text_encoder_state_dicts(
             [dict(tokenizer)], clip_type=getattr(comfy.sd.CLIPType, encoder.types[0].upper())
         )
     inner = next(m.transformer for m in clip.cond_stage_model.modules() if hasattr(m, "transformer"))
+    tensors = {}
+    for name, tensor in random_like(inner.state_dict(), seed).items():
+        new = next((new + name.removeprefix(old) for old, new in encoder.rename.items() if name.startswith(old)), name)
+        tensors[new] = tensor
+    return tensors | tokenizer
+
+
+def random_like(wanted: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
+    """BF16 weights that keep a signal's size, norms around 1, biases around 0."""
     generator, tensors = torch.Generator().manual_seed(seed), {}
-    for name, tensor in inner.state_dict().items():
+    for name, tensor in wanted.items():
         drawn = torch.randn(tensor.shape, generator=generator)
         drawn *= 0.1 if name.endswith("SelfAttention.q.weight") else 1.0  # T5 divides by no width
         if tensor.ndim > 1:
             drawn *= tensor.shape[-1] ** -0.5 if "embed" not in name and "shared" not in name else 1.0
         else:
             drawn = 0.1 * drawn + (0.0 if name.endswith("bias") else 1.0)
-        new = next((new + name.removeprefix(old) for old, new in encoder.rename.items() if name.startswith(old)), name)
-        tensors[new] = drawn.bfloat16()
-    return tensors | tokenizer
+        tensors[name] = drawn.bfloat16()
+    return tensors
 
 
 def _sentencepiece() -> dict[str, Tensor]:
@@ -221,4 +229,4 @@ def _json() -> dict[str, Tensor]:
     return {"tokenizer_json": torch.frombuffer(bytearray(tokenizer.to_str().encode()), dtype=torch.uint8)}
 
 
-_TOKENIZERS = {"host": dict, "sentencepiece": _sentencepiece, "tekken": _tekken, "json": _json}
+TOKENIZERS = {"host": dict, "sentencepiece": _sentencepiece, "tekken": _tekken, "json": _json}

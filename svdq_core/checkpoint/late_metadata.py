@@ -30,7 +30,7 @@ def fill_in(path: Path, key: str, text: str) -> None:
         (size,) = struct.unpack("<Q", file.read(8))
         header = file.read(size)
         old = f'"{key}":"{blank}"'.encode()
-        if header.count(old) != 1 or not value.isascii():
+        if header.count(old) != 1 or not text.isascii():
             raise SVDQuantError(f"{path}: no room was left for {key}.")
         file.seek(8)
         file.write(header.replace(old, f'"{key}":"{value}"'.encode()))

@@ -71,7 +71,7 @@ def plan_text_encoder(checkpoint: Checkpoint, group: int = GROUP_SIZE_AWQ) -> Mo
         group: inputs that share a scale, one of GROUPS; 64 where a layer's inputs are no multiple of 128.
 
     Raises:
-        CheckpointError: it is quantized already, or has no repeated layers.
+        CheckpointError: it is quantized already, has no repeated layers, or consists of stacked experts.
     """
     if holds_encoder_layers(checkpoint):
         raise CheckpointError(f"{checkpoint.name} is a 4-bit text encoder already. Choose the 16-bit file.")
@@ -83,6 +83,12 @@ def plan_text_encoder(checkpoint: Checkpoint, group: int = GROUP_SIZE_AWQ) -> Mo
                 f"{checkpoint.name}: {name} is {checkpoint.dtype(name)}: the text encoder is in a reduced precision "
                 "already. Take the 16-bit file."
             )
+    stacked = sum(math.prod(shape) for name, shape in shapes.items() if ".experts." in name and len(shape) == 3)
+    if 2 * stacked > sum(math.prod(shape) for shape in shapes.values()):
+        raise CheckpointError(
+            f"{checkpoint.name}: most of its weights are experts in stacks of three dimensions, as gpt-oss has them, "
+            "which are not quantized here. Load it with Load CLIP."
+        )
     alike: dict[tuple, list[str]] = {}
     for name, shape in shapes.items():
         if name.endswith(".weight") and len(shape) == 2 and _NUMBER.search(name):

@@ -1,5 +1,6 @@
 """Quantize Text Encoder: a file of every class that ComfyUI has, quantized, loaded by every type, saved and loaded."""
 
+import comfy.lora
 import comfy.sd
 import pytest
 import torch
@@ -14,6 +15,7 @@ from svdquant_pack.svdq_core.apply_layer import dense_weight
 
 PROMPT = "a photo of a fox"
 SAME = rounding(3e-6)
+MOST_WITH_LORA = 21
 FORGIVEN = 0.45  # of the text, whose weights are random: they forgive nothing
 
 
@@ -81,7 +83,31 @@ def test_every_class(title, host):
             for found, same, expected in zip(*map(tensors_of, (ours, theirs, original)), strict=True):
                 assert relative_error(found, same) < SAME
                 assert 1e-4 < relative_error(found, expected) < FORGIVEN
+        check_lora(ours, theirs, encoder)
         check_saved(host, ours, encoder)
+
+
+def check_lora(ours, theirs, encoder):
+    """A LoRA on every quantized layer that ComfyUI has a name for."""
+    modules = dict(ours.cond_stage_model.named_modules())
+    keys = {target: key for key, target in comfy.lora.model_lora_keys_clip(ours.cond_stage_model, {}).items()}
+    named = {target.removesuffix(".weight"): key for target, key in keys.items()}
+    chosen = {named[name]: m for name, m in modules.items() if isinstance(m, SVDQuantLinear) and name in named}
+    assert len(chosen) == len(layers_of(ours))
+    generator, tensors = torch.Generator().manual_seed(2), {}
+    for key, module in list(chosen.items())[:MOST_WITH_LORA]:
+        down = torch.randn(4, module.in_features, generator=generator) * module.in_features**-0.5
+        up = 0.2 * torch.randn(module.out_features, 4, generator=generator)
+        tensors |= {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}
+    if not encoder.encodes:
+        return
+    before = tensors_of(ours)
+    with torch.inference_mode():
+        mine, reference = (comfy.sd.load_lora_for_models(None, c, dict(tensors), 0, 0.7)[1] for c in (ours, theirs))
+    for found, same, plain in zip(tensors_of(mine), tensors_of(reference), before, strict=True):
+        assert relative_error(found, same) < SAME
+        assert relative_error(found, plain) > 0.01
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(ours), before, strict=True))
 
 
 def check_saved(host, clip, encoder):

@@ -24,12 +24,12 @@ class EncoderType:
 _T5, _GEMMA3 = "T5-XXL", "Gemma 3 12B"
 TYPES = {
     "flux": EncoderType("T5-XXL", 1, 1, "clip_l"),
-    "flux2": EncoderType("Mistral 3 24B, Qwen3 4B or 8B"),
+    "flux2": EncoderType("Mistral 3 24B, Qwen3 4B or Qwen3 8B"),
     "sd3": EncoderType(_T5, 0, 2, "clip_l or clip_g, or both"),
-    "hidream": EncoderType("T5-XXL or Llama 3.1 8B", 0, 3, "the other one, clip_l and clip_g"),
+    "hidream": EncoderType("T5-XXL or Llama 3 8B", 0, 3, "the other one, clip_l and clip_g"),
     "chroma": EncoderType(_T5),
     "pixart": EncoderType(_T5),
-    "ltxv": EncoderType(f"T5-XXL or, for LTX-2, {_GEMMA3}", 0, 1, "the text projection of LTX-2"),
+    "ltxv": EncoderType(f"T5-XXL or {_GEMMA3}", 0, 1, "the text projection of LTX-2"),
     "mochi": EncoderType(_T5),
     "cogvideox": EncoderType(_T5),
     "cosmos": EncoderType("T5-XXL 1.0"),
@@ -53,10 +53,10 @@ TYPES = {
     "lens": EncoderType("gpt-oss 20B"),
     "pixeldit": EncoderType("Gemma 2 2B"),
     "newbie": EncoderType("Gemma 3 4B", 1, 1, "jina clip v2"),
-    "ace": EncoderType("T5 base, or Qwen3 for ACE-Step 1.5", 0, 1, "the other Qwen3 of ACE-Step 1.5"),
+    "ace": EncoderType("T5 base or Qwen3 0.6B", 0, 1, "the other Qwen3 of ACE-Step 1.5"),
     "stable_audio": EncoderType("T5 base or T5Gemma"),
-    "sdxl": EncoderType("clip_g", 1, 1, "clip_l"),
-    "stable_cascade": EncoderType("clip_g"),
+    "sdxl": EncoderType("CLIP-G", 1, 1, "clip_l"),
+    "stable_cascade": EncoderType("CLIP-G"),
     # encoders by which ComfyUI knows the model itself: Anima, ERNIE, Gemma 4, Qwen3.5
     "stable_diffusion": EncoderType(),
 }

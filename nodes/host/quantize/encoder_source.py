@@ -21,9 +21,10 @@ class NamedLinear(SVDQuantLinear):
 
     file_name = ""
 
-    def _load_from_state_dict(self, state_dict, prefix, *more):
+    def _load_from_state_dict(self, *args, **more):
+        state_dict, prefix = args[:2]
         self.file_name = getattr(state_dict.get(prefix + "weight"), _ATTRIBUTE, "")
-        super()._load_from_state_dict(state_dict, prefix, *more)
+        super()._load_from_state_dict(*args, **more)
 
 
 @cache
