@@ -7,16 +7,19 @@ out is no fault of a step: it is tried once more with the allocator's cache give
 
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import torch
+
+from .stand_in import meant
 
 logger = logging.getLogger("svdquant")
 Result = TypeVar("Result")
 Step = TypeVar("Step")
 
 _broken: set[tuple[str, str]] = set()  # (device, step) that raised once in this process
+_reordered: set[Hashable] = set()  # what was measured, and changed the order of steps
 _said: set[str] = set()
 # What Triton, cuBLAS and the drivers call it; torch's allocator raises a type of its own.
 _OUT_OF_MEMORY = ("out of memory", "cublas_status_alloc_failed", "hipblas_status_alloc_failed", "hiperroroutofmemory")
@@ -38,8 +41,13 @@ def _first_line(error: BaseException) -> str:
 
 
 def steps_left_behind() -> int:
-    """How many steps have failed in this process so far."""
-    return len(_broken)
+    """How often the order of steps has changed in this process: by a step that failed, or by what was measured."""
+    return len(_broken) + len(_reordered)
+
+
+def note_new_order(what: Hashable) -> None:
+    """Tell those who keep what the first step made that some steps are tried in another order from now on."""
+    _reordered.add(what)
 
 
 def _says(error: BaseException, words: Sequence[str]) -> bool:
@@ -72,6 +80,8 @@ class Attempt(Generic[Step]):
         # an allocator that raised its own error has emptied its cache already, and the next step needs no less memory
         if error is None or not isinstance(error, Exception) or isinstance(error, torch.cuda.OutOfMemoryError):
             return False
+        if self._device.type == "meta":
+            return False  # nothing ran that could have failed
         if _says(error, _CAPTURING) or _is_capturing(self._device):
             return False  # what a capture refuses works again outside, and another step would be captured unseen
         if _says(error, _OUT_OF_MEMORY):
@@ -100,7 +110,7 @@ def attempts(device: torch.device, steps: Sequence[tuple[str, Step]]) -> Iterato
     """
     last = len(steps) - 1
     for i, (name, step) in enumerate(steps):
-        if i < last and _broken and (str(device), name) in _broken:
+        if i < last and _broken and (str(meant(device)), name) in _broken:
             continue
         next_name = steps[i + 1][0] if i < last else None
         attempt = Attempt(device, name, step, next_name)

@@ -4,8 +4,6 @@ Runs in seconds on any machine and never raises: what cannot be found out become
 """
 
 import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +13,8 @@ import torch
 from ..kernels.gpus import generation, why_no_triton
 from ..kernels.paths.layer_paths import describe_paths, why_not_native
 from . import kernel_probe, published_files
+from .gpu_machine import architecture_name, nvidia_driver
+from .measured_choice import describe_choices, why_not_measured
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 GIB = 2**30
@@ -41,7 +41,7 @@ def check_environment(device: torch.device | None = None) -> list[tuple[str, lis
     device = best_device() if device is None else device
     return [
         ("This machine", _guarded(_software, device) + _guarded(_gpu, device) + _guarded(_triton, device)),
-        ("What will run", _guarded(_kernels, device)),
+        ("What will run", _guarded(_kernels, device) + _guarded(_timings, device)),
         ("Which file to download", _guarded(_files, device)),
     ]
 
@@ -102,19 +102,6 @@ def _software(device: torch.device) -> Iterator[Finding]:
         yield Finding(PROBLEM, f"torch finds no GPU: {_why_no_gpu()}", _advice_no_gpu(driver))
 
 
-def nvidia_driver() -> str:
-    """Version of the NVIDIA driver, or ""."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ""
-    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return answer.stdout.split("\n")[0].strip() if answer.returncode == 0 else ""
-
-
 def _why_no_gpu() -> str:
     try:
         torch.cuda.init()
@@ -155,13 +142,6 @@ def _gpu(device: torch.device) -> Iterator[Finding]:
             f"this torch was built for {', '.join(torch.cuda.get_arch_list())}, not for this GPU",
             "Install a newer torch (for older cards: one for an older CUDA); pytorch.org names the command.",
         )
-
-
-def architecture_name(device: torch.device) -> str:
-    """ "sm_89", "gfx1100": what compilers call the GPU, whether a kernel is made for it or not."""
-    if torch.version.hip:
-        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
 def runs_on(capability: tuple[int, int], built_for: list[str]) -> bool:
@@ -248,6 +228,21 @@ def _kernels(device: torch.device) -> Iterator[Finding]:
             speed = speed_class(trial.compute, precision, device, compiles)
             tried = f"tried on a small layer: right; the first call took {trial.seconds:.1f} s"
             yield Finding(OK, f"{head}, {speed}{notes}\n{tried}")
+
+
+def _timings(device: torch.device) -> Iterator[Finding]:
+    if device.type != "cuda":
+        return
+    why_not = why_not_measured("int4", device)
+    if why_not is not None:
+        yield Finding(OK, f"auto goes by the table, because {why_not}")
+        return
+    lines = describe_choices(device)
+    if lines:
+        yield Finding(OK, "\n".join(("auto was measured on this GPU, which nobody had timed", *lines)))
+    else:
+        text = "nobody has timed this kind of GPU: the first model that is loaded with compute auto is measured, once"
+        yield Finding(NOTE, text)
 
 
 def speed_class(compute: str, precision: str, device: torch.device, compiles: bool) -> str:

@@ -2,7 +2,8 @@
 
 Writes OUTPUT/evaluation.md with the tables, OUTPUT/results.json with every figure of every caption, and two plots. With
 several GPUs, or to keep one busy: torchrun --nproc-per-node N research/evaluate/start.py (several processes may share
-a GPU).
+a GPU). With --gate: recipes for quantizing against each other, fast, and with what other seeds would change
+(--gate --help).
 """
 
 import argparse
@@ -28,8 +29,9 @@ from .linears import add_lora
 from .measures import Figures, PlainDrawings, SceneJudge, lora_effect
 from .methods import Way, ways
 from .network import Flux, block_linears, load_flux, lora_factors, with_layers
-from .quantizing import Source, quantized_layers, record
+from .quantizing import quantized_layers
 from .record import REFERENCE, RESEED, Records, to_lists
+from .recorded_inputs import Source, record, record_noise
 
 STEPS = (20, 4)
 HARD_SHARE = 4  # one hard caption for so many others
@@ -119,7 +121,7 @@ class _Bench:
 
     def run(self) -> None:
         """Claim and measure until nothing is left or the time is over."""
-        source = record(self.options.calibration, self.device)
+        source, noise = record(self.options.calibration, self.device), record_noise(self.device)
         path = self.records.work / "reference.pt"
         if self.rank == 0:
             drawn = self._draw_reference()
@@ -142,7 +144,7 @@ class _Bench:
             if self.records.claim(way.name):
                 begun = self._seconds()
                 try:
-                    self._measure(way, source, drawn)
+                    self._measure(way, (source, noise), drawn)
                 except (RuntimeError, ValueError, SVDQuantError) as error:
                     self._say(f"{way.name} FAILED: {error}")
                     self.failed.append(way.name)
@@ -163,9 +165,9 @@ class _Bench:
         linears = {n: model.get_submodule(n) for n in self.lora}
         return with_layers(model, {n: add_lora(linears[n], *factors) for n, factors in self.lora.items()})
 
-    def _measure(self, way: Way, source: Source, drawn: dict[int, _Drawn]) -> None:
+    def _measure(self, way: Way, sources: tuple[Source, Source], drawn: dict[int, _Drawn]) -> None:
         begun = self._seconds()
-        layers = quantized_layers(way, source)
+        layers = quantized_layers(way, *sources)
         missing = block_linears(self.model).keys() - layers.keys()
         if layers and missing and way.kind != "modulation":
             raise ValueError(f"{way.name}: {sorted(missing)[0]} and {len(missing) - 1} more layers were not quantized.")

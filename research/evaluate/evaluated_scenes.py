@@ -10,6 +10,7 @@ from ..training.small_flux import CHANNELS
 
 LATENT_SIDE = 32
 CAPTION_SEED, NOISE_SEED, RESEED, CALIBRATION_SEED = 20, 1_000_000, 2_000_000, 3_000_000
+REPLICATE_STRIDE = 100_000  # more than captions that are ever recorded: each has a seed for its noise
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Scenes:
     def __len__(self) -> int:
         return len(self.noise)
 
+    def where(self, mask: Tensor) -> "Scenes":
+        """Some of them; mask: (B,) bool."""
+        return Scenes(*(getattr(self, field.name)[mask] for field in fields(self)))
+
 
 def evaluated_scenes(count: int, hard: int, device: torch.device) -> Scenes:
     """`count` captions at random, then `hard` ones with small stars or rings on a dark ground; all held out."""
@@ -45,10 +50,15 @@ def evaluated_scenes(count: int, hard: int, device: torch.device) -> Scenes:
     return _with_noise(captions, NOISE_SEED, torch.arange(len(captions)) >= count, device)
 
 
-def calibration_scenes(count: int, device: torch.device) -> Scenes:
-    """Captions that training saw, for recording inputs; none of them is evaluated."""
-    captions = draw_captions(count, torch.Generator().manual_seed(CALIBRATION_SEED))
-    return _with_noise(captions, CALIBRATION_SEED, torch.zeros(len(captions), dtype=torch.bool), device)
+def calibration_scenes(count: int, device: torch.device, replicate: int = 0) -> Scenes:
+    """Captions that training saw, for recording inputs; none of them is evaluated.
+
+    Args:
+        replicate: each number has captions and noise of its own.
+    """
+    seed = CALIBRATION_SEED + REPLICATE_STRIDE * replicate
+    captions = draw_captions(count, torch.Generator().manual_seed(seed))
+    return _with_noise(captions, seed, torch.zeros(len(captions), dtype=torch.bool), device)
 
 
 def _with_noise(captions: Captions, seed: int, is_hard: Tensor, device: torch.device) -> Scenes:

@@ -22,9 +22,10 @@ LPIPS and FID are not here: both need the weights of a network trained on photog
 download, and FID would compare with photographs that nobody has of such scenes. ImageReward likewise."""
 _METHODS = """\
 All methods get the same recorded inputs ({calibration} training captions) except where it says "no data" or "from the
-weights alone". All quantize the same layers; modulation layers get 4-bit weights at up to 4 bits. DeepCompressor's
-recipe is its steps as written down in `research/baselines.py`, not its program. Every method runs through one
-simulation of quantized arithmetic; one table compares it with the pack's kernels."""
+weights alone": there the model ran on noise once, as the pack does without a recording. All quantize the same layers;
+modulation layers get 4-bit weights at up to 4 bits. DeepCompressor's recipe is its steps as written down in
+`research/baselines.py`, not its program. Every method runs through one simulation of quantized arithmetic; one table
+compares it with the pack's kernels."""
 
 
 def write_report(output: Path) -> list[Path]:

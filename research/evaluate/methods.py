@@ -35,7 +35,7 @@ class Way:
         activations: "w4a4" or "w4a8".
         bits: of integer weights and activations, instead of precision and activations.
         rank: of the branch.
-        is_calibrated: recorded inputs, otherwise the weights alone.
+        is_calibrated: inputs recorded on captions, otherwise on noise.
         has_lora: also measured with the LoRA.
     """
 

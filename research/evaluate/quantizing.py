@@ -1,68 +1,34 @@
 """Makes the layers of each way, all from the same weights and the same recorded inputs."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ...kernels.format import GELU_SHIFT
+from ...svdq_core.layer import QuantizedLayer
 from ...svdq_core.models.architecture import LinearMap
 from ...svdq_core.models.flux import FLUX
-from ...svdq_core.quantize.calibrate import Collector
 from ...svdq_core.quantize.grid import NF4, Grid, runtime_arithmetic
 from ...svdq_core.quantize.layout_plan import plan_for, plan_weights
+from ...svdq_core.quantize.part_plan import LayerPlan
 from ...svdq_core.quantize.problem import Problem
 from ...svdq_core.quantize.round import fit_scales, round_awq, round_to_units, units_to_values
 from ...svdq_core.quantize.spec import QuantSpec
-from ...svdq_core.quantize.statistics import InputStatistics
 from ...svdq_core.quantize.whole_model import quantize_model
 from ..baselines import METHODS, with_bits
-from .evaluated_scenes import calibration_scenes
 from .linears import DenseLinear, Layer, RealLinear, SimulatedLinear, SimulatedPart
 from .methods import Way
-from .network import block_linears, flux_weights, latents_by_step, load_flux
+from .recorded_inputs import TOKENS, Source
 
-TOKENS = 1024  # recorded of each input
-CALIBRATION_STEPS = 8
 MODULATION_GROUP = 64
 
 
-@dataclass(frozen=True)
-class Source:
-    """The unquantized model and what was recorded of it.
+def quantized_layers(way: Way, source: Source, noise: Source) -> dict[str, Layer]:
+    """The layers of a way, by the host's names; none for 16-bit arithmetic.
 
     Args:
-        weights: of the file, by the host's names, on the CPU.
-        inputs: host module name -> statistics, on the CPU.
-    """
-
-    weights: dict[str, Tensor]
-    inputs: dict[str, InputStatistics]
-
-    def bias(self, name: str) -> Tensor:
-        """Of a Linear: (N,) float32."""
-        return self.weights[f"{name}.bias"].float()
-
-
-def record(captions: int, device: torch.device) -> Source:
-    """Draw training captions with the unquantized model and record the input of every block Linear."""
-    model = load_flux(device)
-    linears = block_linears(model)
-    collector = Collector(0, TOKENS, {n: ((0, m.in_features),) for n, m in linears.items()})
-    hooks = [
-        module.register_forward_pre_hook(lambda _, inputs, name=name: collector.add(name, inputs[0]))
-        for name, module in linears.items()
-    ]
-    scenes = calibration_scenes(captions, device)
-    for _ in latents_by_step(model, scenes, scenes.noise, CALIBRATION_STEPS):
-        pass
-    for hook in hooks:
-        hook.remove()
-    return Source(flux_weights(), {name: collector.statistics(name) for name in collector.names()})
-
-
-def quantized_layers(way: Way, source: Source) -> dict[str, Layer]:
-    """The layers of a way, by the host's names; none for 16-bit arithmetic.
+        source: recorded on captions. noise: recorded on noise, for ways that are not calibrated.
 
     All on the CPU: layers this small are quantized faster there, by many processes at once, always to the same bits.
     """
@@ -70,7 +36,7 @@ def quantized_layers(way: Way, source: Source) -> dict[str, Layer]:
         return {}
     if way.kind == "baseline":
         return _baseline_layers(way, source)
-    layers = _pack_layers(way, source)
+    layers = _pack_layers(way, source if way.is_calibrated else noise)
     if way.kind == "modulation":
         return {name: layer for name, layer in layers.items() if isinstance(layer, DenseLinear)}
     return layers
@@ -78,9 +44,16 @@ def quantized_layers(way: Way, source: Source) -> dict[str, Layer]:
 
 def _pack_layers(way: Way, source: Source) -> dict[str, Layer]:
     if way.kind == "modulation" and not way.is_calibrated:
-        return {n: _modulation(n, source, 4) for n, linear in _linears(source) if linear.modulation_chunks}
+        return {n: _modulation(n, source, 4) for n, linear in source_linears(source) if linear.modulation_chunks}
     spec = QuantSpec(way.precision, way.activations, way.rank, way.method or "fast", score_tokens=TOKENS)
-    calibration = source.inputs if way.is_calibrated else None
+    quantized = quantize_source(source, spec)
+    if way.kind == "kernels":
+        return {name: RealLinear(layer, way.activations) for name, layer in quantized.items()}
+    return simulated(quantized, spec)
+
+
+def quantize_source(source: Source, spec: QuantSpec) -> dict[str, QuantizedLayer]:
+    """The pack's layers by the host's names, quantized on the CPU."""
     quantized, _, kept = quantize_model(
         FLUX,
         plan_weights(FLUX, source.weights),
@@ -88,31 +61,33 @@ def _pack_layers(way: Way, source: Source) -> dict[str, Layer]:
         list(source.weights),
         spec=spec,
         device=torch.device("cpu"),
-        calibration=calibration,
+        calibration=source.inputs,
     )
     if kept:
-        raise ValueError(f"{way.name}: {kept[0]}")
-    layers: dict[str, Layer] = {}
-    for name, layer in quantized.layers.items():
-        if way.kind == "kernels":
-            layers[name] = RealLinear(layer, way.activations)
-        elif layer.parts[0].scheme == "awq":
-            layers[name] = DenseLinear.of_layer(layer)
-        else:
-            layers[name] = SimulatedLinear.of_layer(layer, way.precision, way.activations)
-    return layers
+        raise ValueError(kept[0])
+    return quantized.layers
+
+
+def simulated(layers: Mapping[str, QuantizedLayer], spec: QuantSpec) -> dict[str, Layer]:
+    """What the pack's layers compute in the compute mode of the spec."""
+    return {
+        name: DenseLinear.of_layer(layer)
+        if layer.parts[0].scheme == "awq"
+        else SimulatedLinear.of_layer(layer, spec.precision, spec.activations)
+        for name, layer in layers.items()
+    }
 
 
 def _baseline_layers(way: Way, source: Source) -> dict[str, Layer]:
     method = METHODS[way.method]
     weight_bits = way.bits[0] if way.bits else 4
     layers: dict[str, Layer] = {}
-    for name, linear in _linears(source):
+    for name, linear in source_linears(source):
         if linear.modulation_chunks:
             layers[name] = _modulation(name, source, weight_bits, way.method == "nf4")
             continue
         weight, parts = source.weights[f"{name}.weight"].float(), []
-        for plan in plan_for(linear, *weight.shape).parts:
+        for plan in plan_of(linear, weight).parts:
             is_shifted = plan.after_gelu and way.precision == "int4"
             problem = Problem(
                 weight=weight[slice(*plan.rows), slice(*plan.columns)],
@@ -131,7 +106,13 @@ def _baseline_layers(way: Way, source: Source) -> dict[str, Layer]:
     return layers
 
 
-def _linears(source: Source) -> list[tuple[str, LinearMap]]:
+def plan_of(linear: LinearMap, weight: Tensor) -> LayerPlan:
+    """How a weight (N, K) splits into parts."""
+    return plan_for(linear, *weight.shape)
+
+
+def source_linears(source: Source) -> list[tuple[str, LinearMap]]:
+    """All Linears of the model's blocks: host module name and what the family says of it."""
     counts = FLUX.count_blocks(list(source.weights), "host")
     return [
         (f"{block.host}.{index}.{linear.host}", linear)

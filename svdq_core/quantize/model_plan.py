@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ...kernels.format import GROUP_SIZE_INT4, GROUP_SIZE_NVFP4
+from ..padding import padded
 from .part_plan import LayerPlan
 from .spec import QuantSpec
 
@@ -138,10 +139,12 @@ def layer_bytes(layer: PlannedLayer, spec: QuantSpec) -> int:
     """What a quantized Linear takes in a file."""
     if layer.parts is not None and layer.parts.awq:
         return layer.weights // 2 + 2 * HALF_BYTES * layer.weights // layer.parts.group
-    branch = HALF_BYTES * (spec.rank * (layer.out_features + layer.in_features) + layer.in_features)
+    columns = padded(layer.in_features)
+    weights = layer.out_features * columns
+    branch = HALF_BYTES * (spec.rank * (layer.out_features + columns) + columns)
     if spec.precision == "int8":
-        return layer.weights + 4 * layer.out_features + branch
-    scales = layer.weights // GROUP_SIZE_NVFP4
+        return weights + 4 * layer.out_features + branch
+    scales = weights // GROUP_SIZE_NVFP4
     if spec.precision == "int4":
-        scales = HALF_BYTES * layer.weights // GROUP_SIZE_INT4
-    return layer.weights // 2 + scales + branch
+        scales = HALF_BYTES * weights // GROUP_SIZE_INT4
+    return weights // 2 + scales + branch

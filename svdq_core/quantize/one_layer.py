@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ...kernels.format import GELU_SHIFT
 from ...kernels.packing import pack_nibbles
 from ...kernels.reference import encode_e2m1
 from ..errors import SVDQuantError
 from ..layer import Part, QuantizedLayer
+from ..padding import padded
 from .fit import BEST_TURNS, FAST_TURNS, Fit, fit_part, overflow_error
 from .gptq import FactoredHessian, choose_damping
 from .grid import runtime_arithmetic
@@ -92,15 +94,18 @@ def quantize_layer(
     )
     if plan.awq:
         part, report, restored = _quantize_awq(weight, plan, spec, name, statistics)
-        if bias is not None and statistics is not None:  # its input has a large mean: what that loses is no noise
+        if bias is not None and statistics is not None and not plan.by_inputs:  # its input has a large mean: what that loses is no noise
             total += (weight.float() - restored) @ statistics.tokens.to(weight.device).float().mean(dim=0)
         return _finish(weight, [part], None if bias is None else total, spec, name), [report]
     statistics = _complete(statistics, plan, spec, in_features=in_features, name=name, device=weight.device)
+    wide, more = weight, padded(in_features) - in_features
+    if more:  # channels without input or weight, as models have some anyway
+        wide, statistics = pad(weight, (0, more)), statistics.widened(in_features + more)
 
     parts, reports = [], []
     for columns in dict.fromkeys(p.columns for p in plan.parts):
         members = [p for p in plan.parts if p.columns == columns]
-        problems = [_pose(weight, member, statistics, spec, name=name, poll=poll) for member in members]
+        problems = [_pose(wide, member, statistics, spec, name=name, poll=poll) for member in members]
         smooth, label = _choose_shared_factor(problems, spec)
         hessian = _factor_hessian(problems[0].statistics, smooth) if spec.method == "best" else None
         for member, problem in zip(members, problems, strict=True):
@@ -172,7 +177,8 @@ def _complete(
             "It belongs to another model; record one with this model."
         )
     statistics = statistics.to(device)  # looking through large Hessians takes the CPU longer than moving them
-    for tensor in (statistics.tokens, statistics.mean_square, statistics.absmax, *statistics.hessians.values()):
+    moments = (statistics.mean_square, statistics.absmax, *(() if statistics.mean is None else (statistics.mean,)))
+    for tensor in (statistics.tokens, *moments, *statistics.hessians.values()):
         if not bool(torch.isfinite(tensor).all()):
             raise SVDQuantError(f"{name}: the calibration holds NaN or infinite values. Record it again.")
     return statistics
@@ -188,9 +194,10 @@ def _pose(
     poll: Callable[[], None],
 ) -> Problem:
     act_unsigned = plan.after_gelu and spec.precision == "int4"
+    left, right = plan.columns[0], padded(plan.columns[1])
     return Problem(
-        weight=weight[slice(*plan.rows), slice(*plan.columns)].float(),
-        statistics=statistics.columns(*plan.columns),
+        weight=weight[slice(*plan.rows), left:right].float(),
+        statistics=statistics.columns(left, right),
         arithmetic=runtime_arithmetic(spec.precision, spec.activations, act_unsigned),
         shift=GELU_SHIFT if act_unsigned else 0.0,
         rank=spec.rank,
@@ -207,7 +214,9 @@ def _choose_shared_factor(problems: list[Problem], spec: QuantSpec) -> tuple[Ten
     statistics = problems[0].statistics
     weight = problems[0].weight if len(problems) == 1 else torch.cat([p.weight for p in problems])
     family = FactorFamily(weight, statistics, spec.scale_dtype, activation_level(statistics, spec.precision))
-    return family.search(lambda smooth: sum(p.score_factor(smooth) for p in problems))
+    return family.search(
+        lambda factors: [sum(errors) for errors in zip(*(p.score_factors(factors) for p in problems), strict=True)]
+    )
 
 
 def _factor_hessian(statistics: InputStatistics, smooth: Tensor) -> FactoredHessian | None:

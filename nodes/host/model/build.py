@@ -1,6 +1,7 @@
 """From a quantized model to the host's MODEL."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import comfy.model_management
@@ -10,13 +11,15 @@ import torch
 from ....svdq_core.checkpoint import Checkpoint, read_checkpoint
 from ....svdq_core.checkpoint.read_errors import printable
 from ....svdq_core.errors import ArchitectureError
+from ....svdq_core.measured_choice import resolve_for_model
 from ....svdq_core.models import SUPPORTED
 from ....svdq_core.quantized_model import QuantizedModel
-from ....svdq_core.runtime import describe_model, folds_gelu, resolve_compute
+from ....svdq_core.runtime import describe_model, folds_gelu
 from ....svdq_core.shared_input import SharedInput
 from ..attention import choose_attention
 from ..graphs.forward import install_graphs
 from .build_errors import building
+from .compile_ahead import compile_ahead
 from .fold import fold_gelus, speed_up_gelus, wants_folding
 from .patcher import adopt
 from .quantized_linear import SVDQuantLinear, operations
@@ -65,7 +68,7 @@ def load_model_with_status(
     """
     model = read_checkpoint(Checkpoint(Path(path), None if base is None else Path(base)))
     device = load_device or comfy.model_management.get_torch_device()
-    mode, reason = resolve_compute(compute, model.precision, device)
+    mode, reason = resolve_for_model(compute, model, device, partial(_make_room, device))
     names = " + ".join(printable(Path(p).name) for p in (path, base) if p is not None)
     status = describe_model(names, model, mode, reason)
     status = "; ".join((status, *model.notes))
@@ -75,6 +78,11 @@ def load_model_with_status(
     install_graphs(patcher)
     words = choose_attention(patcher, attention)
     return patcher, f"{status}; {words}" if words else status
+
+
+def _make_room(device: torch.device, needed: int) -> None:
+    """Have the host unload models of before where the GPU has less memory left than is needed."""
+    comfy.model_management.free_memory(needed, device)
 
 
 def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = False, device: torch.device | None = None):
@@ -109,7 +117,8 @@ def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = Fal
 def finish(patcher, compute: str, device: torch.device):
     """The MODEL of ours for ComfyUI's own one that holds quantized layers; modules are changed where they are.
 
-    Folds GELUs into layers, gives the model the slot for inputs that several layers read, and takes care of patches.
+    Folds GELUs into layers, gives the model the slot for inputs that several layers read, takes care of patches, and
+    begins to compile what it will launch.
     """
     where = wants_folding(folds_gelu(device, compute))
     if where:
@@ -119,4 +128,5 @@ def finish(patcher, compute: str, device: torch.device):
     for module in patcher.model.modules():
         if isinstance(module, SVDQuantLinear):
             module.shared = slot
+    compile_ahead(patcher, compute, device)
     return adopt(patcher)
