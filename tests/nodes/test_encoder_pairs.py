@@ -43,14 +43,14 @@ def dense(tensors, kind):
 
 
 def test_both_in_4_bits(made):
-    (llama, llama_tensors), (clip_l, clip_tensors) = made("Llama 3 8B"), made("CLIP-L")
-    with tiny(ENCODERS["Llama 3 8B"]), torch.inference_mode():
-        ours = load_text_encoder([clip_l, llama], [], "hunyuan_video", "default")
-        theirs = dense([clip_tensors, llama_tensors], "HUNYUAN_VIDEO")
+    (qwen, qwen_tensors), (clip_l, clip_tensors) = made("Qwen2.5-VL 7B"), made("CLIP-L")
+    with tiny(ENCODERS["Qwen2.5-VL 7B"]), torch.inference_mode():
+        ours = load_text_encoder([clip_l, qwen], [], "kandinsky5", "default")
+        theirs = dense([clip_tensors, qwen_tensors], "KANDINSKY5")
         for found, expected in zip(cond_of(ours), cond_of(theirs), strict=True):
             assert 1e-4 < relative_error(found, expected) < 0.45
     quantized = [n for n, m in ours.cond_stage_model.named_modules() if isinstance(m, SVDQuantLinear) and m.quantized]
-    assert {name.split(".")[0] for name in quantized} == {"llama", "clip_l"}
+    assert {name.split(".")[0] for name in quantized} == {"qwen25_7b", "clip_l"}
 
 
 def test_one_beside_an_encoder_in_16_bits(made, tmp_path):
