@@ -64,7 +64,7 @@ class Command:
 _DEMO = ("{root}/demo/run.py", "--host", "{host}", "--base", "{base}", "--output", "{output}")
 COMMANDS = {
     "check": Command(
-        "say what this machine will do with SVDQuant files, and which to download",
+        "say what this machine will do with SVDQuant files, and which to download; --report FILE: how fast",
         ("{root}/tools/check_environment.py",),
     ),
     "convert": Command("IN OUT: write an SVDQuant file in another format", ("{root}/svdq_core", "convert")),

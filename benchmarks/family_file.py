@@ -60,6 +60,7 @@ class FamilyFile:
             for source, ((top, bottom), (left, right)) in zip(linear.sources, spans, strict=True):
                 name = self.spelling.layer(block.source, index, source)
                 kept = any(fnmatchcase(f"{block.host}.{index}.{linear.host}", p) for p in self.family.kept)
+                kept |= bool(linear.modulation_chunks and columns % OPEN)  # the curves of H3
                 yield from self._layer(name, linear, bottom - top, right - left, kept)
         width = self.model.widths.get(block.host, self.model.width)
         for host in block.plain:

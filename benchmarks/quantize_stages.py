@@ -2,6 +2,7 @@
 
 The GPU is waited for before and after each, so a stage holds what it started; what one stage spends in another counts
 for the other, except that the smoothing search is one stage. That makes the run itself a little slower than without.
+Packing and writing layers goes on in a thread beside all this; only waiting for it takes time of its own.
 """
 
 import time
@@ -32,7 +33,6 @@ STAGES = {
     "refitting the branch (without its decomposition)": ((fit, "_fit_branch"),),
     "measuring the error of each turn": ((problem.Problem, "squared_error"),),
     "modulation layers": ((layer, "_quantize_awq"),),
-    "packing, moving to main memory": ((run, "_tensors"),),
     "putting the file together": ((run, "_put_together"),),
     "waiting for the disk (fsync)": ((save.os, "fsync"),),
 }

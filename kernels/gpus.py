@@ -11,6 +11,8 @@ from importlib import import_module
 
 import torch
 
+from .stand_in import stand_in
+
 
 @dataclass(frozen=True, eq=False)
 class Target:
@@ -227,6 +229,8 @@ def generation(device: torch.device) -> Generation:
     """The row of the table for a device: CPU for a CPU, OTHER for what no kernel here was made for."""
     if device.type == "cuda":
         return _gpu_generation(torch.cuda.current_device() if device.index is None else device.index)
+    if device.type == "meta":
+        return stand_in.gpu or OTHER
     return CPU if device.type == "cpu" else OTHER
 
 
@@ -246,6 +250,8 @@ def why_no_import() -> str | None:
 
 def takes_ptx(device: torch.device) -> bool:
     """Whether inline PTX compiles for the device: an NVIDIA GPU, not AMD's and not the interpreter."""
+    if device.type == "meta":
+        return any(isinstance(chip, tuple) for chip in generation(device).chips)
     return device.type == "cuda" and torch.version.hip is None
 
 
@@ -258,7 +264,11 @@ def why_no_triton(device: torch.device) -> str | None:
     return why_no_import()
 
 
-@cache
-def processors(index: int) -> int:
+def processors(device: torch.device) -> int:
     """Streaming multiprocessors or compute units of a GPU."""
+    return stand_in.processors if device.type == "meta" else _gpu_processors(device.index)
+
+
+@cache
+def _gpu_processors(index: int | None) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count

@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from .stand_in import meant
+
 logger = logging.getLogger("svdquant")
 Result = TypeVar("Result")
 Step = TypeVar("Step")
@@ -78,6 +80,8 @@ class Attempt(Generic[Step]):
         # an allocator that raised its own error has emptied its cache already, and the next step needs no less memory
         if error is None or not isinstance(error, Exception) or isinstance(error, torch.cuda.OutOfMemoryError):
             return False
+        if self._device.type == "meta":
+            return False  # nothing ran that could have failed
         if _says(error, _CAPTURING) or _is_capturing(self._device):
             return False  # what a capture refuses works again outside, and another step would be captured unseen
         if _says(error, _OUT_OF_MEMORY):
@@ -106,7 +110,7 @@ def attempts(device: torch.device, steps: Sequence[tuple[str, Step]]) -> Iterato
     """
     last = len(steps) - 1
     for i, (name, step) in enumerate(steps):
-        if i < last and _broken and (str(device), name) in _broken:
+        if i < last and _broken and (str(meant(device)), name) in _broken:
             continue
         next_name = steps[i + 1][0] if i < last else None
         attempt = Attempt(device, name, step, next_name)

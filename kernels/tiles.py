@@ -38,6 +38,9 @@ def fuses_rank(R: int, gpu: Generation) -> bool:
     return 0 < R <= gpu.max_fused_rank
 
 
+MANY_ROWS = 2048  # from which project_act.py takes fewer shares
+
+
 @cache
 def shares_tile(M: int, K: int, R: int) -> dict[str, int]:
     """Tile of project_act.py: SHARES programs for BLOCK_M tokens, each with steps of BLOCK_K.
@@ -55,7 +58,7 @@ def shares_tile(M: int, K: int, R: int) -> dict[str, int]:
     # 3072 -> 9216 and 12288 4 shares 0.0332 and 0.0370, 0.0369 and 0.0409, 6 0.0337 and 0.0377, 0.0354 and 0.0394;
     # 12288 -> 3072 6 0.0982, 0.0995; M = 4096, 1152 -> 4608 3 0.0114, 0.0123; M = 512, 3072 -> 9216 16 0.0218, 0.0203;
     # 12288 -> 3072 24 0.0424, 0.0383.
-    many = M >= 2048
+    many = M >= MANY_ROWS
     wanted = (6 if K >= 8192 else 4) if many else (24 if K >= 8192 else 16)
     shares = next(n for n in (wanted, 8, 4, 3, 2, 1) if n <= wanted and K // block_k % n == 0)
     return {
@@ -67,6 +70,11 @@ def shares_tile(M: int, K: int, R: int) -> dict[str, int]:
         "num_warps": 4,
         "num_stages": 4,
     }
+
+
+def added_columns(R: int) -> int:
+    """Columns of x_down that the quantizer adds up at a time: two widths, so that few ranks compile it again."""
+    return 32 if R <= 32 else 128
 
 
 def folds_gelu(gpu: Generation, compute: str) -> str | None:
@@ -208,6 +216,22 @@ def fills_hopper(M: int, N: int) -> bool:
     return tiles >= 96 or 48 <= tiles <= 66
 
 
+def row_class(M: int, N: int, gpu: Generation, processors: int) -> tuple:
+    """All that depends on the number of rows alone: calls of one class need the same compiled kernels.
+
+    Args:
+        processors: streaming multiprocessors of the GPU.
+    """
+    tables = [table.get(gpu.tiles, table["default"]) for table in _GEMM_TILES.values()]
+    rows = tuple(next(i for i, (largest, _) in enumerate(table) if largest >= M) for table in tables)
+    cut = None
+    if gpu.wgmma and fills_hopper(M, N):
+        tiles = -(-M // 128) * -(-N // 256)
+        cut = part_rounds(tiles, min(processors, 2 * tiles))[1] > 0
+    many = gpu.shares_from_k is not None and M >= MANY_ROWS
+    return rows, cut, many, M < FEW_ROWS, M > NATIVE_INT4_ROWS, min(power_of_2(M), 2 * GEMV_ROWS)
+
+
 HOPPER_PART_N = 128  # columns of half a tile of gemm_w4a8_hopper
 
 
@@ -235,11 +259,14 @@ def part_position(item: int, whole: int, parts: int, tiles_m: int, tiles_n: int,
     return first_m + within % height, (within // height) * 2 + (0 if parts == 2 else item % 2)
 
 
+FEW_ROWS = 17  # below which GEMM kernels take narrow steps of the low-rank branch
+
+
 def gemm_tile(op: str, M: int, K: int, gpu: Generation) -> dict[str, int]:
     """Tile of a GEMM kernel."""
     table = _GEMM_TILES[op]
     tile = next(tile for largest, tile in table.get(gpu.tiles, table["default"]) if largest >= M)
-    tile = {"BLOCK_R": 16 if M < 64 else 32, "SWIZZLE_M": 8, **tile}
+    tile = {"BLOCK_R": 16 if M < FEW_ROWS else 32, "SWIZZLE_M": 8, **tile}
     if op == "gemm_w4a4":
         del tile["BLOCK_K"]  # its block is the scale group
     else:

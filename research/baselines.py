@@ -3,6 +3,7 @@
     nearest               round to nearest
     smoothquant           smoothing, then round to nearest: arXiv:2211.10438
     hadamard              block Hadamard rotation, then round to nearest: after QuaRot, arXiv:2404.00456
+    quarot_gptq           the same with GPTQ, scales of the weights by least squared error, as QuaRot has them
     nf4                   4-bit normal-float weights, 16-bit activations: arXiv:2305.14314
     lorc                  low-rank branch fitted to the rounding error: after LoRC, arXiv:2303.08302
     svd                   low-rank branch without smoothing
@@ -102,10 +103,15 @@ def _rotated(problem: Problem) -> Problem:
     if problem.shift and grid is not None and grid.low == 0:
         top = (grid.high - 1) / 2
         grid = replace(grid, low=-top, high=top)
+    statistics = InputStatistics.from_tokens(rotate(problem.statistics.tokens))
+    if (0, problem.statistics.channels) in problem.statistics.hessians:
+        hessian, count = problem.statistics.hessian()
+        hessians = {(0, len(hessian)): rotate(rotate(hessian).T)}
+        statistics = replace(statistics, hessians=hessians, hessian_count=count)
     return replace(
         _without_branch(problem),
         weight=rotate(problem.weight),
-        statistics=InputStatistics.from_tokens(rotate(problem.statistics.tokens)),
+        statistics=statistics,
         arithmetic=replace(problem.arithmetic, activations=grid),
         shift=0.0,
     )
@@ -134,7 +140,7 @@ def _search(problem: Problem, candidates: tuple[Exponents, ...] | None) -> Tenso
     precision = "nvfp4" if problem.arithmetic.weights.kind == "e2m1" else "int4"
     level = activation_level(problem.statistics, precision)
     family = FactorFamily(problem.weight, problem.statistics, problem.scale_dtype, level)
-    return family.search(problem.score_factor, candidates)[0]
+    return family.search(problem.score_factors, candidates)[0]
 
 
 def _factor_hessian(problem: Problem, smooth: Tensor, damping: float | None = None) -> FactoredHessian:
@@ -148,6 +154,14 @@ def _factor_hessian(problem: Problem, smooth: Tensor, damping: float | None = No
 def _solve_nearest(problem: Problem) -> Fit:
     smooth = _ones(problem)
     return _round(problem, smooth, _decompose(problem, problem.weight, smooth))
+
+
+def _solve_rotated_gptq(problem: Problem) -> Fit:
+    grid, smooth = problem.arithmetic.weights, _ones(problem)
+    hessian = _factor_hessian(problem, smooth, PAPER_DAMPING)
+    scales = fit_scales(problem.weight, grid, problem.scale_dtype)
+    units = round_gptq(problem.weight, scales, grid, hessian)
+    return Fit(units, scales, grid, smooth, *_decompose(problem, problem.weight, smooth))
 
 
 def _solve_smoothed(problem: Problem) -> Fit:
@@ -196,6 +210,7 @@ METHODS = {
     "nearest": Method(_without_branch, _solve_nearest),
     "smoothquant": Method(_without_branch, _solve_smoothed),
     "hadamard": Method(_rotated, _solve_nearest, rotate),
+    "quarot_gptq": Method(_rotated, _solve_rotated_gptq, rotate),
     "nf4": Method(_with_16_bit_activations, _solve_nearest),
     "lorc": Method(_as_is, _solve_lorc),
     "svd": Method(_as_is, _solve_nearest),

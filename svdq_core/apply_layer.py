@@ -16,6 +16,7 @@ from ..kernels.part_weights import dequantize
 from ..kernels.paths.layer_paths import run
 from .blob import BlobLayout
 from .layer import Part, QuantizedLayer
+from .padding import widen
 from .shared_input import SharedCall, SharedInput, can_share, run_shared
 
 
@@ -120,7 +121,7 @@ def apply_layer(
         compute: "w4a4", "w4a8" or "w4a16"; see kernels/layer_call.py.
         lora_down, lora_up: (in_features, r) and (out_features, r), strength included, or None.
         gelu: "input" or "output": to which of them the layer applies a GELU (tanh); None: to neither.
-        gelu_from: first column of the output that goes through it.
+        gelu_from: first column that goes through it; of the input, one at which a part begins.
 
     Returns:
         (..., out_features) of x.dtype.
@@ -140,7 +141,7 @@ def apply_layer(
         finishes = not sums_up or part is last  # what belongs to a sum as a whole: the bias, the GELU behind it
         lora = None
         if lora_down is not None and lora_up is not None:
-            lora = Factors(lora_down[left:right], lora_up[top:bottom])
+            lora = Factors(widen(lora_down[left:right], part.width, 0), lora_up[top:bottom])
         first = max(0, gelu_from - top) if gelu == "output" and finishes else None
         if first is not None and first >= part.out_features:
             first = None
@@ -148,14 +149,14 @@ def apply_layer(
         if out is not None or first is not None:
             epilogue = Epilogue(None if out is None else out[:, top:bottom], sums_up and left > 0, first)
         call = LayerCall(
-            _columns(tokens, left, right),
+            widen(_columns(tokens, left, right), part.width, 1),
             part.tensors,
             part.scheme,
             "w4a16" if part.scheme == "awq" else compute,
             branch_of(part.factors, lora),
             _bias_of(part, layer.bias if finishes else None),
             part.act_unsigned,
-            gelu == "input",
+            gelu == "input" and left >= gelu_from,
             epilogue,
         )
         result = run(call)
@@ -210,4 +211,4 @@ def _dense_part(part: Part) -> Tensor:
         weight = weight / part["smooth_factor"].float()
     if part.rank:
         weight = weight + part["proj_up"].float() @ part["proj_down"].float().T
-    return weight
+    return weight[:, : part.in_features]

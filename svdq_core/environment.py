@@ -14,6 +14,7 @@ from ..kernels.gpus import generation, why_no_triton
 from ..kernels.paths.layer_paths import describe_paths, why_not_native
 from . import kernel_probe, published_files
 from .gpu_machine import architecture_name, nvidia_driver
+from .measured_choice import describe_choices, why_not_measured
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 GIB = 2**30
@@ -40,7 +41,7 @@ def check_environment(device: torch.device | None = None) -> list[tuple[str, lis
     device = best_device() if device is None else device
     return [
         ("This machine", _guarded(_software, device) + _guarded(_gpu, device) + _guarded(_triton, device)),
-        ("What will run", _guarded(_kernels, device)),
+        ("What will run", _guarded(_kernels, device) + _guarded(_timings, device)),
         ("Which file to download", _guarded(_files, device)),
     ]
 
@@ -227,6 +228,21 @@ def _kernels(device: torch.device) -> Iterator[Finding]:
             speed = speed_class(trial.compute, precision, device, compiles)
             tried = f"tried on a small layer: right; the first call took {trial.seconds:.1f} s"
             yield Finding(OK, f"{head}, {speed}{notes}\n{tried}")
+
+
+def _timings(device: torch.device) -> Iterator[Finding]:
+    if device.type != "cuda":
+        return
+    why_not = why_not_measured("int4", device)
+    if why_not is not None:
+        yield Finding(OK, f"auto goes by the table, because {why_not}")
+        return
+    lines = describe_choices(device)
+    if lines:
+        yield Finding(OK, "\n".join(("auto was measured on this GPU, which nobody had timed", *lines)))
+    else:
+        text = "nobody has timed this kind of GPU: the first model that is loaded with compute auto is measured, once"
+        yield Finding(NOTE, text)
 
 
 def speed_class(compute: str, precision: str, device: torch.device, compiles: bool) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..kernels.layer_call import Factors
 from .arena import Arena
 from .errors import CheckpointError
+from .padding import padded
 from .schemes import DERIVED, GROUP_SIZE, SCHEME_TENSORS
 from .values import FLOAT, check_values
 
@@ -51,6 +52,12 @@ class Part:
         return self.columns[1] - self.columns[0]
 
     @property
+    def width(self) -> int:
+        """Columns of its tensors: in_features, or more; see padding.py."""
+        qweight = self["qweight"]
+        return qweight.shape[-1] * (1 if self.scheme == "int8" else 2)
+
+    @property
     def rank(self) -> int:
         proj_up = self.get("proj_up")
         return proj_up.shape[1] if proj_up is not None and proj_up.ndim == 2 else 0
@@ -74,11 +81,13 @@ class Part:
         if len(halves) == 1:
             raise CheckpointError(f"{where}: {halves[0]} is missing. The file is incomplete; download it again.")
         ranks = [t.shape[1] for t in (self.get("proj_up"), self.get("proj_down")) if t is not None and t.ndim == 2]
+        wide = padded(self.in_features)
+        columns = wide if self.get("qweight") is not None and self.width == wide else self.in_features
         sizes = {
             "N": self.out_features,
-            "K": self.in_features,
-            "K2": self.in_features // 2,
-            "G": self.in_features // GROUP_SIZE[self.scheme],
+            "K": columns,
+            "K2": columns // 2,
+            "G": columns // GROUP_SIZE[self.scheme],
             "R": ranks[0] if ranks else "R",
         }
         for name, (symbols, dtypes, required) in table.items():

@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ..kernels.gpus import generation
 from ..kernels.ladder import logger
-from ..kernels.layer_call import LayerCall
-from ..kernels.paths.contest import AS_ACCURATE_AS_W4A4, Clock, contest, entrants, gpu_seconds
+from ..kernels.layer_call import Factors, LayerCall
+from ..kernels.paths.contest import AS_ACCURATE_AS_W4A4, Clock, compile_at_once, contest, entrants, gpu_seconds
 from ..kernels.paths.measured_order import Sizes, sizes_of, try_first
 from .gpu_machine import describe_gpu
 from .layer import Part, QuantizedLayer
@@ -101,6 +102,13 @@ def resolve_for_model(
     return (found.mode, f"measured on this GPU {when}: {words(found)}") if choice == "auto" else (mode, reason)
 
 
+def describe_choices(device: torch.device) -> list[str]:
+    """What was measured on a device for models that were loaded, in words, one line for each."""
+    choices = recall(describe_gpu(device)).choices.values()
+    found = [(raw["title"], Choice(raw["mode"], raw["paths"], raw["seconds"])) for raw in choices]
+    return [f"{title or 'a model'}: {words(choice)}" for title, choice in found]
+
+
 def words(choice: Choice) -> str:
     """The times of a choice in words, its mode first."""
     modes = sorted(choice.seconds, key=lambda mode: (mode != choice.mode, choice.seconds[mode]))
@@ -162,15 +170,16 @@ def measure(
     by_table: str,
     *,
     title: str = "",
+    kept: bool = True,
     clock: Clock | None = None,
     now: Callable[[], float] = time.perf_counter,
 ) -> Choice | None:
-    """Time what is not in a record yet, and choose; what came out is kept. None: no mode could be timed.
+    """Time what is not in a record yet, and choose. None: no mode could be timed.
 
     Args:
         samples: of the model, those with the most work first. dtype: of activations, 16 bit.
         record: what is known of the machine; it is added to. by_table: the mode that the table chooses.
-        title: of the model, for who reads the records.
+        title: of the model, for who reads the records. kept: whether later runs go by it.
         clock: as contest wants one; None: the GPU's. now: a clock of the wall, in seconds.
     """
     taking_part = entrants(samples[0].sizes.scheme, device, dtype)
@@ -186,7 +195,11 @@ def measure(
     began, spent, on_disk = now(), 0.0, True
     missing = [sample for sample in samples if str(sample.sizes) not in record.times]
     with torch.inference_mode(), _current(device):
+        calls = [meta_call(sample.part, dtype) for sample in missing]
+        compile_at_once(calls, taking_part, device, PATIENCE)
         for index, sample in enumerate(missing):
+            if spent >= BUDGET:
+                break
             try:
                 call = sample_call(sample.part, device, dtype)
             except torch.cuda.OutOfMemoryError:
@@ -206,8 +219,10 @@ def measure(
     choice = decide({str(s.sizes): s.count for s in samples}, record.times, order, by_table)
     if choice is not None:
         record.choices[_name_of(samples)] = {"title": title, **asdict(choice)}
-    keep(record, on_disk=on_disk)
-    logger.info("Measured in %.1f s: %s.", now() - began, "nothing" if choice is None else words(choice))
+    if kept:
+        keep(record, on_disk=on_disk)
+    found = "nothing" if choice is None else words(choice)
+    logger.info("Measured in %.1f s, %.1f of them timing: %s.", now() - began, spent, found)
     return choice
 
 
@@ -253,10 +268,18 @@ def sample_call(part: Part, device: torch.device, dtype: torch.dtype) -> LayerCa
     generator = torch.Generator(device).manual_seed(0)
     x = torch.randn(TOKENS, part.in_features, generator=generator, device=device, dtype=torch.float32)
     x = torch.nn.functional.gelu(x) if part.act_unsigned else x * tensors["smooth_factor"].float()
-    factors, bias = part.factors, torch.zeros(part.out_features, dtype=dtype, device=device)
-    assert factors is not None, "an SVDQuant part has a low-rank branch, if one of rank 0"
-    factors = type(factors)(*(factor.to(device) for factor in factors))
-    return LayerCall(x.to(dtype), tensors, part.scheme, "w4a4", factors, bias, part.act_unsigned)
+    return _call(part, x.to(dtype), tensors)
+
+
+def meta_call(part: Part, dtype: torch.dtype) -> LayerCall:
+    """sample_call's call without any numbers, to be told what it would launch."""
+    tensors = {name: tensor.to("meta") for name, tensor in part.tensors.items()}
+    return _call(part, torch.empty(TOKENS, part.in_features, dtype=dtype, device="meta"), tensors)
+
+
+def _call(part: Part, x: Tensor, tensors: dict[str, Tensor]) -> LayerCall:
+    factors, bias = Factors(tensors["proj_down"], tensors["proj_up"]), x.new_zeros(part.out_features)
+    return LayerCall(x, tensors, part.scheme, "w4a4", factors, bias, part.act_unsigned)
 
 
 def _current(device: torch.device) -> AbstractContextManager:

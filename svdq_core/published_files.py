@@ -6,7 +6,7 @@ import torch
 
 from ..kernels.gpus import generation
 from .layer import GROUP_SIZE
-from .models import FAMILIES, FLUX, Architecture, LinearMap, Published
+from .models import FAMILIES, FLUX, Architecture, BlockMap, LinearMap, Published
 
 WORKING_GIB = 0.5  # activations of FLUX.1 at 1024 x 1024; 0.42 GiB measured with BF16 weights on an H200
 RESERVED_GIB = 1.0  # the CUDA context, the desktop, the host's own reserve
@@ -50,8 +50,11 @@ def published_bytes(family: Architecture, model: Published, precision: str, rank
     for block in family.blocks:
         for linear in block.linears:
             rows, columns = model.linear_size(block, linear)
-            kept = any(fnmatchcase(f"{block.host}.0.{linear.host}", pattern) for pattern in family.kept)
-            each = 2 * rows * (columns + 1) if kept else _linear_bytes(linear, rows, columns, precision, rank)
+            each = (
+                2 * rows * (columns + 1)
+                if _is_plain(family, block, linear, columns)
+                else _linear_bytes(linear, rows, columns, precision, rank)
+            )
             total += model.counts[block.host] * each
     return total
 
@@ -65,8 +68,8 @@ def file_bytes(family: Architecture, model: Published, precision: str, rank: int
     total = 0
     for block in family.blocks:
         for linear in block.linears:
-            if not any(fnmatchcase(f"{block.host}.0.{linear.host}", pattern) for pattern in family.kept):
-                size = model.linear_size(block, linear)
+            size = model.linear_size(block, linear)
+            if not _is_plain(family, block, linear, size[1]):
                 total += model.counts[block.host] * _linear_bytes(linear, *size, precision, rank)
     return total
 
@@ -90,6 +93,12 @@ def family_lines(device: torch.device) -> list[str]:
             second = f"; where a file has quantized layers only, also {family.base_file}" if family.base_file else ""
             lines.append(f"{family.title}: {', '.join(files)}{second}")
     return [*lines, f"text encoder T5-XXL: {T5_FILE} ({T5_GB} GB), in models/text_encoders"]
+
+
+def _is_plain(family: Architecture, block: BlockMap, linear: LinearMap, columns: int) -> bool:
+    """Whether files have it in 16 bits: named so, or modulation of fewer columns than a group has, as H3's curves."""
+    named = any(fnmatchcase(f"{block.host}.0.{linear.host}", pattern) for pattern in family.kept)
+    return named or bool(linear.modulation_chunks and columns % GROUP_SIZE["awq"])
 
 
 def _linear_bytes(linear: LinearMap, rows: int, columns: int, precision: str, rank: int) -> int:

@@ -19,6 +19,7 @@ from ..kernels.launching.replay import Call, replay
 from ..kernels.layer_call import LayerCall
 from ..kernels.paths.layer_paths import first_path
 from .blob import BlobLayout
+from .padding import widen
 
 Quantized = tuple[Tensor, ...]
 
@@ -79,13 +80,16 @@ class SharedCall:
         if is_elsewhere(x.device):
             return None
 
-        def call() -> LayerCall:
+        def call(read: bool = False) -> LayerCall:
+            """The call; its input is there only if it is to be read."""
             part = (layer := self._layout.read(blob, bias)).parts[0]
             epilogue = Epilogue(gelu_from=gelu_from) if gelu == "output" else NOTHING_MORE
             own = part.get("bias")
             added = layer.bias if own is None else own if layer.bias is None else layer.bias + own
             rows = x.reshape(-1, x.shape[-1])
             rows = rows if rows.stride(1) == 1 else rows.contiguous()
+            if rows.shape[1] != part.width:
+                rows = widen(rows, part.width, 1) if read else rows.new_empty((len(rows), part.width))
             settings = part.scheme, self._compute, part.factors, added, part.act_unsigned, gelu == "input"
             return LayerCall(rows, part.tensors, *settings, epilogue)
 
@@ -98,7 +102,7 @@ class SharedCall:
             done = replay(("quantize", made, *situation), (x, blob))
             if isinstance(done, Call):
                 with done as recorded:
-                    one = call()
+                    one = call(read=True)
                     result = recorded.result = first_path(one).quantize(one)
                 return result
             assert isinstance(done, tuple), "as it was recorded"

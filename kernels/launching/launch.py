@@ -14,6 +14,9 @@ import triton
 from torch import Tensor
 
 from ..gpus import generation
+from ..stand_in import meant
+from .ahead import wait_for
+from .dry_run import Wanted, dry_run
 from .recording import note_launch
 from .replay import ALIGNMENT
 
@@ -23,7 +26,7 @@ MAX_INT_32 = 2**31 - 1
 _refused: list[str] = []  # what this Triton said when its compiled kernels could not be launched like this
 
 
-def _launch_key(kernel: Any, arguments: tuple, constants: dict[str, Any]) -> tuple | None:
+def launch_key(kernel: Any, arguments: tuple, constants: dict[str, Any]) -> tuple | None:
     """What decides which compiled kernel a launch needs; None for a launch to leave to Triton."""
     identity = id(kernel)
     unspecialized = _unspecialized.get(identity)
@@ -50,7 +53,7 @@ def _launch_key(kernel: Any, arguments: tuple, constants: dict[str, Any]) -> tup
             key.append(argument.base.dtype)
             key.append(tuple(argument.block_shape))
             device = argument.base.device
-    key.append(device)
+    key.append(device if device is None else meant(device))
     key.extend(constants.values())
     return tuple(key)
 
@@ -60,11 +63,13 @@ def _compiles_for_sizes() -> bool:
     return torch.version.hip is not None
 
 
-@cache
 def overlaps_launches(device: torch.device) -> bool:
     """Whether a kernel launched with launch_pdl begins while the one before it runs, and can wait for it."""
-    if not generation(device).overlaps_launches:
-        return False
+    return generation(device).overlaps_launches and _can_overlap()
+
+
+@cache
+def _can_overlap() -> bool:
     from triton.backends.nvidia.compiler import CUDAOptions
 
     return hasattr(CUDAOptions, "launch_pdl")  # since Triton 3.4
@@ -79,14 +84,20 @@ def launch(kernel: Any, grid: tuple[int, ...], arguments: tuple, constants: dict
         arguments: what is not constexpr, in the order of the signature.
         constants: every constexpr, in the order of the signature, and options such as num_warps.
     """
+    if dry_run.found is not None:
+        key = launch_key(kernel, arguments, constants)
+        if key is not None:
+            dry_run.found.setdefault(key, Wanted(kernel, arguments, constants))
+        return
     names = kernel.arg_names[len(arguments) :] if isinstance(kernel, triton.JITFunction) else None
-    key = None if _refused or names is None else _launch_key(kernel, arguments, constants)
+    key = None if _refused or names is None else launch_key(kernel, arguments, constants)
     if names is None or key is None:
         note_launch(None, (), (), ())
         kernel[grid](*arguments, **constants)
         return
     compiled, grid = _compiled.get(key), (*grid, 1, 1)[:3]
     if compiled is None:
+        wait_for(key)
         compiled = _compiled[key] = kernel[grid](*arguments, **constants)
         note_launch(compiled, grid, arguments, tuple(constants[name] for name in names))
         return

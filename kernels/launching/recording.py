@@ -14,7 +14,10 @@ from ..ladder import logger
 # operations that allocate and compute nothing
 _ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided")
 # operations that write to a tensor they are given, and do nothing else
-_WRITES = ("aten::mm.out", "aten::addmm.out", "aten::gelu.out", "aten::copy_", "aten::add_.Tensor")
+_WRITES = (
+    *("aten::mm.out", "aten::addmm.out", "aten::_int_mm.out", "aten::gelu.out"),
+    *("aten::copy_", "aten::zero_", "aten::add_.Tensor"),
+)
 
 
 class Launch(NamedTuple):

@@ -5,8 +5,10 @@ then the paths take turns, and the median of a path's turns counts. One that rai
 wrong values is out, with the reason in a sentence.
 """
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
@@ -15,12 +17,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..gpus import why_no_triton
+from ..gpus import generation, processors, why_no_triton
+from ..launching.ahead import Batch, compile_ahead, threads
+from ..launching.dry_run import launches_noted
 from ..layer_call import Factors, LayerCall
 from ..part_weights import rows_of
 from . import on_cpu
 from .layer_paths import PLAIN_TORCH, REFERENCE, BelowKernels, paths_for
-from .path import Path
+from .path import KernelPath, Path
 from .sixteen_bit import FewTokens
 
 # Modes that may stand for w4a4 without anybody seeing it: their results are at least as close to the full-precision
@@ -89,6 +93,30 @@ def gpu_seconds(device: torch.device, run: Callable[[], object]) -> float:
     stop.record()
     stop.synchronize()
     return start.elapsed_time(stop) / 1e3
+
+
+def compile_at_once(
+    calls: Sequence[LayerCall], taking_part: Sequence[Entrant], device: torch.device, patience: float
+) -> None:
+    """Compile the kernels of all entrants, several at a time; what fails here fails again in the contest.
+
+    Args:
+        calls: on meta tensors. device: what will run them.
+        patience: seconds after which the rest is left to the contest.
+    """
+    if threads() < 1 or why_no_triton(device) is not None:
+        return
+    with launches_noted(generation(device), processors(device), device) as found:
+        for call in calls:
+            for mode, path in taking_part:
+                if isinstance(path, KernelPath):
+                    with suppress(Exception):
+                        path.run(replace(call, mode=mode))
+    done = threading.Event()
+    batch = Batch("the trial of ways to compute", done.set)
+    compile_ahead(found, device, batch)
+    batch.end()
+    done.wait(patience)
 
 
 def contest(

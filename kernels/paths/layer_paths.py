@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..gpus import Generation, why_no_triton
+from ..gpus import Generation, generation, why_no_triton
 from ..ladder import attempts, is_elsewhere, say_once
 from ..layer_call import COMPUTE_MODES, Int8Weight, LayerCall, QuantizedAct, label_of
 from ..tiles import HOPPER_PART_N, fills_hopper
@@ -97,6 +97,25 @@ class Hopper(Int8):
         return gemm_w4a8_hopper
 
 
+class Int8ByTorch(Int8):
+    """Int8 with torch's product: below Triton's, unless it was measured to be faster."""
+
+    name = "torch's int8 product"
+
+    def why_not_for(self, call: LayerCall) -> str | None:
+        from ..step.gemm_w4a8_by_torch import LEAST_TOKENS, MULTIPLE
+
+        (M, K), N = call.x.shape, call.out_features
+        if M < LEAST_TOKENS:
+            return f"{M} tokens are too few for it"
+        return f"{K} inputs or {N} outputs are not multiples of {MULTIPLE}" if K % MULTIPLE or N % MULTIPLE else None
+
+    def gemm(self) -> Callable[..., Tensor]:
+        from ..step.gemm_w4a8_by_torch import gemm_w4a8_by_torch
+
+        return gemm_w4a8_by_torch
+
+
 class BelowKernels(PlainTorch):
     """What is left where kernels could be tried and all of them failed: w4a16 for 4-bit weights, whatever was asked.
 
@@ -123,6 +142,7 @@ PATHS: tuple[Path, ...] = (
     Int8Codes(),
     Hopper(),
     Int8(),
+    Int8ByTorch(),
     FewTokens(),
     SixteenBit(),
     Kitchen(),
@@ -147,8 +167,14 @@ def paths_for(scheme: str, mode: str) -> tuple[Path, ...]:
 
 
 @cache
-def _steps_here(scheme: str, mode: str, device: torch.device, dtype: torch.dtype) -> list[tuple[str, Path]]:
-    """(its name in messages, path) of what the machine and a dtype of activations allow, best first."""
+def _steps_here(
+    scheme: str, mode: str, device: torch.device, _gpu: Generation, dtype: torch.dtype
+) -> list[tuple[str, Path]]:
+    """(its name in messages, path) of what the machine and a dtype of activations allow, best first.
+
+    Args:
+        _gpu: of the device; a key of the cache, because meta tensors stand for one GPU or another.
+    """
     label, reasons, steps = label_of(scheme, mode), [], []
     for path in paths_for(scheme, mode):
         reason = path.why_not_here(device, dtype)
@@ -186,7 +212,8 @@ def run(call: LayerCall) -> Tensor:
 
 def _steps_for(call: LayerCall) -> list[tuple[str, Path]]:
     """(its name in messages, path) of the paths that can take a call, best first: by the table, or by measuring."""
-    steps = _steps_here(call.scheme, call.mode, call.x.device, call.x.dtype)
+    device = call.x.device
+    steps = _steps_here(call.scheme, call.mode, device, generation(device), call.x.dtype)
     return in_measured_order([step for step in steps if step[1].why_not_for(call) is None], call)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..ladder import note_new_order
 from ..layer_call import LayerCall
+from ..stand_in import meant
 from .path import Path
 
 LEAST_TOKENS = 256  # from which on what was measured counts
@@ -52,7 +53,7 @@ def try_first(device: torch.device, sizes: Sizes, mode: str, name: str) -> None:
 
 def in_measured_order(steps: list[tuple[str, Path]], call: LayerCall) -> list[tuple[str, Path]]:
     """Steps of a ladder with the path that was measured to be the fastest for the call's sizes in front."""
-    (M, K), device = call.x.shape, call.x.device
+    (M, K), device = call.x.shape, meant(call.x.device)
     if not _first or M < LEAST_TOKENS:
         return steps
     place = device.type, device.index or 0

@@ -2,7 +2,7 @@
 
     Y^T Y = L L^T,  Y (L^-1)^T  has orthonormal columns
 
-One program keeps the matrix and the inverse of its root in registers; a general solver spends far longer on starting
+A program keeps a matrix and the inverse of its root in registers; a general solver spends far longer on starting
 than on such sizes. Reference: torch.linalg.cholesky and solve_triangular.
 """
 
@@ -20,8 +20,8 @@ TINY = tl.constexpr(1e-30)  # on the diagonal, for a matrix of zeros
 
 @triton.jit
 def _inverse_root_kernel(
-    gram_ptr,  # (R, R) float64
-    out_ptr,  # (R, R) float64
+    gram_ptr,  # (B, R, R) float64
+    out_ptr,  # (B, R, R) float64
     R,
     JITTER: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -29,7 +29,8 @@ def _inverse_root_kernel(
     index = tl.arange(0, BLOCK)
     rows, columns = index[:, None], index[None, :]
     mask = (rows < R) & (columns < R)
-    matrix = tl.load(gram_ptr + rows * R + columns, mask=mask, other=0.0)
+    start = tl.program_id(0) * R * R
+    matrix = tl.load(gram_ptr + start + rows * R + columns, mask=mask, other=0.0)
     mean = tl.sum(tl.sum(tl.where(rows == columns, matrix, 0.0), axis=1), axis=0) / R
     matrix += tl.where(rows == columns, mean * JITTER + TINY, 0.0)
     inverse = tl.where(rows == columns, 1.0, 0.0).to(tl.float64)
@@ -42,29 +43,29 @@ def _inverse_root_kernel(
         below = tl.where(index > k, root, 0.0)
         inverse = tl.where(rows == k, row[None, :], inverse - below[:, None] * row[None, :])
         matrix -= root[:, None] * root[None, :]
-    tl.store(out_ptr + columns * R + rows, inverse, mask=mask)
+    tl.store(out_ptr + start + columns * R + rows, inverse, mask=mask)
 
 
 def inverse_root(gram: Tensor, jitter: float) -> Tensor:
     """(L^-1)^T of gram + jitter * mean diagonal = L L^T.
 
     Args:
-        gram: (R, R) float64, symmetric, positive semidefinite, R at most 64.
+        gram: (..., R, R) float64, one or a batch, each symmetric, positive semidefinite, R at most 64.
         jitter: dimensionless.
 
     Returns:
-        (R, R) float64, upper triangular.
+        (..., R, R) float64, upper triangular.
 
     Raises:
         ValueError: the matrix is too large.
     """
-    size = len(gram)
+    size = gram.shape[-1]
     if size > LARGEST:
         raise ValueError(f"{size} columns, expected at most {LARGEST}")
     out = torch.empty_like(gram)
     launch(
         _inverse_root_kernel,
-        (1,),
+        (gram.numel() // (size * size),),
         (gram.contiguous(), out, size),
         {
             "JITTER": jitter,

@@ -44,9 +44,17 @@ def _round_columns_kernel(
     mask = (offs_c < C)[:, None] & mask_n[None, :]
     left = tl.load(left_ptr + offs_c.to(tl.int64)[:, None] * N + offs_n[None, :], mask=mask, other=0.0)
     row_ptr = offs_n
+    # Each step's numbers are asked for a step ahead: they take as long to come as a step does.
+    next_scale = tl.load(scales_ptr + row_ptr, mask=mask_n, other=1.0)
+    next_inverse = tl.load(inverse_ptr + offs_c, mask=(offs_c > 0) & (offs_c < C), other=0.0)
+    next_diagonal = tl.load(inverse_ptr)
     for i in range(C):
+        scale, inverse, diagonal = next_scale, next_inverse, next_diagonal
+        j = tl.minimum(i + 1, C - 1)
+        next_scale = tl.load(scales_ptr + j * N + offs_n, mask=mask_n, other=1.0)
+        next_inverse = tl.load(inverse_ptr + j * C + offs_c, mask=(offs_c > j) & (offs_c < C), other=0.0)
+        next_diagonal = tl.load(inverse_ptr + j * C + j)
         value = tl.sum(tl.where(offs_c[:, None] == i, left, 0.0), axis=0)
-        scale = tl.load(scales_ptr + row_ptr, mask=mask_n, other=1.0)
         unit = tl.minimum(tl.maximum(tl.math.div_rn(value, scale), LOW), HIGH)
         if E2M1:
             magnitude = tl.abs(unit)
@@ -54,9 +62,7 @@ def _round_columns_kernel(
             unit = (unit / step + ROUND_MAGIC - ROUND_MAGIC) * step  # powers of two: exact
         else:
             unit = unit + ROUND_MAGIC - ROUND_MAGIC
-        diagonal = tl.load(inverse_ptr + i * C + i)
         error = tl.math.div_rn(value - unit * scale, diagonal)
-        inverse = tl.load(inverse_ptr + i * C + offs_c, mask=(offs_c > i) & (offs_c < C), other=0.0)
         left -= inverse[:, None] * error[None, :]
         tl.store(units_ptr + row_ptr, unit, mask=mask_n)
         tl.store(errors_ptr + row_ptr, error, mask=mask_n)

@@ -227,7 +227,7 @@ def gemm_w4a8_hopper(
     out = destination(epilogue, M, N, x_down)
     proj_up = proj_up.to(x_down.dtype)
     tiles = -(-M // BLOCK_M) * -(-N // BLOCK_N)
-    programs = min(processors(qx.device.index), 2 * tiles)  # few tiles are all computed as two parts
+    programs = min(processors(qx.device), 2 * tiles)  # few tiles are all computed as two parts
     cut = part_rounds(tiles, programs)[1] > 0  # a kernel of its own: it copies 128 rows of the weight at a time
     box_n = HOPPER_PART_N if cut else BLOCK_N
     if not R:  # a descriptor cannot be empty; with R = 0 the kernel never reads these

@@ -41,7 +41,7 @@ def _of_parts(values, PARTS: tl.constexpr):
     return values.reshape(1, N, PARTS)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "R"])
 def _gemv_w4a16_kernel(
     x_ptr,  # (M, K), rows stride_xm apart
     smooth_ptr,  # (K,) or None

@@ -29,7 +29,7 @@ def _join_rows(
     tl.store(out_ptr + row * TOTAL + column, tl.where(column < R, own, lora), mask=inside & (column < TOTAL))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "stride_ld", "stride_lu"])
 def _join_kernel(
     proj_down_ptr,  # (K, R)
     lora_down_ptr,  # (K, L), rows stride_ld apart

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launching.launch import launch
+from ..stand_in import meant
 from ..tiles import power_of_2
 
 # H200, 4608 tokens of 24 heads: 1 x 32, 4 x 8, 8 x 2, 16 x 1 and 32 x 1 take the same time, 64 x 1 8 % more
@@ -28,7 +29,7 @@ LARGEST_HEAD = 512
 LARGEST_ROW = 16384
 
 
-@triton.jit(do_not_specialize=["L"])
+@triton.jit(do_not_specialize=["H", "L"])
 def _rms_norm_kernel(
     x_ptr,  # (B, H, L, D), unit stride along D
     weight_ptr,  # (D,)
@@ -103,7 +104,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
     B, H, L, _ = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel():
-        eps = default_eps(x.dtype, x.device) if eps is None else eps
+        eps = default_eps(x.dtype, meant(x.device)) if eps is None else eps
         arguments = x, weight, out, H, L, x.stride(0), x.stride(1), x.stride(2)
         constants = {"EPS": eps, "D": D, "BLOCK_L": TOKENS, "BLOCK_H": HEADS, "num_warps": 4}
         launch(_rms_norm_kernel, (-(-L // TOKENS), -(-H // HEADS), B), arguments, constants)
@@ -123,7 +124,7 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
     K = x.shape[-1]
     if not x.is_contiguous() or K > LARGEST_ROW or x.dtype not in HALF:
         return F.layer_norm(x, (K,), eps=eps)
-    out = torch.empty_like(x)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)  # of meta tensors empty_like takes a second to import
     if x.numel():
         constants = {"EPS": eps, "BLOCK_K": power_of_2(K), "num_warps": 4}
         launch(_layer_norm_kernel, (x.numel() // K,), (x, out, K), constants)

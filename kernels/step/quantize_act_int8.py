@@ -28,7 +28,7 @@ from ..numerics import (
     rounded_quotient,
     wait_for_previous,
 )
-from ..tiles import Projection, choose_projection, power_of_2, quantizer_tile
+from ..tiles import Projection, added_columns, choose_projection, quantizer_tile
 from .project_act import add_shares, largest_of_shares, plan_projection, project_kernel
 from .requantize_weight import Requantization, requantize_rows
 
@@ -88,8 +88,11 @@ def _quantize_tokens(
         largest_of_token = tl.max(largest, axis=1)
     else:
         largest_of_token = largest_of_shares(sums_ptr, offs_m.to(tl.int64), offs_m < M, M, R, SHARES)
-        total = add_shares(sums_ptr, rows, offs_r, mask_m & (offs_r < R), M, R, SHARES)
-        tl.store(x_down_ptr + rows * R + offs_r, total.to(x_down_ptr.dtype.element_ty), mask=mask_m & (offs_r < R))
+        for start in range(0, R, BLOCK_R):
+            columns = start + offs_r
+            mask = mask_m & (columns < R)
+            total = add_shares(sums_ptr, rows, columns, mask, M, R, SHARES)
+            tl.store(x_down_ptr + rows * R + columns, total.to(x_down_ptr.dtype.element_ty), mask=mask)
 
     # Rounding keeps the order, so the largest quotient rounds to the largest rounded one.
     scales = largest_of_token.to(DTYPE).to(tl.float32) * INVERSE_INT8_MAX
@@ -202,7 +205,7 @@ def quantize_act_int8(
         plan = plan_projection(x, smooth_factor, proj_down, act_unsigned, gelu)
         launch(project_kernel, plan.grid, plan.arguments, plan.constants)
         sums, shares, overlap = plan.sums, plan.shares, plan.overlaps
-        tile = {**quantizer_tile(K, 0), "BLOCK_R": power_of_2(R)}
+        tile = {**quantizer_tile(K, 0), "BLOCK_R": added_columns(R)}
     elif projection is Projection.APART:
         if gelu:
             x, gelu = torch.ops.aten.gelu.out(x.detach(), approximate="tanh", out=torch.empty_like(x)), False

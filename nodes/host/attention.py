@@ -37,6 +37,8 @@ LEAST_TOKENS = 1024  # queries, and keys
 HANDED_ON = ("scale", "enable_gqa")  # what the host passes on to torch
 IGNORED = (OPTIONS, "_inside_attn_wrapper", "low_precision_attention")  # what it passes on to nobody
 
+MOST_REFUSED = 256  # sizes that are remembered; a forgotten one is tried once more
+
 _refused: set[tuple] = set()  # calls that cuDNN took and could not do
 
 
@@ -114,6 +116,8 @@ def attend(function, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor |
             except torch.cuda.OutOfMemoryError:
                 raise  # FlashAttention needs no less
             except RuntimeError as error:  # torch's checks let it through, and cuDNN has no plan for it
+                if len(_refused) >= MOST_REFUSED:
+                    _refused.clear()
                 _refused.add(call)
                 logger.info("cuDNN's attention does not take %s (%s); ComfyUI's is used.", tuple(q.shape), error)
     return function(q, k, v, heads, mask, *more, **options)

@@ -35,6 +35,10 @@ class Scenes:
     def __len__(self) -> int:
         return len(self.noise)
 
+    def where(self, mask: Tensor) -> "Scenes":
+        """Some of them; mask: (B,) bool."""
+        return Scenes(*(getattr(self, field.name)[mask] for field in fields(self)))
+
 
 def evaluated_scenes(count: int, hard: int, device: torch.device) -> Scenes:
     """`count` captions at random, then `hard` ones with small stars or rings on a dark ground; all held out."""

@@ -38,6 +38,8 @@ class SimulatedPart:
         activations: grid that the smoothed input is rounded to; None: 16 bits.
         proj_down, proj_up: (K, R) and (N, R) float32.
         see: what is done to the input before anything else.
+        offset: (N,) added to the layer's bias; None: nothing.
+        rounding: of the smoothed input (T, K) by this part; None: to `activations` as the runtime does.
     """
 
     rows: Range
@@ -49,6 +51,8 @@ class SimulatedPart:
     proj_down: Tensor
     proj_up: Tensor
     see: Callable[[Tensor], Tensor] = Tensor.float
+    offset: Tensor | None = None
+    rounding: "Callable[[Tensor, SimulatedPart], Tensor] | None" = None
 
     @staticmethod
     def of_fit(fit: Fit, problem: Problem, rows: Range, columns: Range, see: Callable[[Tensor], Tensor]):
@@ -78,7 +82,9 @@ class SimulatedPart:
         """(T, K of the layer) float32 -> (T, N of the part) float32."""
         seen = self.see(x[:, slice(*self.columns)])
         x_hat = ((seen + self.shift) / self.smooth).to(STORED).float()
-        if self.activations is not None:
+        if self.rounding is not None:
+            x_hat = self.rounding(x_hat, self)
+        elif self.activations is not None:
             x_hat = quantize_activations(x_hat, self.activations, STORED)
         out = x_hat @ self.values.T
         if self.proj_down.shape[1]:
@@ -103,11 +109,13 @@ class SimulatedLinear(nn.Module):
 
     @staticmethod
     def of_parts(parts: list[SimulatedPart], bias: Tensor) -> "SimulatedLinear":
-        """Take the shifts of the parts out of the unquantized layer's bias (N,)."""
+        """The unquantized layer's bias (N,) without the shifts of the parts, and with their offsets."""
         bias = bias.float().clone()
         for part in parts:
             if part.shift:
                 bias[slice(*part.rows)] -= part.folded_shift()
+            if part.offset is not None:
+                bias[slice(*part.rows)] += part.offset
         return SimulatedLinear(parts, bias)
 
     @staticmethod

@@ -36,6 +36,11 @@ class ComfyFormat(Format):
                 f"{host} carries a LoRA, and the comfy-native format of modulation layers has no place for one. Write "
                 "nunchaku or bf16, or take the LoRA off."
             )
+        if any(part.width != part.in_features for part in layer.parts):
+            raise ArchitectureError(
+                f"{host} has {layer.in_features} inputs, no multiple of 64, and the comfy-native format has no place "
+                "for columns of zeros that fill them up. Write svdquant or bf16."
+            )
         joined = join_rows(layer.parts)
         if joined is not None and joined.columns == (0, layer.in_features):
             yield from self._layer(host, joined, layer.bias, layer.parts)

@@ -137,6 +137,17 @@ class Plan:
         self.check_names()
         yield from self._checked(map(self._run, self._jobs))
 
+    def piece(self, host: str) -> Entry:
+        """One of the pieces by its host name, checked as far as one can be by itself.
+
+        Raises:
+            CheckpointError: as entries().
+        """
+        job = next(job for job in self._jobs if job.host == host)
+        entry = self._run(job)
+        self._check(job, entry)
+        return entry
+
     def read(self) -> QuantizedModel:
         """The whole model, several pieces at a time.
 

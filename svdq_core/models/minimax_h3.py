@@ -111,7 +111,7 @@ MINIMAX_H3 = Architecture(
     extras=_extras,
     optional=frozenset({"time_embedder", CURVES, FREQUENCIES}),  # the pruned form has a table of curves
     older_suffixes=True,
-    kept=("*.adaln_proj.linear", "token_refiner.*"),
+    kept=("token_refiner.*",),
     members=(("fl2va",), ("ref2va", "ref2v", "r2va")),
     base_file="a 16-bit MiniMax H3 file of the same model (for minimax-h3-fl2va: minimax_h3_fl2va_bf16.safetensors, or "
     "its pruned form minimax_h3_fl2va_pruned_bf16.safetensors)",

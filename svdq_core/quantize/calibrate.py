@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..checkpoint.safetensors_write import save_file
 from ..checkpoint.save import replacing
-from .calibration_file import FORMAT, HESSIAN, KEYS, VERSION, Calibration, Counts
+from .calibration_file import FORMAT, HESSIAN, KEYS, MEAN, VERSION, Calibration, Counts
 from .statistics import InputStatistics, named_generator
 
 logger = logging.getLogger("svdquant")
@@ -35,6 +35,7 @@ class _Site:
     generator: torch.Generator
     tokens: Tensor
     keys: Tensor
+    sum: Tensor | None  # None: it goes on from a file without means
     square_sum: Tensor
     absmax: Tensor
     hessians: dict[Range, Tensor]
@@ -90,8 +91,11 @@ class Collector:
         keys, offered, stay = self._draw(site, drawn[: self.tokens])
         entering = x[offered.to(x.device)].to("cpu", torch.bfloat16)
         # Nothing below can fail for want of memory on the device: a call counts whole or not at all.
-        site.square_sum += moments[:channels]
-        torch.maximum(site.absmax, moments[channels:-1], out=site.absmax)
+        sums, square_sums, absmax = moments[:-1].split(channels)
+        if site.sum is not None:
+            site.sum += sums
+        site.square_sum += square_sums
+        torch.maximum(site.absmax, absmax, out=site.absmax)
         self._exchange(site, entering, keys, stay)
         for span, product in products.items():
             site.hessians[span] += product
@@ -105,6 +109,7 @@ class Collector:
             generator=named_generator(self.seed, name),
             tokens=torch.zeros(0, channels, dtype=torch.bfloat16),
             keys=torch.zeros(0, dtype=torch.float64),
+            sum=torch.zeros(channels),
             square_sum=torch.zeros(channels),
             absmax=torch.zeros(channels),
             hessians={(a, b): torch.zeros(b - a, b - a) for a, b in self.hessians.get(name, ())},
@@ -150,6 +155,7 @@ class Collector:
                 generator=named_generator(seed, f"{name} after {counts.calls} calls"),
                 tokens=found.tokens[order],
                 keys=keys[order],
+                sum=None if found.mean is None else found.mean * counts.tokens,
                 square_sum=found.mean_square * counts.tokens,
                 absmax=found.absmax,
                 hessians={span: hessian * counts.hessian_tokens for span, hessian in found.hessians.items()},
@@ -174,7 +180,7 @@ class Collector:
     def nbytes(self) -> int:
         """What a file of it will take, without its header."""
         return sum(
-            s.tokens.nbytes + s.keys.nbytes + 8 * len(s.absmax) + sum(g.nbytes for g in s.hessians.values())
+            s.tokens.nbytes + s.keys.nbytes + 12 * len(s.absmax) + sum(g.nbytes for g in s.hessians.values())
             for s in self._sites.values()
         )
 
@@ -188,6 +194,7 @@ class Collector:
             count=site.counts.tokens,
             hessians={k: g / max(1, site.counts.hessian_tokens) for k, g in site.hessians.items()},
             hessian_count=site.counts.hessian_tokens,
+            mean=None if site.sum is None else site.sum / max(1, site.counts.tokens),
         )
 
     def summary(self) -> dict[str, int]:
@@ -215,6 +222,8 @@ class Collector:
             found = self.statistics(name)
             tensors[f"{name}.tokens"], tensors[f"{name}.{KEYS}"] = found.tokens, site.keys
             tensors[f"{name}.mean_square"], tensors[f"{name}.absmax"] = found.mean_square, found.absmax
+            if found.mean is not None:
+                tensors[f"{name}.{MEAN}"] = found.mean
             for (start, stop), hessian in found.hessians.items():
                 tensors[f"{name}.{HESSIAN}.{start}.{stop}"] = hessian
             counts[name] = site.counts.to_list()
@@ -228,15 +237,18 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over the finite tokens of (M, K).
 
     Returns:
-        (2K + 1,) float32 on the CPU: sum of squares, absmax, number of finite tokens; and (M,) bool which those are.
+        (3K + 1,) float32 on the CPU: sum, sum of squares, absmax, number of finite tokens; and (M,) bool, which those
+        are.
     """
-    square_sum = torch.zeros(x.shape[1], device=x.device)
-    absmax, finite = torch.zeros_like(square_sum), []
+    total = torch.zeros(x.shape[1], device=x.device)
+    square_sum, absmax, finite = torch.zeros_like(total), torch.zeros_like(total), []
     for rows in x.split(CHUNK_ROWS):
         wide = rows.float()
         finite.append(torch.isfinite(wide).all(dim=1))
-        wide = torch.where(finite[-1][:, None], wide, 0.0).abs_()
+        wide = torch.where(finite[-1][:, None], wide, 0.0)
+        total += wide.sum(dim=0)
+        wide = wide.abs_()
         torch.maximum(absmax, wide.amax(dim=0), out=absmax)
         square_sum += wide.square_().sum(dim=0)
     mask = torch.cat(finite)
-    return torch.cat((square_sum, absmax, mask.sum()[None].float())).cpu(), mask
+    return torch.cat((total, square_sum, absmax, mask.sum()[None].float())).cpu(), mask

@@ -4,6 +4,7 @@
 <layer>.keys          (T,) float64         the random keys by which it was drawn; a calibration goes on with them
 <layer>.mean_square   (K,) float32         over all tokens
 <layer>.absmax        (K,) float32         over all tokens
+<layer>.mean          (K,) float32         mean of x over all tokens; files of earlier versions lack it
 <layer>.gram.A.B      (B-A, B-A) float32   Hessian: mean of x x^T over channels A...B, where recorded
 metadata              format, version, counts {layer: [tokens, Hessian tokens, calls, dropped tokens]}, and words
 """
@@ -28,6 +29,7 @@ KEYS = "keys"
 RECORD_AGAIN = "Record it again."
 MOST_COUNTED = 1 << 53  # tokens, which are counted in floats, too
 HESSIAN = "gram"  # the Gram matrix of the inputs, which GPTQ takes for the Hessian
+MEAN = "mean"
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _PARTS = ("tokens", KEYS, "mean_square", "absmax")
 
@@ -127,10 +129,12 @@ class Calibration(Mapping[str, InputStatistics]):
             count=counts.tokens,
             hessians={span: self._read(key) for key, span in self._hessian_spans(name)},
             hessian_count=counts.hessian_tokens,
+            mean=self._read(f"{name}.{MEAN}") if f"{name}.{MEAN}" in self._keys else None,
         )
         self._file.release()
         keys = self._file.shape(f"{name}.{KEYS}")
         fits = len(keys) == 1 and found.tokens.shape == (*keys, width) and found.mean_square.shape == (width,)
+        fits &= found.mean is None or found.mean.shape == (width,)
         if not fits or any(h.shape != (b - a, b - a) or b > width for (a, b), h in found.hessians.items()):
             raise self._misfit(name)
         if bool((found.mean_square < 0).any()) or bool((found.absmax < 0).any()):

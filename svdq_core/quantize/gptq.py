@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...kernels.gpus import why_no_triton
 from ...kernels.ladder import descend
+from .coarse_products import coarse_products
 from .grid import Grid
 from .round import ROWS, GroupScales
 
@@ -93,7 +94,8 @@ def _round_rows(residual: Tensor, effective: Tensor, group_of: Tensor, grid: Gri
         stop = min(start + BLOCK, len(left))
         column_scales = effective.T[group_of[start:stop]].contiguous()
         errors = _round_block(left[start:stop], inverse[start:stop, start:stop], column_scales, grid, units[start:stop])
-        left[stop:].addmm_(inverse[start:stop, stop:].T, errors, alpha=-1)
+        with coarse_products(left.device):  # beside the steps of 4 bits, what is passed on has bits enough
+            left[stop:].addmm_(inverse[start:stop, stop:].T, errors, alpha=-1)
     restored = torch.empty_like(units)
     restored[order] = units
     return restored.T.contiguous()

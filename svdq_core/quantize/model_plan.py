@@ -6,7 +6,8 @@ plan_rules.py makes one of a traced model, layout_plan.py one of a family whose 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ...kernels.format import GROUP_SIZE_AWQ, GROUP_SIZE_INT4, GROUP_SIZE_NVFP4
+from ...kernels.format import GROUP_SIZE_INT4, GROUP_SIZE_NVFP4
+from ..padding import padded
 from .part_plan import LayerPlan
 from .spec import QuantSpec
 
@@ -136,12 +137,14 @@ class ModelPlan:
 
 def layer_bytes(layer: PlannedLayer, spec: QuantSpec) -> int:
     """What a quantized Linear takes in a file."""
-    if layer.is_modulation:
-        return layer.weights // 2 + 2 * HALF_BYTES * layer.weights // GROUP_SIZE_AWQ
-    branch = HALF_BYTES * (spec.rank * (layer.out_features + layer.in_features) + layer.in_features)
+    if layer.parts is not None and layer.parts.awq:
+        return layer.weights // 2 + 2 * HALF_BYTES * layer.weights // layer.parts.group
+    columns = padded(layer.in_features)
+    weights = layer.out_features * columns
+    branch = HALF_BYTES * (spec.rank * (layer.out_features + columns) + columns)
     if spec.precision == "int8":
-        return layer.weights + 4 * layer.out_features + branch
-    scales = layer.weights // GROUP_SIZE_NVFP4
+        return weights + 4 * layer.out_features + branch
+    scales = weights // GROUP_SIZE_NVFP4
     if spec.precision == "int4":
-        scales = HALF_BYTES * layer.weights // GROUP_SIZE_INT4
-    return layer.weights // 2 + scales + branch
+        scales = HALF_BYTES * weights // GROUP_SIZE_INT4
+    return weights // 2 + scales + branch

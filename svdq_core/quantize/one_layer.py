@@ -8,21 +8,24 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ...kernels.format import GELU_SHIFT
 from ...kernels.packing import pack_nibbles
 from ...kernels.reference import encode_e2m1
 from ..errors import SVDQuantError
 from ..layer import Part, QuantizedLayer
+from ..padding import padded
 from .fit import BEST_TURNS, FAST_TURNS, Fit, fit_part, overflow_error
 from .gptq import FactoredHessian, choose_damping
 from .grid import runtime_arithmetic
 from .part_plan import LayerPlan, PartPlan
 from .problem import Problem
-from .round import ROWS, round_awq
+from .round import ROWS
 from .smooth import FactorFamily, activation_level
 from .spec import QuantSpec
 from .statistics import InputStatistics, named_generator
+from .w4a16 import fit_w4a16, output_error, weight_error
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class PartReport:
         rank: of its low-rank branch.
         smoothing: how the smoothing factor was made, in words.
         rounding: "nearest" or "gptq".
-        relative_error: ||y_quantized - y|| / ||y|| on the tokens at hand; of the weight itself for awq.
+        relative_error: ||y_quantized - y|| / ||y|| on the tokens at hand; of the weight itself for awq without tokens.
         measured: the tokens were recorded from the model, not drawn.
     """
 
@@ -90,16 +93,20 @@ def quantize_layer(
         torch.zeros(out_features, dtype=torch.float32, device=weight.device) if bias is None else bias.float().clone()
     )
     if plan.awq:
-        part, report, restored = _quantize_awq(weight, plan.parts[0], spec, name)
-        if bias is not None and statistics is not None:  # its input has a large mean: what that loses is no noise
+        part, report, restored = _quantize_awq(weight, plan, spec, name, statistics)
+        # the input of modulation has a large mean: what that loses is no noise
+        if bias is not None and statistics is not None and not plan.by_inputs:
             total += (weight.float() - restored) @ statistics.tokens.to(weight.device).float().mean(dim=0)
         return _finish(weight, [part], None if bias is None else total, spec, name), [report]
     statistics = _complete(statistics, plan, spec, in_features=in_features, name=name, device=weight.device)
+    wide, more = weight, padded(in_features) - in_features
+    if more:  # channels without input or weight, as models have some anyway
+        wide, statistics = pad(weight, (0, more)), statistics.widened(in_features + more)
 
     parts, reports = [], []
     for columns in dict.fromkeys(p.columns for p in plan.parts):
         members = [p for p in plan.parts if p.columns == columns]
-        problems = [_pose(weight, member, statistics, spec, name=name, poll=poll) for member in members]
+        problems = [_pose(wide, member, statistics, spec, name=name, poll=poll) for member in members]
         smooth, label = _choose_shared_factor(problems, spec)
         hessian = _factor_hessian(problems[0].statistics, smooth) if spec.method == "best" else None
         for member, problem in zip(members, problems, strict=True):
@@ -171,7 +178,8 @@ def _complete(
             "It belongs to another model; record one with this model."
         )
     statistics = statistics.to(device)  # looking through large Hessians takes the CPU longer than moving them
-    for tensor in (statistics.tokens, statistics.mean_square, statistics.absmax, *statistics.hessians.values()):
+    moments = (statistics.mean_square, statistics.absmax, *(() if statistics.mean is None else (statistics.mean,)))
+    for tensor in (statistics.tokens, *moments, *statistics.hessians.values()):
         if not bool(torch.isfinite(tensor).all()):
             raise SVDQuantError(f"{name}: the calibration holds NaN or infinite values. Record it again.")
     return statistics
@@ -187,9 +195,10 @@ def _pose(
     poll: Callable[[], None],
 ) -> Problem:
     act_unsigned = plan.after_gelu and spec.precision == "int4"
+    left, right = plan.columns[0], padded(plan.columns[1])
     return Problem(
-        weight=weight[slice(*plan.rows), slice(*plan.columns)].float(),
-        statistics=statistics.columns(*plan.columns),
+        weight=weight[slice(*plan.rows), left:right].float(),
+        statistics=statistics.columns(left, right),
         arithmetic=runtime_arithmetic(spec.precision, spec.activations, act_unsigned),
         shift=GELU_SHIFT if act_unsigned else 0.0,
         rank=spec.rank,
@@ -206,7 +215,9 @@ def _choose_shared_factor(problems: list[Problem], spec: QuantSpec) -> tuple[Ten
     statistics = problems[0].statistics
     weight = problems[0].weight if len(problems) == 1 else torch.cat([p.weight for p in problems])
     family = FactorFamily(weight, statistics, spec.scale_dtype, activation_level(statistics, spec.precision))
-    return family.search(lambda smooth: sum(p.score_factor(smooth) for p in problems))
+    return family.search(
+        lambda factors: [sum(errors) for errors in zip(*(p.score_factors(factors) for p in problems), strict=True)]
+    )
 
 
 def _factor_hessian(statistics: InputStatistics, smooth: Tensor) -> FactoredHessian | None:
@@ -231,19 +242,17 @@ def _to_part(fit: Fit, plan: PartPlan, problem: Problem, spec: QuantSpec) -> Par
     return Part(spec.precision, plan.rows, plan.columns, problem.shift != 0, tensors)
 
 
-def _quantize_awq(weight: Tensor, plan: PartPlan, spec: QuantSpec, name: str) -> tuple[Part, PartReport, Tensor]:
-    weight = weight.float()
-    codes, scales, zeros = round_awq(weight, spec.scale_dtype)
-    tensors = {
-        "qweight": pack_nibbles(codes),
-        "wscales": scales.T.contiguous(),
-        "wzeros": zeros.T.contiguous(),
-    }
-    groups = codes.float().unflatten(-1, (scales.shape[1], -1))
-    restored = torch.addcmul(zeros.float()[..., None], groups, scales.float()[..., None]).flatten(-2)
-    error = float((restored - weight).norm() / weight.norm().clamp(min=1e-30))
-    report = PartReport(name, plan.rows, plan.columns, "awq", 0, "none", "nearest", error, False)
-    return Part("awq", plan.rows, plan.columns, False, tensors), report, restored
+def _quantize_awq(
+    weight: Tensor, plan: LayerPlan, spec: QuantSpec, name: str, statistics: InputStatistics | None
+) -> tuple[Part, PartReport, Tensor]:
+    weight, part = weight.float(), plan.parts[0]
+    seen = None
+    if plan.by_inputs and statistics is not None:
+        seen = _complete(statistics, plan, spec, in_features=weight.shape[1], name=name, device=weight.device)
+    fit = fit_w4a16(weight, plan.group, spec.scale_dtype, seen)
+    error = weight_error(fit, weight) if seen is None else output_error(fit, weight, seen)
+    report = PartReport(name, part.rows, part.columns, "awq", 0, "none", fit.rounding, error, seen is not None)
+    return fit.part(part), report, fit.values
 
 
 def _finish(weight: Tensor, parts: list[Part], bias: Tensor | None, spec: QuantSpec, name: str) -> QuantizedLayer:

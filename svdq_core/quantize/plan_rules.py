@@ -5,7 +5,8 @@ Qwen-Image, Krea 2, MiniMax H3, SDXL, Wan 2.1, PixArt); rules 4 and 5 and their 
 What they choose for 35 models of ComfyUI 0.30 stands in tests/families/plans.json, looked through by eye.
 
 1. Only repeated blocks: what lies outside takes few parameters and hurts most.
-2. Only what the kernels can hold and what is worth it: inputs in groups of 64, outputs in 16s, enough weights.
+2. Only what the kernels can hold and what is worth it: outputs in 8s, enough weights. Inputs that do not fill groups of
+   64 get columns of zeros (svdq_core/padding.py).
 3. What a step gives one row for a picture, however large, is modulation: its weights count, its time does not. W4A16
    where they are a tenth of the model, as FLUX.1's 27 % and Qwen-Image's 33 % are in published files, 16 bits below it,
    as Z-Image's 2 % and Chroma's 3 %.
@@ -17,12 +18,12 @@ What they choose for 35 models of ComfyUI 0.30 stands in tests/families/plans.js
 from dataclasses import replace
 from itertools import pairwise
 
-from ...kernels.format import GROUP_SIZE_INT4
+from ...kernels.format import GROUP_SIZE_AWQ, GROUP_SIZE_INT4
 from .model_plan import ModelPlan, PlannedLayer
 from .part_plan import LayerPlan
 from .traced_layers import TracedLinear, TracedModel
 
-OUTPUT_MULTIPLE = 16
+OUTPUT_MULTIPLE = 8
 SMALLEST = 1 << 18  # weights; LTX-2.3's gate logits have 2^17
 SMALLEST_SHARE = 1 / 4096  # of a model too small for the number above
 WORTH_W4A16 = 0.10
@@ -37,11 +38,11 @@ def plan_model(traced: TracedModel) -> ModelPlan:
     smallest = min(SMALLEST, traced.parameters * SMALLEST_SHARE)
     inside = [linear for linear in traced if linear.block]
     fixed = {x.name for x in inside if _runs(x) and not (x.grows_with_image or x.grows_with_text)}
-    held = {x.name for x in inside if not _misfit(x, smallest)}
+    held = {x.name for x in inside if not _misfit(x, smallest, x.name in fixed)}
     modulation = sum(x.weights for x in inside if x.name in fixed & held) / traced.parameters
     layers = {}
     for x in inside:
-        why, parts = _misfit(x, smallest), None
+        why, parts = _misfit(x, smallest, x.name in fixed), None
         if not why and x.name in fixed:
             if modulation >= WORTH_W4A16:
                 parts = LayerPlan.modulation(x.out_features, x.in_features)
@@ -52,7 +53,7 @@ def plan_model(traced: TracedModel) -> ModelPlan:
         elif not why and kinds[x.stack] < SMALL_KIND * traced.parameters:
             why = f"blocks of its kind are less than {SMALL_KIND:.1%} of the model"
         elif not why:
-            parts = replace(split_by_input(x), multiples=(OUTPUT_MULTIPLE, GROUP_SIZE_INT4))
+            parts = replace(split_by_input(x), multiples=(OUTPUT_MULTIPLE, 1))  # narrower groups are filled up
         layers[x.name] = PlannedLayer(x.name, x.block, x.out_features, x.in_features, parts, x.input_of, why)
     return ModelPlan(traced.title, traced.parameters, layers)
 
@@ -76,14 +77,18 @@ def _is_context(linear: TracedLinear) -> bool:
     return linear.is_context and linear.grows_with_text and not linear.grows_with_image
 
 
-def _misfit(linear: TracedLinear, smallest: float) -> str:
-    """Why a Linear cannot be quantized, or need not be; "" if it can."""
+def _misfit(linear: TracedLinear, smallest: float, fixed: bool) -> str:
+    """Why a Linear cannot be quantized, or need not be; "" if it can.
+
+    Args:
+        fixed: it has as many rows whatever the picture: it would be W4A16.
+    """
     if not linear.calls:
         return "runs once for a prompt, not in every step" if linear.prepares else "did not run in a step"
     if linear.bypassed:
         return "its weight is read past the layer"
-    if linear.in_features % GROUP_SIZE_INT4:
-        return f"{linear.in_features} inputs are no multiple of {GROUP_SIZE_INT4}"
+    if fixed and linear.in_features % GROUP_SIZE_AWQ:
+        return f"{linear.in_features} inputs are no multiple of {GROUP_SIZE_AWQ}"
     if linear.out_features % OUTPUT_MULTIPLE:
         return f"{linear.out_features} outputs are no multiple of {OUTPUT_MULTIPLE}"
     return "too few weights to be worth it" if linear.weights < smallest else ""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..padding import padded, widen
 from .grid import runtime_arithmetic
 from .model_plan import ModelPlan
 from .round import round_by_absmax
@@ -82,7 +83,7 @@ def precheck(
         if layer.block not in looked_at or layer.is_modulation or spared(layer.name):
             continue
         weight = weights[f"{layer.name}.weight"]
-        rows = weight[:: max(1, len(weight) // ROWS)][:ROWS].float()
+        rows = widen(weight[:: max(1, len(weight) // ROWS)][:ROWS].float(), padded(weight.shape[1]), 1)
         if not bool(torch.isfinite(rows).all()):
             broken.append(layer.name)
             continue

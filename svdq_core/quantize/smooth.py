@@ -100,21 +100,20 @@ class FactorFamily:
         return normalize_factor(factor, self.dtype, self.level)
 
     def search(
-        self, score: Callable[[Tensor], float], candidates: tuple[Exponents, ...] | None = None
+        self, score: Callable[[list[Tensor]], list[float]], candidates: tuple[Exponents, ...] | None = None
     ) -> tuple[Tensor, str]:
         """The factor with the lowest score and its exponents in words.
 
         Args:
-            score: output error for a factor.
+            score: output errors for some factors.
             candidates: the only ones to try; None: coarse ones, then steps from the best.
         """
         seen: dict[Exponents, float] = {}
 
         def best_of(proposals) -> Exponents:
-            for exponents in proposals:
-                if exponents not in seen:
-                    error = score(self.factor(exponents))
-                    seen[exponents] = error if math.isfinite(error) else math.inf
+            new = [exponents for exponents in dict.fromkeys(proposals) if exponents not in seen]
+            errors = score([self.factor(exponents) for exponents in new]) if new else []
+            seen.update((e, error if math.isfinite(error) else math.inf) for e, error in zip(new, errors, strict=True))
             return min(seen, key=seen.__getitem__)
 
         best = best_of(candidates or (MEASURED if self.measured else ASSUMED))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, pad
 
 GELU_MEAN_SQUARE = 0.4252  # of GELU(z) for standard-normal z
 
@@ -28,6 +28,7 @@ class InputStatistics:
         count: number of tokens behind these two; 0: they are assumed, not measured.
         hessians: (start, stop) of consecutive channels -> (stop - start, stop - start) float32 mean of x x^T.
         hessian_count: number of tokens behind the Hessians.
+        mean: (K,) float32 mean of x, over the same tokens as mean_square; None: not recorded.
     """
 
     tokens: Tensor
@@ -36,6 +37,7 @@ class InputStatistics:
     count: int = 0
     hessians: Mapping[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
     hessian_count: int = 0
+    mean: Tensor | None = None
 
     @property
     def measured(self) -> bool:
@@ -66,7 +68,7 @@ class InputStatistics:
     def from_tokens(tokens: Tensor) -> "InputStatistics":
         """Measured on the tokens alone: (T, K) any float dtype."""
         x = tokens.float()
-        return InputStatistics(tokens, x.square().mean(dim=0), x.abs().amax(dim=0), len(x))
+        return InputStatistics(tokens, x.square().mean(dim=0), x.abs().amax(dim=0), len(x), mean=x.mean(dim=0))
 
     def columns(self, start: int, stop: int) -> "InputStatistics":
         """The statistics of some consecutive channels, renumbered from 0."""
@@ -80,6 +82,25 @@ class InputStatistics:
             mean_square=self.mean_square[start:stop],
             absmax=self.absmax[start:stop],
             hessians=hessians,
+            mean=None if self.mean is None else self.mean[start:stop],
+        )
+
+    def widened(self, channels: int) -> "InputStatistics":
+        """With channels behind it that are always zero."""
+        more = channels - self.channels
+        hessians = {
+            (0, channels) if span == (0, self.channels) else span: pad(h, (0, more, 0, more))
+            if span == (0, self.channels)
+            else h
+            for span, h in self.hessians.items()
+        }
+        return replace(
+            self,
+            tokens=pad(self.tokens, (0, more)),
+            mean_square=pad(self.mean_square, (0, more)),
+            absmax=pad(self.absmax, (0, more)),
+            hessians=hessians,
+            mean=None if self.mean is None else pad(self.mean, (0, more)),
         )
 
     def to(self, device: torch.device) -> "InputStatistics":
@@ -90,6 +111,7 @@ class InputStatistics:
             mean_square=self.mean_square.to(device, torch.float32),
             absmax=self.absmax.to(device, torch.float32),
             hessians={k: g.to(device, torch.float32) for k, g in self.hessians.items()},
+            mean=None if self.mean is None else self.mean.to(device, torch.float32),
         )
 
     def sample(self, count: int) -> Tensor:

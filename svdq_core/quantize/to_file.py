@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..checkpoint.formats import FORMATS, quantized_format
 from ..checkpoint.output import Output, whole
-from ..checkpoint.read_plan import Entry as Piece
 from ..checkpoint.save import require_space
 from ..checkpoint.stream import write_stream
 from ..checkpoint.writer import Format
@@ -29,9 +28,11 @@ from .journal import Journal, StoredLayer
 from .model_plan import ModelPlan, PlannedLayer
 from .one_layer import PartReport
 from .overrides import Overrides
+from .read_ahead import read_ahead
 from .share import Share
 from .spec import QuantSpec
 from .statistics import InputStatistics
+from .store_layers import as_tensors, store
 from .whole_model import InputsOf, groups_of, is_kept, other_tensors, quantize_layers
 
 AUTO = "auto"
@@ -180,17 +181,14 @@ def _quantize(
     first_of = {layer.name: name for name, group in units.items() for layer in group}
     waiting: dict[str, list[Finished]] = {}
     pending: list[Future] = []
-    with ThreadPoolExecutor(1) as writer:  # the disk works while the next layer is computed
+    inference = torch.is_inference_mode_enabled()
+    with ThreadPoolExecutor(1) as writer:  # packs, fetches and writes while the next layer is computed
         for finished in layers:
             unit = first_of[finished.name]
             members = waiting.setdefault(unit, [])
             members.append(finished)
             if len(members) == len(units[unit]):
-                members = waiting.pop(unit)
-                tensors = _tensors(form, {name: piece for f in members for name, piece in f.pieces.items()})
-                reports = [report for f in members for report in f.reports]
-                kept = "\n".join(f.kept for f in members if f.kept)
-                pending.append(writer.submit(journal.put, unit, tensors, reports, kept))
+                pending.append(writer.submit(store, journal, form, unit, waiting.pop(unit), inference))
             if len(pending) > PENDING:
                 pending.pop(0).result()
             count += 1
@@ -206,12 +204,6 @@ def _whole_groups(keep: Sequence[str], units: Mapping[str, list[PlannedLayer]]) 
     return (*keep, *named)
 
 
-def _tensors(form: Format, pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
-    """What a format makes of layers and tensors, packed where they lie and brought to the CPU."""
-    outputs = [output for host, piece in pieces.items() for output in form.outputs(host, piece)]
-    return {output.name: output.tensor() for output in outputs}
-
-
 def _overridden(
     job: QuantizeJob, journal: Journal, form: Format, units: Mapping[str, list[PlannedLayer]]
 ) -> dict[str, StoredLayer]:
@@ -224,7 +216,7 @@ def _overridden(
             continue
         keys = [f"{layer.name}.{end}" for layer in group for end in ("weight", "bias")]
         pieces = {key: job.weights[key].to(job.spec.scale_dtype) for key in keys if key in job.weights}
-        outputs = tuple(whole(key, tensor) for key, tensor in _tensors(form, pieces).items())
+        outputs = tuple(whole(key, tensor) for key, tensor in as_tensors(form, pieces).items())
         entries[unit] = StoredLayer(unit, outputs, (), "\n".join(reasons))
     return entries
 
@@ -258,8 +250,8 @@ def _put_together(job: QuantizeJob, journal: Journal, form: Format, units: Mappi
     def made() -> Iterator[Output]:
         job.verify()
         yield from outside
-        for name in units:
-            yield from (instead.get(name) or journal.get(name)).outputs
+        for outputs in read_ahead(lambda name: (instead.get(name) or journal.get(name)).outputs, list(units)):
+            yield from outputs
 
     outputs = outside + announced
     nbytes = sum(output.nbytes for output in outputs)

@@ -71,7 +71,7 @@ def quantize_model(
     model, reports, kept = QuantizedModel(architecture), [], []
     for finished in quantize_layers(plan, weights, spec, device, calibration=calibration, inputs=inputs):
         if finished.layer is not None:
-            model.layers[finished.name] = _to_cpu(finished.layer)
+            model.layers[finished.name] = on_cpu(finished.layer)
         model.plain |= {name: tensor.cpu() for name, tensor in finished.plain.items()}
         reports += finished.reports
         kept += [finished.kept] if finished.kept else []
@@ -252,7 +252,8 @@ def _in_16_bits(name: str, held: BlockWeights, spec: QuantSpec, why: str) -> Fin
     return Finished(name, plain={n: t.to(spec.scale_dtype) for n, t in tensors.items()}, kept=why)
 
 
-def _to_cpu(layer: QuantizedLayer) -> QuantizedLayer:
+def on_cpu(layer: QuantizedLayer) -> QuantizedLayer:
+    """The same in main memory."""
     parts = tuple(
         type(p)(p.scheme, p.rows, p.columns, p.act_unsigned, {n: t.cpu() for n, t in p.tensors.items()})
         for p in layer.parts

@@ -25,9 +25,9 @@ from svdquant_pack.svdq_core.quantized_model import QuantizedModel
 
 SAME = rounding(1e-5)
 ROUNDED = rounding(2e-3)  # nunchaku's files hold biases in bfloat16 with the shift of unsigned codes in them
-# tiny models whose few layers are too small a part of them, or of widths that no group of 64 fits
-NOT_AT_ALL = {"anima": "less than", "omnigen2": "no multiple of 64"}
+NOT_AT_ALL = {"anima": "less than"}  # tiny models whose few layers are too small a part of them
 FAR = 0.25  # relative error of a whole forward on random weights, which forgive nothing; measured 0.01 to 0.20
+FURTHER = {"boogu": 0.35, "omnigen2": 0.35}  # many blocks, each layer as good as in others; Boogu in int8: 0.03
 
 
 @pytest.mark.parametrize("name", [n for n in FAMILIES if n not in NOT_AT_ALL])
@@ -47,7 +47,7 @@ def test_quantize_save_load_forward(name, host, monkeypatch, tmp_path):
     expected, picture = forward(name, made), forward(name, loaded)
     limit = ROUNDED if quantized_format(found.architecture, "int4") == "nunchaku" else SAME
     assert picture.isfinite().all() and relative_error(picture, expected) < limit
-    assert relative_error(picture, forward(name, dense)) < FAR
+    assert relative_error(picture, forward(name, dense)) < FURTHER.get(name, FAR)
     _check_lora(name, loaded, found, picture)
     _check_partial_load(name, loaded, picture)
     metadata = Checkpoint(path).metadata

@@ -8,7 +8,7 @@ and the newest of a kind: between these they are the same code in registers and 
 from svdquant_pack.kernels.gpus import GENERATIONS, Generation
 
 COMPILED = [row for row in GENERATIONS if row.target is not None]
-PRODUCTS = ("gemm_w4a4", "gemm_w4a4_native", "gemm_w4a8", "gemm_w4a8_hopper", "gemm_nvfp4")
+PRODUCTS = ("gemm_w4a4", "gemm_w4a4_native", "gemm_w4a8", "gemm_w4a8_by_torch", "gemm_w4a8_hopper", "gemm_nvfp4")
 PRODUCTS += ("project_act", "quantize_act", "quantize_act_int8")  # the last two where they project as well
 
 

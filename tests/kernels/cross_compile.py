@@ -24,6 +24,7 @@ from svdquant_pack.kernels.gpus import GENERATIONS, Generation
 from svdquant_pack.kernels.paths.layer_paths import NATIVE_FP4
 from svdquant_pack.kernels.quantizer import quantize_basis, quantize_scales
 from svdquant_pack.kernels.quantizer.quantize_weight import CHANNELS, MOST_COLUMNS, WARPS
+from svdquant_pack.kernels.step import gemm_w4a8_by_torch as by_torch
 from svdquant_pack.kernels.step import norm
 from svdquant_pack.kernels.tiles import (
     Projection,
@@ -45,6 +46,7 @@ STRIDES = tuple(f"stride_{which}" for which in ("xm", "cm", "ag", "dm", "om", "l
 SIZES = dict.fromkeys(("M", "N", "K", "R", "L", "TOTAL", "rows", "gelu_from", *STRIDES), "i32")
 ODD = ("M", "L", "H", "stride_ag")  # the only sizes that need not be multiples of 16
 HALF = "*bf16"
+W4A8, BY_TORCH = "gemm_w4a8", "gemm_w4a8_by_torch"
 # compiled as they are launched: products and sums rounded one by one
 UNFUSED = ("project_act", "quantize_act", "quantize_act_int8", "quantize_scales", "quantize_weight", "unpack_weight")
 UNFUSED += ("requantize_weight",)
@@ -144,7 +146,8 @@ def _weight(kernel: str, op: str, scheme: str, pointers: dict, **constants) -> t
 
 def _gemm(op: str, gpu: Generation, pointers: dict, **constants) -> tuple:
     epilogue = {"x_down_ptr": HALF, "proj_up_ptr": HALF, "bias_ptr": HALF, "out_ptr": HALF}
-    constants = {"HAS_BIAS": True, "HAS_RANK": True, **gemm_tile(op, M, K, gpu), **constants}
+    tile = by_torch.TILE if op == BY_TORCH else gemm_tile(op, M, K, gpu)
+    constants = {"HAS_BIAS": True, "HAS_RANK": True, **tile, **constants}
     return op, f"_{op}_kernel", {**pointers, **epilogue}, constants
 
 
@@ -173,9 +176,10 @@ def _cases(gpu: Generation) -> dict:
         cases[f"gemv_w4a16 {scheme} {rows}"] = _weight("_gemv_w4a16_kernel", "gemv", scheme, gemv, **constants)
     if gpu.target.int8_product is not None:
         cases["gemm_w4a4"] = _gemm("gemm_w4a4", gpu, {**int8, "ascales_ptr": HALF, "wscales_ptr": HALF})
-    for name, on in (("gemm_w4a8", False), ("gemm_w4a8 sum gelu", True)) if gpu.target.int8_product is not None else ():
-        pointers = {**int8, "ascales_ptr": "*fp32", "channel_scales_ptr": "*fp32"}
-        cases[name] = _gemm("gemm_w4a8", gpu, pointers, PTX=flags["PTX"], ACCUMULATE=on, GELU=on)
+        token_scales = {"ascales_ptr": "*fp32", "channel_scales_ptr": "*fp32"}
+        for op, name, on in (W4A8, f"{W4A8} sum gelu", True), (W4A8, W4A8, False), (BY_TORCH, BY_TORCH, True):
+            pointers = {**token_scales, **({"sums_ptr": "*i32"} if op == BY_TORCH else int8)}
+            cases[name] = _gemm(op, gpu, pointers, PTX=flags["PTX"], ACCUMULATE=on, GELU=on)
     floats = dict.fromkeys(("left_ptr", "inverse_ptr", "scales_ptr", "units_ptr", "errors_ptr"), "*fp32")
     block = {"BLOCK_C": MOST_COLUMNS, "BLOCK_N": CHANNELS, "num_warps": WARPS}
     root = {"JITTER": 1e-11, "BLOCK": quantize_basis.LARGEST, "num_warps": quantize_basis.WARPS}

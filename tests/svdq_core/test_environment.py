@@ -43,6 +43,7 @@ def machine(monkeypatch):
             "mem_get_info": lambda *_: (int(gib * GIB) // 2, int(gib * GIB)),
             "get_arch_list": lambda: list(built_for),
             "current_device": lambda: 0,
+            "is_current_stream_capturing": lambda: False,
         }
         for name, value in replacements.items():
             monkeypatch.setattr(torch.cuda, name, value)
@@ -195,3 +196,13 @@ def test_what_raises_becomes_a_line(machine, monkeypatch):
 )
 def test_which_code_runs_on_which_gpu(capability, built_for, runs):
     assert runs_on(capability, built_for) is runs
+
+
+def test_it_says_whether_auto_was_measured(machine, monkeypatch):
+    text = machine((9, 0))()
+    assert "auto goes by the table, because its kind was timed on an H200" in text
+    check = machine((8, 9))
+    monkeypatch.setattr(environment, "describe_choices", lambda _device: [])
+    assert "the first model that is loaded with compute auto is measured" in check()
+    monkeypatch.setattr(environment, "describe_choices", lambda _device: ["FLUX.1: w4a8 60.0 ms"])
+    assert "FLUX.1: w4a8 60.0 ms" in check()

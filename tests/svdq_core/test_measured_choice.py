@@ -6,32 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from measured_ways import MACHINE, Way
 from tiny_files import DATA
 
 from svdquant_pack.kernels.gpus import GENERATIONS
 from svdquant_pack.kernels.paths import contest, measured_order, on_cpu
 from svdquant_pack.kernels.paths.contest import Entrant
 from svdquant_pack.kernels.paths.measured_order import LEAST_TOKENS, in_measured_order
-from svdquant_pack.kernels.paths.path import Path
 from svdquant_pack.svdq_core import measured_choice, measurements
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.measured_choice import decide, resolve_for_model, sample_call, samples_of, why_not_measured
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-MACHINE = {"gpu": "Some GPU", "chip": "sm_89", "driver": "580.65", "torch": "2.9", "triton": "3.5", "pack": "1.0"}
 ORDER = ["w4a4 with A", "w4a4 with B", "w4a8 with C", "w4a16 with D"]
-
-
-class Way(Path):
-    serves = frozenset()
-
-    def __init__(self, name, fails=False):
-        self.name, self.fails = name, fails
-
-    def run(self, call):
-        if self.fails:
-            raise RuntimeError("no such instruction")
-        return on_cpu.compute(call)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ....svdq_core.errors import LoraError
 from ....svdq_core.layer import Part, QuantizedLayer, with_tensors
+from ....svdq_core.padding import widen
 from .factors import build_lora
 from .plan import plan_lora
 
@@ -61,7 +62,7 @@ def baked_layer(layer: QuantizedLayer, patches: list[tuple], bias_patches: list[
 
 def _bake_part(part: Part, lora_down: Tensor, lora_up: Tensor) -> Part:
     dtype = part["wscales" if part.scheme == "awq" else "proj_down"].dtype
-    down = lora_down[part.columns[0] : part.columns[1]].to(dtype)
+    down = widen(lora_down[part.columns[0] : part.columns[1]].to(dtype), part.width, 0)
     up = lora_up[part.rows[0] : part.rows[1]].to(dtype)
     if part.rank:
         down, up = torch.cat((part["proj_down"], down), dim=1), torch.cat((part["proj_up"], up), dim=1)

@@ -19,6 +19,7 @@ from ....svdq_core.shared_input import SharedInput
 from ..attention import choose_attention
 from ..graphs.forward import install_graphs
 from .build_errors import building
+from .compile_ahead import compile_ahead
 from .fold import fold_gelus, speed_up_gelus, wants_folding
 from .patcher import adopt
 from .quantized_linear import SVDQuantLinear, operations
@@ -116,7 +117,8 @@ def build_model(model: QuantizedModel, compute: str, disable_dynamic: bool = Fal
 def finish(patcher, compute: str, device: torch.device):
     """The MODEL of ours for ComfyUI's own one that holds quantized layers; modules are changed where they are.
 
-    Folds GELUs into layers, gives the model the slot for inputs that several layers read, and takes care of patches.
+    Folds GELUs into layers, gives the model the slot for inputs that several layers read, takes care of patches, and
+    begins to compile what it will launch.
     """
     where = wants_folding(folds_gelu(device, compute))
     if where:
@@ -126,4 +128,5 @@ def finish(patcher, compute: str, device: torch.device):
     for module in patcher.model.modules():
         if isinstance(module, SVDQuantLinear):
             module.shared = slot
+    compile_ahead(patcher, compute, device)
     return adopt(patcher)

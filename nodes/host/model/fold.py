@@ -1,10 +1,10 @@
 """GELUs that a layer in front of them or behind them computes itself: one pass over the activations less.
 
 Modules keep their names and their order. Where a GELU stood now stands one that passes its input on; the layer in front
-or behind knows that a GELU is missing. In FLUX's single blocks it is missing in some columns of linear1, and a
-torch.cat follows; joined.py says how that is saved, too. Where linear1 cannot compute it, it stays, as a kernel: it
-gathers columns of a wider matrix, and torch.cat is four times as slow where those are apart (H200, 4608 tokens: 0.286
-against 0.071 ms).
+or behind knows that a GELU is missing. In FLUX's single blocks it is missing in some columns of linear1's result, which
+linear2 reads; the torch.cat between them is saved, too, as joined.py says. Where neither can compute it, it stays, as a
+kernel: it gathers columns of a wider matrix, and torch.cat is four times as slow where those are apart (H200, 4608
+tokens: 0.286 against 0.071 ms).
 """
 
 import os
@@ -42,7 +42,7 @@ class FoldedGELU(nn.Module):
 
 
 class FoldedGELUOfColumns(FoldedGELU):
-    """Stands where the GELU of a FLUX single block stood; linear1 applies it, and linear2 takes columns as they are."""
+    """Stands where the GELU of a FLUX single block stood; linear1 or linear2 applies it to its columns."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or self.computes:
@@ -81,12 +81,15 @@ def fold_gelus(model: nn.Module, where: str) -> int:
         setattr(owner, name, FoldedGELU(linear))
         count += 1
     for block in model.modules():
-        if where != "output" or not _is_gelu(getattr(block, "mlp_act", None)):
+        if not _is_gelu(getattr(block, "mlp_act", None)):
             continue
-        linear, columns = block.linear1, block.mlp_hidden_dim
-        assert isinstance(columns, int), "what a single block splits linear1's result by"
-        if isinstance(linear, SVDQuantLinear) and linear.can_apply_gelu(where):
-            linear.gelu, linear.gelu_from = where, linear.out_features - columns
+        linear = block.linear1 if where == "output" else block.linear2
+        width = linear.out_features if where == "output" else linear.in_features
+        columns = block.mlp_hidden_dim
+        assert isinstance(columns, int), "what a single block splits linear1's result by, and joins linear2's input of"
+        first = width - columns
+        if isinstance(linear, SVDQuantLinear) and linear.can_apply_gelu(where, first):
+            linear.gelu, linear.gelu_from = where, first
             block.mlp_act = FoldedGELUOfColumns(linear)
             count += 1
     return count

@@ -52,7 +52,7 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
     layout: BlobLayout | None = None
     layout_text = ""  # the same as JSON
     gelu: str | None = None  # "input" or "output": where the layer applies a GELU; see fold.py
-    gelu_from = 0  # first column of the output that it is applied to
+    gelu_from = 0  # first column that it is applied to
     lora: LoraPlan | None = None
     shared: SharedInput | None = None  # the model's slot for what several layers read; set by build_model
     saved_as: tuple[Tensor, BlobLayout] | None = None  # while the host saves: the blob that it shall see
@@ -140,7 +140,7 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
         if self.saved_as is not None:
             blob, layout = self.saved_as
             destination[prefix + "weight"], destination[prefix + LAYOUT_KEY] = blob, layout_to_tensor(layout)
-        elif not keep_vars:
+        elif not keep_vars and self.quantized:
             destination.update({prefix + name: view for name, view in self.dense_views().items()})
 
     def dense_views(self) -> dict[str, Tensor]:
@@ -167,11 +167,16 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
         replaced = forward is not None and getattr(forward, "__func__", None) is not type(self).forward
         return replaced or bool(self._forward_hooks) or bool(self._forward_pre_hooks)
 
-    def can_apply_gelu(self, where: str) -> bool:
-        """Whether the layer could apply a GELU to its "input", which a quantizer must read, or to its "output"."""
-        if self.layout is None:
-            return False
-        return where == "output" or all(part.scheme != "awq" for part in self.layout.parts)
+    def can_apply_gelu(self, where: str, first: int = 0) -> bool:
+        """Whether the layer could apply a GELU to its "input", which a quantizer must read, or to its "output".
+
+        Args:
+            first: the first column that goes through it; of the input one at which a part begins.
+        """
+        if self.layout is None or where == "output":
+            return self.layout is not None
+        behind = [part for part in self.layout.parts if part.columns[1] > first]
+        return all(part.scheme != "awq" and part.columns[0] >= first for part in behind)
 
     def layer(self) -> QuantizedLayer:
         """Views of the tensors where they are now; do not keep them."""
@@ -231,16 +236,23 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
             return apply_blob(*layer, sides, self.compute, lora_down=down, lora_up=up, **options)
         x = x.done() if isinstance(x, Joined) else x
         if gelu == "input":  # what is added reads it, too
-            x = torch.nn.functional.gelu(x, approximate="tanh")
+            x = self._with_gelu(x if self.gelu_from == 0 else x.clone())
         if self.lora.scale != 1.0:
             out = apply_blob(weight, self.layout_text, None, x, self.compute)
         else:
             out = apply_blob(*layer, x, self.compute, lora_down=down, lora_up=up)
         out = add_lora(out, x, self.lora, self.lora_tensors(), bias)
         if gelu == "output":
-            activated = out[..., self.gelu_from :]
-            activated.copy_(torch.nn.functional.gelu(activated, approximate="tanh"))
+            out = self._with_gelu(out)
         return out
+
+    def _with_gelu(self, x: Tensor) -> Tensor:
+        """A tensor whose columns from gelu_from on have gone through the GELU, where it is or in another's place."""
+        if self.gelu_from == 0:
+            return torch.nn.functional.gelu(x, approximate="tanh")
+        activated = x[..., self.gelu_from :]
+        activated.copy_(torch.nn.functional.gelu(activated, approximate="tanh"))
+        return x
 
     def lora_tensor(self, name: str, device: torch.device) -> Tensor | None:
         tensor = self._buffers.get(name)

@@ -10,6 +10,7 @@ import comfy.model_base
 import torch
 from torch import Tensor
 
+from ....svdq_core.quantize.coarse_products import coarse_products
 from ....svdq_core.quantize.statistics import named_generator
 from .noise_conditions import draw_latent, make_conditions
 from .watch import block_of
@@ -77,8 +78,9 @@ class NoiseForward:
     def _resume(self) -> str | None:
         """Let the thread go on; the block that it has left, "" before the first one, None at the end."""
         self.owner.running = self
-        self._go.put(True)
-        report = self._reports.get()
+        with coarse_products(self.owner.device):  # of inputs that are noise; the thread computes only meanwhile
+            self._go.put(True)
+            report = self._reports.get()
         if isinstance(report, BaseException):
             self._ended = True
             self._thread.join()

@@ -21,7 +21,7 @@ KERNEL = Kernel()
 
 
 def key(tensor, M=64, N=64):
-    return launching._launch_key(KERNEL, (tensor, M, N), CONSTANTS)
+    return launching.launch_key(KERNEL, (tensor, M, N), CONSTANTS)
 
 
 def test_a_tensor_beyond_2_gib_has_a_kernel_of_its_own_on_amd_gpus(monkeypatch):
@@ -47,5 +47,5 @@ def test_sizes_share_a_key_as_triton_shares_kernels():
 def test_dtypes_constants_and_alignment_count():
     x = torch.empty(4, 16)
     assert key(x) != key(x.half())
-    assert launching._launch_key(KERNEL, (x, 64, 64), {"BLOCK": 32}) != key(x)
+    assert launching.launch_key(KERNEL, (x, 64, 64), {"BLOCK": 32}) != key(x)
     assert key(torch.empty(9)[1:]) is None, "left to Triton"

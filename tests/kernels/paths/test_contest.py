@@ -155,3 +155,27 @@ def test_who_takes_part(problem, names, monkeypatch):
     found = {str(entrant) for entrant in entrants("int4", GPU, torch.bfloat16)}
     assert names <= found
     assert not any("w4a4 with plain torch" in name or "pass over" in name for name in found)
+
+
+def test_kernels_of_all_entrants_are_compiled_at_once(monkeypatch):
+    """What they would launch for many tokens, told by a dry run; nothing waits for what takes too long."""
+    row = next(row for row in GENERATIONS if row.name == "sm_120")
+    for module in (contests, path):
+        monkeypatch.setattr(module, "why_no_triton", lambda _device: None)
+        monkeypatch.setattr(module, "generation", lambda _device: row)
+    monkeypatch.setattr(contests, "processors", lambda _device: 100)
+    monkeypatch.setattr(contests, "threads", lambda: 2)
+    wanted = {}
+
+    def line_up(found, _device, batch):
+        wanted.update(found)
+        batch.left += 1  # never done
+
+    monkeypatch.setattr(contests, "compile_ahead", line_up)
+    # kernels of the interpreter know nothing of what they are compiled for
+    monkeypatch.setattr("svdquant_pack.kernels.launching.launch.launch_key", lambda kernel, *_: (id(kernel),))
+    tensors = {name: t.to("meta") for name, t in int4_layer(256, 256, 16, torch.bfloat16, CPU).items()}
+    call = layer_call(torch.empty(512, 256, dtype=torch.bfloat16, device="meta"), tensors, "int4", "w4a4")
+    contests.compile_at_once([call], entrants("int4", GPU, torch.bfloat16), GPU, 0.01)
+    names = {one.kernel.fn.__name__ for one in wanted.values()}
+    assert {"_gemm_w4a4_kernel", "_gemm_w4a8_kernel", "_gemm_w4a8_by_torch_kernel", "_dequantize_kernel"} <= names

@@ -19,6 +19,14 @@ def portable():
     return gemm_w4a8
 
 
+def by_torch():
+    from svdquant_pack.kernels.step.gemm_w4a8_by_torch import gemm_w4a8_by_torch
+
+    if torch.cuda.is_available():  # it refuses few tokens there, which the path knows
+        pytest.skip("test_layer_paths.py holds it to what it takes on a GPU")
+    return gemm_w4a8_by_torch
+
+
 def hopper():
     if not torch.cuda.is_available() or not generation(torch.device("cuda", 0)).wgmma:
         pytest.skip("needs a Hopper GPU")
@@ -27,7 +35,7 @@ def hopper():
     return gemm_w4a8_hopper
 
 
-@pytest.fixture(params=[portable, hopper], ids=["portable", "hopper"])
+@pytest.fixture(params=[portable, by_torch, hopper], ids=["portable", "by torch", "hopper"])
 def gemm(request):
     return request.param()
 

@@ -104,6 +104,17 @@ def test_what_cudnn_cannot_do_is_computed_by_the_host_and_not_tried_again(asked,
     assert tried == [(1, 4, 40, 64), (1, 4, 48, 64)]  # another size is another question
 
 
+def test_refused_sizes_are_forgotten_before_they_are_many(asked, monkeypatch):
+    def fail(q, k, v, **extra):
+        raise RuntimeError("cuDNN Frontend error: No execution plans support the graph.")
+
+    monkeypatch.setattr(attention, "cudnn_first", fail)
+    monkeypatch.setattr(attention, "MOST_REFUSED", 3)
+    for tokens in range(32, 72, 4):
+        call(*(draw(1, tokens, 256) for _ in range(3)))
+        assert 1 <= len(attention._refused) <= 3
+
+
 def test_a_lack_of_memory_is_not_taken_for_that(asked, monkeypatch):
     def fail(q, k, v, **extra):
         raise torch.cuda.OutOfMemoryError("full")

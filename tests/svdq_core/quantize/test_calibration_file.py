@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from svdquant_pack.svdq_core.errors import CheckpointError
@@ -37,12 +38,40 @@ def test_saved_and_read_again(tmp_path):
         found, expected = calibration[name], collector.statistics(name)
         assert torch.equal(found.tokens, expected.tokens)
         assert torch.equal(found.mean_square, expected.mean_square)
+        assert torch.equal(found.mean, expected.mean)
         assert torch.equal(found.absmax, expected.absmax)
         assert (found.count, found.hessian_count) == (expected.count, expected.hessian_count)
         assert found.hessians.keys() == expected.hessians.keys()
         assert all(torch.equal(hessian, expected.hessians[span]) for span, hessian in found.hessians.items())
     assert list(tmp_path.iterdir()) == [path]
     assert calibration.get("blocks.9.fc") is None and "blocks.9.fc" not in calibration
+
+
+def test_files_from_before_means_were_recorded_are_read_and_go_on(tmp_path):
+    _, path = _saved(tmp_path)
+    tensors = {n: t for n, t in load_file(path).items() if not n.endswith(".mean")}
+    with safe_open(path, "pt") as file:
+        save_file(tensors, path, file.metadata())
+    calibration = Calibration(path)
+    assert calibration["blocks.0.fc"].mean is None
+    assert calibration["blocks.0.fc"].columns(0, 32).to(torch.device("cpu")).mean is None
+    collector = Collector.resume(calibration, tokens=16)
+    collector.add("blocks.0.fc", torch.randn(50, K))
+    collector.add("blocks.0.new", torch.randn(50, K))
+    # a mean over the later calls alone would be taken for one of all
+    assert collector.statistics("blocks.0.fc").mean is None and collector.statistics("blocks.0.fc").count == 350
+    collector.save(path)
+    again = Calibration(path)
+    assert again["blocks.0.fc"].mean is None and again["blocks.0.new"].mean is not None
+
+
+def test_means_go_on(tmp_path):
+    _, path = _saved(tmp_path)
+    before, x = Calibration(path)["blocks.0.fc"], torch.randn(50, K)
+    collector = Collector.resume(Calibration(path), tokens=16)
+    collector.add("blocks.0.fc", x)
+    expected = (before.mean * 300 + x.sum(dim=0)) / 350
+    torch.testing.assert_close(collector.statistics("blocks.0.fc").mean, expected)
 
 
 @pytest.mark.parametrize(

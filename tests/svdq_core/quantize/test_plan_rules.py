@@ -25,8 +25,7 @@ def test_only_blocks():
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"in_features": 520}, "520 inputs are no multiple of 64"),
-        ({"out_features": 1000}, "1000 outputs are no multiple of 16"),
+        ({"out_features": 1004}, "1004 outputs are no multiple of 8"),
         ({"out_features": 16, "in_features": 64}, "too few weights"),
         ({"bypassed": True}, "read past the layer"),
         ({"calls": 0}, "did not run in a step"),
@@ -37,6 +36,14 @@ def test_what_cannot_be_held_or_is_not_worth_it(change, why):
     odd = replace(IMAGE, name="blocks.0.odd", **change)
     found = plan(IMAGE, odd, parameters=100 * IMAGE.weights)["blocks.0.odd"]
     assert found.parts is None and why in found.why
+
+
+def test_inputs_that_fill_no_group_are_quantized_unless_they_are_modulation():
+    """OmniGen 2 is 2520 wide. W4A16 layers have no columns of zeros."""
+    odd, fixed = replace(IMAGE, in_features=520, out_features=1000), replace(FIXED, in_features=520)
+    found = plan(odd, fixed)
+    assert found["blocks.0.fc"].parts is not None and not found["blocks.0.fc"].why
+    assert found["blocks.0.mod"].parts is None and "520 inputs are no multiple of 64" in found["blocks.0.mod"].why
 
 
 @pytest.mark.parametrize(("others", "quantized"), [(9, True), (10, False)], ids=["a tenth", "less"])

@@ -16,7 +16,7 @@ def test_rows_may_be_worked_on_in_chunks(precision, monkeypatch):
     )
     statistics = InputStatistics.from_tokens(tokens)
     whole, reports = quantize_layer(weight, None, plan, spec, "layer", statistics=statistics)
-    for module in ("fit", "gptq", "one_layer", "problem", "round"):
+    for module in ("gptq", "one_layer", "problem", "round"):
         monkeypatch.setattr(f"svdquant_pack.svdq_core.quantize.{module}.ROWS", 96)
     chunked, others = quantize_layer(weight, None, plan, spec, "layer", statistics=statistics)
     assert others[0].relative_error == pytest.approx(reports[0].relative_error, rel=0.01)

@@ -51,7 +51,7 @@ def _drawn():
 def test_without_measured_inputs_only_the_weight_speaks():
     family = FactorFamily(_weight(), _drawn(), torch.bfloat16)
     tried = []
-    _, label = family.search(lambda factor: tried.append(factor) or len(tried))
+    _, label = family.search(lambda factors: [tried.append(factor) or len(tried) for factor in factors])
     assert label == "none"
     assert torch.equal(tried[0], torch.ones(64))
     assert len(tried) >= 7
@@ -64,9 +64,9 @@ def test_search_walks_to_the_best_exponents(alpha, beta):
     wanted = family.factor(Exponents("rms", alpha, beta)).log2()
     calls = []
 
-    def score(factor):
-        calls.append(factor)
-        return float((factor.log2() - wanted).norm())
+    def score(factors):
+        calls.extend(factors)
+        return [float((factor.log2() - wanted).norm()) for factor in factors]
 
     found, _ = family.search(score)
     assert (found.log2() - wanted).abs().max() < 0.6  # of spans over 2^10: half a small step in each exponent
@@ -76,7 +76,7 @@ def test_search_walks_to_the_best_exponents(alpha, beta):
 def test_a_score_that_is_not_finite_never_wins():
     family = FactorFamily(_weight(), _drawn(), torch.bfloat16)
     scores = iter([float("nan"), float("inf"), 5.0, *[float("nan")] * 40])
-    _, label = family.search(lambda factor: next(scores))
+    _, label = family.search(lambda factors: [next(scores) for _ in factors])
     assert label != "none"
 
 

@@ -49,15 +49,15 @@ def test_every_gelu_of_the_blocks_is_folded(compute, where, host, monkeypatch):
     assert sorted(name.removeprefix("diffusion_model.") for name in names) == [
         "double_blocks.0.img_mlp.1",
         "double_blocks.0.txt_mlp.1",
-        *(singles if where == "output" else []),
+        *singles,
     ]
     mlp, single = blocks.double_blocks[0].img_mlp, blocks.single_blocks[0]
     assert [mlp[0].gelu, mlp[2].gelu] == (["output", None] if where == "output" else [None, "input"])
-    assert (single.linear1.gelu, single.linear2.gelu) == ("output" if where == "output" else None, None)
-    if where == "output":
-        assert single.linear1.gelu_from == 3 * blocks.hidden_size
-    else:
-        assert isinstance(single.mlp_act, KernelGELU)
+    assert (single.linear1.gelu, single.linear2.gelu) == (("output", None) if where == "output" else (None, "input"))
+    folding, first = (
+        (single.linear1, 3 * blocks.hidden_size) if where == "output" else (single.linear2, blocks.hidden_size)
+    )
+    assert folding.gelu_from == first
     plain = load(host, monkeypatch, compute, switch="0")
     assert folded(plain) == []
     assert model.model.state_dict().keys() == plain.model.state_dict().keys()
@@ -110,10 +110,10 @@ def test_the_usual_setting_is_the_kernels_table(host, monkeypatch):
     usual = load(host, monkeypatch)
     every = 2 + len(usual.model.diffusion_model.single_blocks)
     assert len(folded(usual)) == (every if host_model.folds_gelu(usual.load_device, "w4a8") else 0)
-    for where, count in (("output", every), ("input", 2), (None, 0)):
+    for where, count in (("output", every), ("input", every), (None, 0)):
         monkeypatch.setattr(host_model, "folds_gelu", lambda device, compute, where=where: where)
         assert len(folded(load(host, monkeypatch))) == count
-    assert len(folded(load(host, monkeypatch, switch="1"))) == 2
+    assert len(folded(load(host, monkeypatch, switch="1"))) == every
     assert folded(load(host, monkeypatch, switch="0")) == []
 
 
@@ -149,8 +149,18 @@ def test_a_linear1_in_16_bits_leaves_its_gelu(host, monkeypatch):
     assert isinstance(block.mlp_act, torch.nn.GELU) and block.linear1.gelu is None
 
 
-def test_what_linear2_takes_is_never_joined(host, monkeypatch):
-    model, joins, cuts = load(host, monkeypatch, "w4a8", "1"), [], []
+def test_a_linear2_that_cannot_begin_there_leaves_the_gelu_to_a_kernel(host, monkeypatch):
+    model = load(host, monkeypatch, switch="0")
+    block = model.model.diffusion_model.single_blocks[0]
+    block.mlp_act, block.mlp_hidden_dim = torch.nn.GELU(approximate="tanh"), block.mlp_hidden_dim - 64
+    fold.fold_gelus(block, "input")
+    fold.speed_up_gelus(block)
+    assert isinstance(block.mlp_act, KernelGELU) and block.linear2.gelu is None
+
+
+@pytest.mark.parametrize("compute", ["w4a4", "w4a8", "w4a16"])
+def test_what_linear2_takes_is_never_joined(compute, host, monkeypatch):
+    model, joins, cuts = load(host, monkeypatch, compute, "1"), [], []
     monkeypatch.setattr(Joined, "done", lambda self, done=Joined.done: joins.append(self) or done(self))
     cut_at = Joined.cut_at
     monkeypatch.setattr(Joined, "cut_at", lambda self, spans: cuts.append(cut_at(self, spans)) or cuts[-1])
@@ -169,6 +179,17 @@ def test_bypass_loras_act_in_front_of_the_gelu(pair, seed):
         assert relative_error(pictures[-1], sample_flux(model)) > 0.01
     assert relative_error(*pictures) < SAME_WITH_LORA
     assert relative_error(*(sample_flux(model) for model in pair)) < SAME  # and afterwards all is as before
+
+
+def test_a_hook_on_linear2_sees_its_input_with_the_gelu(pair):
+    seen = []
+    for model in pair:
+        linear2 = model.model.diffusion_model.single_blocks[0].linear2
+        hook = linear2.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].float().clone()))
+        sample_flux(model)
+        hook.remove()
+    half = len(seen) // 2
+    assert half and all(relative_error(a, b) < SAME_WITH_LORA for a, b in zip(seen[:half], seen[half:], strict=True))
 
 
 def test_a_hook_on_linear1_sees_it_without_the_gelu(pair):
