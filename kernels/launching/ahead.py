@@ -21,6 +21,7 @@ import torch
 from ..ladder import logger, say_once
 from .dry_run import Wanted
 
+SWITCH = "SVDQUANT_COMPILE_AHEAD"  # environment: 0 compiles nothing before it is launched
 MOST_THREADS = 8
 _NOTE = "svdquant_compiled.txt"
 LONG = 0.3  # seconds of one kernel from which on compiling is worth a line in the log
@@ -72,6 +73,8 @@ _working: set[threading.Thread] = set()
 
 def threads() -> int:
     """How many kernels are compiled at a time: one processor is left to the rest of the program; 0: none ahead."""
+    if os.environ.get(SWITCH) == "0":
+        return 0
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MOST_THREADS, count - 1)
 

@@ -140,7 +140,7 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
         if self.saved_as is not None:
             blob, layout = self.saved_as
             destination[prefix + "weight"], destination[prefix + LAYOUT_KEY] = blob, layout_to_tensor(layout)
-        elif not keep_vars:
+        elif not keep_vars and self.quantized:
             destination.update({prefix + name: view for name, view in self.dense_views().items()})
 
     def dense_views(self) -> dict[str, Tensor]:

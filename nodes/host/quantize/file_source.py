@@ -18,7 +18,7 @@ from ....svdq_core.checkpoint.dialects import DIALECTS
 from ....svdq_core.errors import CheckpointError
 from ....svdq_core.quantize.source_model import SourceModel, position_size
 from ..model.dense_weights import plain_extras
-from .lazy_tensors import LazyTensor, LazyWeights
+from .lazy_tensors import Joining, LazyTensor, LazyWeights
 from .plan_patcher import plan_host_model
 from .replica import NOISE_LIMIT
 
@@ -62,6 +62,7 @@ def open_source(checkpoint: Checkpoint, seed: int, device: torch.device) -> Sour
         plan=found.plan,
         weights=weights,
         inputs=found.inputs_of(model, seed, device),
+        runs=found.runs_of(model, seed, device),
         extras=extras,
         ignored=tuple(name for name in ignored if name not in extras),
         notes=found.notes,
@@ -77,7 +78,8 @@ def open_model(checkpoint: Checkpoint) -> tuple[comfy.model_base.BaseModel, Lazy
         lazy = {n.removeprefix(prefix): t for n, t in lazy.items()} if all(n.startswith(prefix) for n in lazy) else lazy
         config = comfy.model_detection.model_config_from_unet(dict(lazy), "", metadata=dict(checkpoint.metadata))
         if config is None:
-            converted = comfy.model_detection.convert_diffusers_mmdit(dict(lazy), "")
+            with Joining():
+                converted = comfy.model_detection.convert_diffusers_mmdit(dict(lazy), "")
             if converted is not None:
                 lazy, config = converted, comfy.model_detection.model_config_from_unet(converted, "")
         if config is None:

@@ -122,3 +122,5 @@ def test_a_processor_is_left_to_the_program(processors, expected, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(ahead.os, "sched_getaffinity", lambda _pid: set(range(processors)), raising=False)
     assert ahead.threads() == expected
+    monkeypatch.setenv(ahead.SWITCH, "0")
+    assert ahead.threads() == 0

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import comfy.model_detection
+import comfy.utils
 import pytest
 import torch
 from cheap_quantizing import SPEC, make_cheap
@@ -77,6 +79,42 @@ def test_names_of_diffusers(host, tmp_path):
     assert set(host_names) <= set(weights)
     for key in ("blocks.0.attn.qkv.weight", "blocks.0.cross_attn.kv_linear.bias", "final_layer.linear.weight"):
         assert torch.equal(weights[key], host_names[key].to(weights[key].dtype)), key
+
+
+@pytest.mark.parametrize("name", ["sd3", "auraflow"])
+def test_names_of_diffusers_of_a_family_that_nobody_has_described(name, host, monkeypatch, tmp_path):
+    """ComfyUI joins query, key and value in memory that it makes for them; here nothing is read for that."""
+    network = load_dense(name).model.diffusion_model.state_dict()
+    network = {n: t.bfloat16() for n, t in network.items()}
+    if name == "sd3":
+        depth = sum(n.endswith("x_block.attn.qkv.weight") for n in network)
+        names = comfy.utils.mmdit_to_diffusers({"depth": depth, "num_blocks": depth})
+    else:
+        double, single = (
+            sum(n.startswith(k) and n.endswith("w2q.weight" if k[0] == "d" else "w1q.weight") for n in network)
+            for k in ("double", "single")
+        )
+        names = comfy.utils.auraflow_to_diffusers({"n_double_layers": double, "n_layers": double + single})
+    theirs = {}
+    for source, place in names.items():
+        host_name, span, *change = (place, None) if isinstance(place, str) else place
+        if host_name in network:
+            values = network[host_name] if span is None else network[host_name].narrow(*span)
+            assert not change or torch.equal(change[0](change[0](values)), values)
+            theirs[source] = (change[0](values) if change else values).contiguous()
+    save_file(theirs, tmp_path / "diffusers.safetensors")
+    with detected_as(FAMILIES[name]), monkeypatch.context() as patched:
+        knows = comfy.model_detection.model_config_from_unet
+        patched.setattr(
+            comfy.model_detection,
+            "model_config_from_unet",
+            lambda tensors, *args, **named: None if theirs.keys() <= tensors.keys() else knows(tensors),
+        )
+        _, weights, _ = open_model(Checkpoint(tmp_path / "diffusers.safetensors"))
+    joined = [n for n in weights if "qkv" in n or "w1q" in n]
+    assert joined
+    for key in weights:
+        assert torch.equal(weights[key], network[key]), key
 
 
 @pytest.mark.parametrize(

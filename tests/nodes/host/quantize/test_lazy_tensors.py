@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from svdquant_pack.nodes.host.quantize.lazy_tensors import LazyTensor, LazyWeights
+from svdquant_pack.nodes.host.quantize.lazy_tensors import Joining, LazyTensor, LazyWeights
 from svdquant_pack.svdq_core.errors import CheckpointError
 
 VALUES = torch.arange(24.0).view(4, 6)
@@ -43,9 +43,35 @@ def test_values_that_decide_are_read():
     assert bool((lazy()[0, 1] == 1).item())
 
 
-def test_nothing_is_written_into_them():
-    with pytest.raises(CheckpointError, match="names of diffusers"):
-        lazy()[0] = torch.ones(6)
+def test_what_is_written_into_memory_is_read_together():
+    """As ComfyUI joins query, key and value, each after the other into memory that grows."""
+    reads: list = []
+    first, second = lazy(reads), lazy(reads)
+    with Joining():
+        rows = torch.empty_like(first)
+        rows.narrow(0, 0, 4)[:] = first
+        more = torch.empty([8, 6], device=first.device, dtype=first.dtype)
+        more[:4] = rows
+        more.narrow(0, 4, 4)[:] = second.flip(0)
+    assert not reads and torch.equal(LazyWeights({"x": more})["x"], torch.cat((VALUES, VALUES.flip(0))))
+    assert torch.equal(LazyWeights({"x": rows})["x"], VALUES)
+
+
+def test_a_tensor_may_be_written_into_itself():
+    """As ComfyUI exchanges scale and shift."""
+    x = lazy()
+    before = x + 1
+    x[:] = torch.cat((x[2:], x[:2]))
+    x[0] = 7
+    expected = torch.cat((VALUES[2:], VALUES[:2]))
+    expected[0] = 7
+    assert torch.equal(LazyWeights({"x": x})["x"], expected)
+    assert torch.equal(LazyWeights({"x": before})["x"], VALUES + 1)
+
+
+def test_other_writing_is_refused():
+    with pytest.raises(CheckpointError, match="use Quantize Model"):
+        lazy().copy_(VALUES)
 
 
 def test_shapes_cost_no_read():
