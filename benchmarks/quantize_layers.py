@@ -16,7 +16,9 @@ from synthetic_layers import SHAPES, SyntheticLayer, draw_layer
 
 from svdquant_pack.kernels.format import GELU_SHIFT
 from svdquant_pack.research.baselines import METHODS, held_out_error, with_bits
+from svdquant_pack.research.evaluate.other_programs import PROGRAMS, program_error
 from svdquant_pack.svdq_core.quantize.grid import runtime_arithmetic
+from svdquant_pack.svdq_core.quantize.part_plan import PartPlan
 from svdquant_pack.svdq_core.quantize.problem import Problem
 from svdquant_pack.svdq_core.quantize.statistics import InputStatistics
 
@@ -25,6 +27,8 @@ LABELS = {
     "nearest": "round to nearest",
     "smoothquant": "SmoothQuant",
     "hadamard": "block Hadamard, nearest",
+    "quarot_gptq": "QuaRot with GPTQ, simulated",
+    "atom": "Atom, simulated",
     "nf4": "NF4 W4A16",
     "lorc": "LoRC (branch on the rounding error)",
     "svd": "SVD without smoothing",
@@ -36,9 +40,20 @@ LABELS = {
     "fast": "ours: fast, inputs recorded",
     "best": "ours: best",
 }
-COMPARED = ("nearest", "paper", "deepcompressor", "deepcompressor_gptq", NOTHING, CHANNELS, "fast", "best")
+COMPARED = (
+    "nearest",
+    "quarot_gptq",
+    "paper",
+    "deepcompressor",
+    "deepcompressor_gptq",
+    NOTHING,
+    CHANNELS,
+    "fast",
+    "best",
+)
 W4A4, W4A8, NVFP4 = "INT4, W4A4, rank 32", "INT4, W4A8, rank 32", "NVFP4, W4A4, rank 32"
 SAME_WEIGHTS = "ours: best, tuned for W4A8, run in W4A4"
+VIDIT = "ViDiT-Q, simulated"
 BITS = (8, 7, 6, 5, 4, 3)
 RANKS = (0, 16, 32, 64, 128)
 
@@ -69,6 +84,10 @@ def solve(method: str, problem: Problem, layer: SyntheticLayer) -> float:
         gelu = ((0, columns),) if layer.after_gelu else ()
         drawn = InputStatistics.synthetic(columns, gelu, problem.score_tokens, torch.Generator().manual_seed(0))
         method, problem = "fast", replace(problem, statistics=drawn.to(problem.weight.device))
+    if method in PROGRAMS:
+        rows, columns = problem.weight.shape
+        parts = PROGRAMS[method](problem, PartPlan((0, rows), (0, columns)))
+        return program_error(parts, problem, layer.held_out)
     return held_out_error(method, problem, layer.held_out)
 
 
@@ -86,6 +105,7 @@ def tables(names: list[str]) -> dict[str, dict[str, Row]]:
     if "methods" in names:
         found[W4A4] = {LABELS[m]: lambda layer, m=m: solve(m, pose(layer), layer) for m in LABELS}
         found[W4A8] = {LABELS[m]: lambda layer, m=m: solve(m, pose(layer, "int4", "w4a8"), layer) for m in COMPARED}
+        found[W4A8][VIDIT] = lambda layer: solve("vidit_q", pose(layer, "int4", "w4a8"), layer)
         found[W4A8][SAME_WEIGHTS] = error_in_w4a4
         found[NVFP4] = {LABELS[m]: lambda layer, m=m: solve(m, pose(layer, "nvfp4"), layer) for m in COMPARED}
     if "ranks" in names:

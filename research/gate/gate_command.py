@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=Path("output/evaluate"), help="folder for the table")
     parser.add_argument("--work", type=Path, help="folder for what the processes share (default: OUTPUT/gate)")
-    parser.add_argument("--recipes", nargs="+", metavar="NAME", choices=RECIPES, help="only these (default: all)")
+    only = "only these (default: all); NAME:FORMAT: only in that number format"
+    parser.add_argument("--recipes", nargs="+", metavar="NAME", type=_asked, help=only)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help="only these number formats")
     parser.add_argument("--replicates", type=int, default=4, help="seeds of quantization, each with its recording")
     parser.add_argument("--captions", type=int, default=48, help="held-out captions")
@@ -54,6 +56,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start nothing further after this time")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="that draws")
     parser.add_argument("--list", action="store_true", help="print the names of the recipes and stop")
+    parser.add_argument(
+        "--merge",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="gate.json of earlier runs, added to the table",
+    )
     parser.add_argument("--report", action="store_true", help="only print the table of what OUTPUT holds")
     return parser.parse_args(arguments)
 
@@ -75,10 +85,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed = process.failed
         process.meet()
     if rank == 0:
-        print(_write_report(output))
+        print(_write_report(output, options.merge))
     if dist.is_initialized():
         dist.destroy_process_group()
     return 1 if failed else 0
+
+
+def _asked(word: str) -> tuple[str, str]:
+    """A recipe and a number format, "" for all of its formats."""
+    name, _, form = word.partition(":")
+    if name not in RECIPES or (form and form not in RECIPES[name].forms):
+        raise argparse.ArgumentTypeError(f"{word!r} is no recipe. --list prints all of them and their formats.")
+    return name, form
+
+
+def chosen_recipes(asked: Sequence[tuple[str, str]]) -> dict[str, Recipe]:
+    """The recipes by name, each in the formats that were asked for."""
+    forms: dict[str, list[str]] = {}
+    for name, form in asked:
+        forms.setdefault(name, []).extend([form] if form else RECIPES[name].forms)
+    return {name: replace(RECIPES[name], forms=tuple(dict.fromkeys(own))) for name, own in forms.items()}
 
 
 def planned(chosen: dict[str, Recipe], forms: Sequence[str], replicates: int) -> Iterator[Work]:
@@ -104,7 +130,7 @@ class _Process:
         # every recipe must see the same arithmetic as the reference, and nothing else may round
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.recordings = Recordings(work, RECORDERS, options.calibration, self.device)
-        self.chosen = {name: RECIPES[name] for name in (options.recipes or RECIPES)}
+        self.chosen = chosen_recipes(options.recipes or [(name, "") for name in RECIPES])
         self.scenes = evaluated_scenes(options.captions, options.hard, self.device)
         self.model, self.plain = load_flux(self.device), Source(flux_weights(), {})
 
@@ -178,11 +204,32 @@ class _Process:
         print(f"[{self._seconds():6.1f} s] process {self.rank}: {text}", flush=True)
 
 
-def _write_report(output: Path) -> str:
-    settings = json.loads((output / f"{SUMMARY}_settings.json").read_text(encoding="utf-8"))
-    paths = sorted((Path(settings["work"]) / "ways").glob("*.json"))
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    save_text(output / f"{SUMMARY}.json", json.dumps({"settings": settings, "runs": runs}))
-    text = gate_report(settings, runs)
+def _write_report(output: Path, earlier: Sequence[Path]) -> str:
+    path = output / f"{SUMMARY}.json"
+    own = output / f"{SUMMARY}_settings.json"
+    settings = json.loads(own.read_text(encoding="utf-8")) if own.exists() else {"work": output}
+    files = sorted((Path(settings["work"]) / "ways").glob("*.json"))
+    if files:
+        found = {"settings": settings, "runs": [json.loads(file.read_text(encoding="utf-8")) for file in files]}
+    else:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    for file in earlier:
+        found = _merge(found, json.loads(file.read_text(encoding="utf-8")), file)
+    save_text(path, json.dumps(found))
+    text = gate_report(found["settings"], found["runs"])
     save_text(output / f"{SUMMARY}.md", text)
     return text
+
+
+def _merge(found: dict[str, Any], other: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Both runs; what both measured is taken from the first.
+
+    Raises:
+        SVDQuantError: the other drew other captions, or another recording.
+    """
+    for key in ("captions", "hard", "steps", "calibration", "machine"):
+        own, others = found["settings"][key], other["settings"][key]
+        if own != others:
+            raise SVDQuantError(f"{file}: {key} {others}, here {own}. Only runs of the same settings can be compared.")
+    runs = {(run["recipe"], run["form"], run["replicate"]): run for run in (*other["runs"], *found["runs"])}
+    return {"settings": found["settings"], "runs": list(runs.values())}

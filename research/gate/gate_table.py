@@ -11,7 +11,7 @@ from ..evaluate.record import to_tensor
 from ..evaluate.tables import markdown
 from .comparison import change, spread
 from .gate_run import FORMS
-from .recipes import RECIPES
+from .recipes import CLAIMS, RECIPES
 
 HEAD = (
     "recipe",
@@ -51,6 +51,8 @@ def gate_report(settings: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) 
     for form in FORMS:
         if form in found:
             sections += [f"## {FORMS[form].label}", form_table(found[form], int(settings["captions"]))]
+    if claims := claims_table(found):
+        sections += ["## What the presets beat", "Change of the latent error, verdict.", claims]
     return "\n\n".join(sections) + "\n"
 
 
@@ -68,6 +70,25 @@ def form_table(found: Mapping[str, Mapping[int, Mapping[str, Any]]], usual: int)
         row = [f"{recipe.title} (`{name}`)", recipe.origin, *_figures(errors, usual), f"{100 * float(layer):.1f}"]
         rows.append((float(errors.mean()), row + _compared(name, found)))
     return markdown(HEAD, [row for _, row in sorted(rows)])
+
+
+def claims_table(found: Errors) -> str:
+    """The change of the latent error against what others do, for each number format."""
+    rows = []
+    for name, other in CLAIMS:
+        cells = [_claim(found[form], name, other) if form in found else "-" for form in FORMS]
+        if any(cell != "-" for cell in cells):
+            rows.append([f"`{name}`", f"{RECIPES[other].title} (`{other}`)", *cells])
+    return markdown(["recipe", "against", *(f"{form.label}, %" for form in FORMS.values())], rows)
+
+
+def _claim(found: Mapping[str, Mapping[int, Mapping[str, Any]]], name: str, other: str) -> str:
+    common = sorted(found.get(name, {}).keys() & found.get(other, {}).keys())
+    if not common:
+        return "-"
+    changed = change(_errors(found[name], common), _errors(found[other], common))
+    half = "" if len(common) < 2 else f" ± {100 * changed.half_width:.1f}"
+    return f"{100 * changed.mean:+.1f}{half} ({changed.verdict})"
 
 
 def _errors(replicates: Mapping[int, Mapping[str, Any]], numbers: Sequence[int]) -> Tensor:

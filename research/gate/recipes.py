@@ -31,6 +31,23 @@ RECORDERS: dict[str, Callable[[int, torch.device, int], Source]] = {
 FOUR_BITS = ("w4a4", "w4a8", "nvfp4")
 BASE = "best"
 
+# What is said of the presets, and what it is measured against.
+CLAIMS = (
+    ("best", "deepcompressor"),
+    ("best", "quarot_gptq"),
+    ("best", "paper"),
+    ("best", "vidit_q"),
+    ("best", "atom"),
+    ("best", "mixdq"),
+    ("fast", "nearest"),
+    ("fast", "paper"),
+    ("fast", "deepcompressor"),
+    ("best_noise", "fast_noise"),
+    ("best_noise", "fast"),
+    ("best_noise", "deepcompressor"),
+    ("fast_noise", "paper"),
+)
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -75,10 +75,15 @@ def column_importance(problem: Problem, smooth: Tensor) -> Tensor:
     return torch.where(mean > 0, importance.clamp(min=LEAST_IMPORTANCE * mean), torch.ones_like(importance))
 
 
-def _without_dead(smoothed: Tensor, importance: Tensor) -> Tensor:
-    """The weight with zeros for channels that no input reaches: neither branch nor scales are to be spent on them."""
+def _dead_channels(importance: Tensor) -> Tensor | None:
+    """(K,) bool, which channels no input reaches; None: there are none."""
     dead = importance <= LEAST_IMPORTANCE * importance.mean()
-    return smoothed.masked_fill(dead, 0.0) if bool(dead.any()) else smoothed
+    return dead if bool(dead.any()) else None
+
+
+def _without(values: Tensor, dead: Tensor | None) -> Tensor:
+    """Values (N, K) with zeros for dead channels: neither branch nor scales are to be spent on them."""
+    return values if dead is None else values.masked_fill(dead, 0.0)
 
 
 def store_branch(up: Tensor, down: Tensor, smooth: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -102,21 +107,24 @@ def fit_part(problem: Problem, smooth: Tensor, turns: int = FAST_TURNS, hessian:
     grid, dtype = problem.arithmetic.weights, problem.scale_dtype
     smoothed = problem.weight * smooth
     importance = column_importance(problem, smooth)
+    dead = _dead_channels(importance)
     best, best_error = None, float("inf")
     assert len(problem.target), "made here, in float32"
-    up, down = problem.decompose(_without_dead(smoothed, importance))
+    up, down = problem.decompose(_without(smoothed, dead))
     proj_down, proj_up = store_branch(up, down, smooth, dtype)
     for _ in range(turns):
         residual = branch_weight(proj_down, proj_up, smooth)
         torch.sub(smoothed, residual, out=residual)
-        scales = fit_scales(_without_dead(residual, importance), grid, dtype, importance)
+        scales = fit_scales(_without(residual, dead), grid, dtype, importance)
         if hessian is None:
             units = round_to_units(residual, scales, grid)
         else:
             units = round_gptq(residual, scales, grid, hessian)
         del residual
         values = units_to_values(units, scales, grid)
-        up, down = _fit_branch(problem, smoothed - values, down, importance=importance, hessian=hessian)
+        lost = _without(smoothed - values, dead)
+        up, down = _fit_branch(problem, lost, down, importance=importance, hessian=hessian)
+        del lost
         proj_down, proj_up = store_branch(up, down, smooth, dtype)
         with coarse_products(values.device):
             error = problem.squared_error(values, smooth, proj_down, proj_up)

@@ -10,6 +10,7 @@ from svdquant_pack import ROOT
 from svdquant_pack.research.gate import gate_command as command
 from svdquant_pack.research.gate import gate_table, recipes
 from svdquant_pack.research.gate.gate_run import FORMS
+from svdquant_pack.svdq_core.errors import SVDQuantError
 
 SMALL = ["--captions", "1", "--hard", "1", "--calibration", "1", "--replicates", "2", "--steps", "2", "--device", "cpu"]
 
@@ -42,6 +43,28 @@ def test_the_gate_measures_and_prints(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip() == (tmp_path / "gate.md").read_text().strip()
 
 
+def test_earlier_runs_stand_in_the_table_too(tmp_path, capsys):
+    settings = {"captions": 1, "hard": 1, "steps": 2, "calibration": 1, "replicates": 2, "machine": "m", "work": "gone"}
+
+    def runs(name, error):
+        return [
+            {"recipe": name, "form": "w4a4", "replicate": r, "error": [error, error], "layer_error": 0.1}
+            for r in (0, 1)
+        ]
+
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder, found in zip(folders, ([*runs("best", 0.1), *runs("fast", 0.3)], runs("best", 0.2)), strict=True):
+        folder.mkdir()
+        (folder / "gate.json").write_text(json.dumps({"settings": settings, "runs": found}))
+    assert command.main(["--report", "--output", str(folders[1]), "--merge", str(folders[0] / "gate.json")]) == 0
+    out = capsys.readouterr().out
+    assert "20.00 ± 0.00" in out and "+50.0" in out  # best of the second run, fast of the first
+    settings["steps"] = 8
+    (folders[0] / "gate.json").write_text(json.dumps({"settings": settings, "runs": runs("best", 0.1)}))
+    with pytest.raises(SVDQuantError, match="steps 8, here 2"):
+        command.main(["--report", "--output", str(folders[1]), "--merge", str(folders[0] / "gate.json")])
+
+
 def test_recipes_are_listed(capsys):
     assert command.main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -54,7 +77,17 @@ def test_a_recipe_is_finished_before_the_next():
     assert works == [(name, "w4a8", r) for name in ("best", "nearest") for r in range(3)]
 
 
+def test_formats_can_be_chosen_for_each_recipe():
+    options = command.parse(["--recipes", "best:w8a8", "fast", "best:w4a4"])
+    chosen = command.chosen_recipes(options.recipes)
+    assert chosen["best"].forms == ("w8a8", "w4a4") and chosen["fast"].forms == recipes.RECIPES["fast"].forms
+    for word in ("worst", "atom:w8a8"):
+        with pytest.raises(SystemExit):
+            command.parse(["--recipes", word])
+
+
 def test_the_table_of_recipes_is_whole():
+    assert {name for claim in recipes.CLAIMS for name in claim} <= recipes.RECIPES.keys()
     for name, recipe in recipes.RECIPES.items():
         assert recipe.against in recipes.RECIPES, name
         assert set(recipe.recordings) <= recipes.RECORDERS.keys(), name
