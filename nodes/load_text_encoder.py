@@ -4,7 +4,8 @@ from comfy_api.latest import io
 
 from .checked_inputs import checked
 from .host import files
-from .host.model.text_encoder import OTHERS, load_text_encoder
+from .host.model.encoder_types import type_names
+from .host.model.text_encoder import load_text_encoder
 
 NO_FILE = "none"
 
@@ -14,7 +15,7 @@ class SVDQuantTextEncoderLoader(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        names = files.list_text_encoders()
+        beside = [NO_FILE, *files.list_text_encoders(quantized_first=False)]
         return io.Schema(
             node_id="SVDQuantTextEncoderLoader",
             display_name="Load Text Encoder (SVDQuant)",
@@ -23,23 +24,32 @@ class SVDQuantTextEncoderLoader(io.ComfyNode):
             "of Quantize Text Encoder; for FLUX.1 together with clip_l. The CLIP works with the ordinary nodes.",
             search_aliases=["nunchaku", "Nunchaku Text Encoder Loader", "t5xxl", "awq", "4-bit", "DualCLIPLoader"],
             inputs=[
-                io.Combo.Input("text_encoder", options=names, tooltip="The 4-bit file, in models/text_encoders."),
+                io.Combo.Input(
+                    "text_encoder",
+                    options=files.list_text_encoders(),
+                    tooltip="The 4-bit file, in models/text_encoders.",
+                ),
                 io.Combo.Input(
                     "type",
-                    options=list(OTHERS),
+                    options=type_names(),
                     default="flux",
                     tooltip="The model that reads the text, as in ComfyUI's own CLIP loaders.",
                 ),
                 io.Combo.Input(
                     "second",
-                    options=[NO_FILE, *names],
+                    options=[*beside, *files.list_projections()],
                     default=NO_FILE,
                     optional=True,
                     tooltip="What the model reads beside it: clip_l for flux, hunyuan_video and kandinsky5; clip_l or "
-                    "clip_g for sd3; llama 3.1 for hidream; byt5 for hunyuan_image.",
+                    "clip_g for sd3; llama 3.1 for hidream; byt5 for hunyuan_image; for LTX-2, its text projection or "
+                    "its checkpoint. It may be a 4-bit file, too.",
                 ),
                 io.Combo.Input(
-                    "third", options=[NO_FILE, *names], default=NO_FILE, optional=True, tooltip="For sd3: clip_g."
+                    "third",
+                    options=beside,
+                    default=NO_FILE,
+                    optional=True,
+                    tooltip="For sd3 and hidream: clip_l or clip_g.",
                 ),
                 io.Combo.Input(
                     "device",
@@ -49,22 +59,44 @@ class SVDQuantTextEncoderLoader(io.ComfyNode):
                     advanced=True,
                     tooltip="default: where ComfyUI wants it. cpu: takes no memory of the card.",
                 ),
+                io.Combo.Input(
+                    "fourth",
+                    options=beside,
+                    default=NO_FILE,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For hidream with all four: clip_g.",
+                ),
             ],
             outputs=[io.Clip.Output()],
         )
 
     @classmethod
     def fingerprint_inputs(
-        cls, text_encoder: str, type: str, second: str = NO_FILE, third: str = NO_FILE, device: str = "default"
+        cls,
+        text_encoder: str,
+        *,
+        type: str,
+        second: str = NO_FILE,
+        third: str = NO_FILE,
+        device: str = "default",
+        fourth: str = NO_FILE,
     ) -> str:
-        return "".join(map(files.fingerprint, _paths(text_encoder, second, third))) + type + device
+        return "".join(map(files.fingerprint, _paths(text_encoder, second, third, fourth))) + type + device
 
     @classmethod
     @checked
     def execute(
-        cls, text_encoder: str, type: str, second: str = NO_FILE, third: str = NO_FILE, device: str = "default"
+        cls,
+        text_encoder: str,
+        *,
+        type: str,
+        second: str = NO_FILE,
+        third: str = NO_FILE,
+        device: str = "default",
+        fourth: str = NO_FILE,
     ) -> io.NodeOutput:
-        paths = _paths(text_encoder, second, third)
+        paths = _paths(text_encoder, second, third, fourth)
         return io.NodeOutput(load_text_encoder(paths, files.embedding_folders(), type, device))
 
 

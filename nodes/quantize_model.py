@@ -12,7 +12,10 @@ from ..svdq_core.quantize.estimate import expected_time
 from ..svdq_core.quantize.journal import journal_folder, stored_bytes
 from ..svdq_core.quantize.overrides import Overrides
 from ..svdq_core.quantize.precheck import precheck
-from ..svdq_core.quantize.spec import METHODS
+from ..svdq_core.quantize.refine import RefineSpec
+from ..svdq_core.quantize.refine_file import describe as describe_refined
+from ..svdq_core.quantize.refine_file import quantize_refined
+from ..svdq_core.quantize.spec import PRESETS, REFINE
 from ..svdq_core.quantize.to_file import AUTO, quantize_to_file
 from .calibration import CalibrationFile
 from .checked_inputs import checked
@@ -20,9 +23,9 @@ from .error_plot import draw_errors
 from .host import files
 from .host.model.build import load_model
 from .host.model.dense_weights import DenseWeights
-from .host.quantize.layer_progress import LayerProgress
+from .host.quantize.layer_progress import LayerProgress, StepProgress
 from .host.quantize.plan_patcher import plan_patcher
-from .host.quantize.quantize_job import fit_calibration, layer_costs, make_job, reserve_room
+from .host.quantize.quantize_job import fit_calibration, layer_costs, make_job, reserve_room, runs_of
 from .host.quantize.record_calibration import find_calibration, list_calibrations
 from .quantize_report import describe
 
@@ -76,10 +79,11 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "method",
-                    options=list(METHODS),
+                    options=list(PRESETS),
                     default="best",
                     tooltip="best: rounds so that errors cancel (GPTQ); nearer to the original, most of all with a "
-                    "calibration. fast: rounds to the nearest value, in a quarter of the time.",
+                    "calibration. fast: rounds to the nearest value, in a quarter of the time. refine: best, then "
+                    "every block is trained to do what the original does; slowest and closest.",
                 ),
                 io.String.Input(
                     "filename_prefix",
@@ -185,7 +189,8 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         format: str = AUTO,
     ) -> io.NodeOutput:
         started = time.perf_counter()
-        spec = QuantSpec(precision=precision, activations=activations, rank=rank, method=method, seed=seed)
+        refines = method == REFINE
+        spec = QuantSpec(precision, activations, rank, "best" if refines else method, seed)
         overrides = Overrides.parse(keep_16bit, keep_worst, error_limit)
         path = _target(filename_prefix, spec, overwrite)
         file = Path(recorded) if recorded else None if calibration == NO_CALIBRATION else find_calibration(calibration)
@@ -194,14 +199,22 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         job = make_job(found, weights, path, spec=spec, overrides=overrides, calibration=fitted, form=format)
         require_space(path, COPIES * found.plan.nbytes(spec) - stored_bytes(path))
         reserve_room(model, found.plan, spec)
-        progress = LayerProgress(layer_costs(found.plan))
+        progress, refined = LayerProgress(layer_costs(found.plan)), ""
         warnings = precheck(found.plan, weights, spec, overrides.names).warnings()
         announced = [*found.plan.describe(spec), *expected_time(found.plan, spec, job.device), *warnings]
         for line in (*announced, *found.notes):
             logger.log(logging.WARNING if line in warnings else logging.INFO, "%s", line)
         progress.show("\n".join(announced))
         try:
-            outcome = quantize_to_file(job, progress.step)
+            if refines:
+                training = RefineSpec(seed=seed)
+                runs = runs_of(found, model, job)
+                outcome, blocks = quantize_refined(
+                    job, runs, training, on_layer=progress.step, on_step=StepProgress().step
+                )
+                refined = f"refined: {describe_refined(training, blocks)}"
+            else:
+                outcome = quantize_to_file(job, progress.step)
         except BaseException:  # the host's interruption, too
             if journal_folder(path).exists():
                 logger.info("%s: finished layers wait in %s; the same settings go on", path.name, journal_folder(path))
@@ -209,7 +222,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         assert outcome is not None  # only further processes get none
         seconds = time.perf_counter() - started
         report = describe(path, outcome, weights=weights, calibration=fitted, seconds=seconds, found=found)
-        report = "\n".join([report, *warnings])
+        report = "\n".join([report, *([refined] if refined else []), *warnings])
         logger.info("quantized %s in %.1f s", path.name, seconds)
         plot = draw_errors(outcome.reports, f"{path.name}: relative output error of each part")
         return io.NodeOutput(load_model(str(path), activations), str(path), report, plot, ui=ui.PreviewText(report))

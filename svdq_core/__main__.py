@@ -24,7 +24,7 @@ BAR_WIDTH = 30
 # as svdq_core.quantize.spec has them, which takes torch to import
 PRECISIONS = ("int4", "nvfp4", "int8")
 ACTIVATIONS = ("w4a4", "w4a8")
-METHODS = ("fast", "best")
+PRESETS = ("fast", "best", "refine")
 
 
 def _import(name: str) -> ModuleType:
@@ -61,8 +61,13 @@ def _convert(options: argparse.Namespace) -> None:
 
 def _quantize(options: argparse.Namespace) -> None:
     command, overrides = _import("quantize.command"), _import("quantize.overrides").Overrides
+    refines = options.method == _import("quantize.spec").REFINE
     spec = _import("quantize.spec").QuantSpec(
-        options.precision, options.activations, options.rank, options.method or "fast", options.seed
+        options.precision,
+        options.activations,
+        options.rank,
+        "best" if refines else options.method or "fast",
+        options.seed,
     )
     request = command.QuantizeRequest(
         options.source,
@@ -72,6 +77,7 @@ def _quantize(options: argparse.Namespace) -> None:
         options.calibration,
         options.device,
         options.overwrite,
+        _import("quantize.refine").RefineSpec(seed=options.seed) if refines else None,
         prefers_best=options.method is None,
     )
     show = _show_progress if sys.stderr.isatty() else lambda *step: None
@@ -155,9 +161,9 @@ def _add_quantize(commands: argparse._SubParsersAction) -> None:
     )
     quantize.add_argument("--rank", type=int, default=32, help="of the 16-bit branch, 0 to 256 in steps of 16 (32)")
     method = (
-        "fast takes a quarter of the time (best; fast where nothing is known of the inputs: no calibration, no ComfyUI)"
+        "fast takes a quarter of the time, refine is slowest and closest (best; fast without ComfyUI and calibration)"
     )
-    quantize.add_argument("--method", choices=METHODS, help=method)
+    quantize.add_argument("--method", choices=PRESETS, help=method)
     quantize.add_argument("--calibration", type=Path, metavar="FILE", help="inputs that Save Calibration recorded")
     quantize.add_argument(
         "--keep",

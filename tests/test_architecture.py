@@ -18,6 +18,7 @@ ALLOWED = {
 }
 HOST_SEAM = "nodes/host/"  # the one place that may import the host's internals
 HOST_INTERNALS = {"comfy", "comfy_aimdo", "comfy_execution", "execution", "latent_preview", "node_helpers", "server"}
+HOST_INTERNALS |= {"nodes"}  # the file of that name that is ComfyUI's; this pack's room is imported relatively
 # no kernels of their own: one calls compiled ones without Triton's search, the other compiles them beforehand
 LAUNCHERS = ("kernels/launching/launch.py", "kernels/launching/ahead.py")
 LONGEST_FILE = 300  # lines; a longer file splits along a noun that is already in it

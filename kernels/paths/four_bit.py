@@ -1,5 +1,7 @@
 """Paths that multiply exact 4-bit codes on both sides: w4a4."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -15,14 +17,20 @@ class NativeInt4(KernelPath):
     """Exact w4a4 by the INT4 products of Ampere and Ada."""
 
     name, serves = "INT4 tensor cores", frozenset({("int4", "w4a4")})
+    reads_fragments = True
 
     def why_not_on(self, gpu: Generation) -> str | None:
         return why_no_language("gemm_w4a4_native") if gpu.int4 else f"{gpu.name} has none"
 
     def why_not_for(self, call: LayerCall) -> str | None:
-        if call.out_features % 64:
-            return f"{call.out_features} outputs are not a multiple of 64"
-        return "its weight scales are float32" if call.tensors["wscales"].dtype == torch.float32 else None
+        return self.why_not_for_tensors(call.tensors)
+
+    def why_not_for_tensors(self, tensors: Mapping[str, Tensor]) -> str | None:
+        """why_not_for, which a part's own tensors decide."""
+        wscales = tensors["wscales"]
+        if wscales.shape[1] % 64:
+            return f"{wscales.shape[1]} outputs are not a multiple of 64"
+        return "its weight scales are float32" if wscales.dtype == torch.float32 else None
 
     def makes(self, call: LayerCall) -> str | None:
         return "packed int4 codes, padded rows"

@@ -55,11 +55,30 @@ def model_path(name: str) -> str:
     raise SVDQuantError(f"{name}: not found in the folders of diffusion models. Refresh the page and choose again.")
 
 
-def list_text_encoders() -> list[str]:
-    return folder_paths.get_filename_list("text_encoders")
+def list_text_encoders(quantized_first: bool = True) -> list[str]:
+    """Files of text_encoders, those that are called as 4-bit ones are first, or last."""
+    names = folder_paths.get_filename_list("text_encoders")
+    return sorted(names, key=lambda name: looks_4_bit(name) != quantized_first)
+
+
+def looks_4_bit(name: str) -> bool:
+    """Whether a name is like those of 4-bit text encoders: nunchaku's, and what Quantize Text Encoder writes."""
+    return any(word in Path(name).name.lower() for word in ("awq-int4", "w4a16"))
+
+
+def list_projections() -> list[str]:
+    """Checkpoints that may hold what a text encoder needs beside it, as LTX-2's do."""
+    return [name for name in folder_paths.get_filename_list("checkpoints") if "ltx" in name.lower()]
 
 
 def text_encoder_path(name: str) -> str:
+    """Full path of an entry of list_text_encoders, or of list_projections.
+
+    Raises:
+        SVDQuantError: there is no such file any more.
+    """
+    if folder_paths.get_full_path("text_encoders", name) is None and name in list_projections():
+        return _path_of("checkpoints", name)
     return _path_of("text_encoders", name)
 
 

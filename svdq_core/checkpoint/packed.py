@@ -12,6 +12,7 @@ from ..blob import BlobLayout
 from ..errors import CheckpointError
 from ..layer import QuantizedLayer
 from .container import Checkpoint
+from .group_pairs import split_pairs
 from .read_plan import Plan, has_bias, host_modules, plain_names, plan_rest
 from .recognize import recognize_host
 
@@ -81,7 +82,7 @@ def _read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:
     try:
         layout = BlobLayout.from_json(text.numpy().tobytes().decode())
         _check_places(layout, blob.numel())
-        layer = layout.read(blob, checkpoint.get(f"{name}.bias"))
+        layer = split_pairs(layout.read(blob, checkpoint.get(f"{name}.bias")))
         layer.check(where)
     except _DAMAGE as error:
         raise CheckpointError(f"{where}: its layout does not fit its weight ({error}). The file is damaged.") from error

@@ -14,6 +14,7 @@ from ..layer import QuantizedLayer, with_tensors
 from ..quantized_model import QuantizedModel
 from ..stack import as_in_files
 from .comfy_names import CONFIGS
+from .group_pairs import pair_groups
 from .output import Output, whole
 from .packed import LAYOUT_SUFFIX, PACKED_METADATA
 from .writer import Format
@@ -25,7 +26,7 @@ class PackedFormat(Format):
     title = "svdquant"
 
     def layer_outputs(self, host: str, layer: QuantizedLayer) -> Iterator[Output]:
-        layer = replace(as_in_files(layer), bias=layer.bias, arena=None)
+        layer = pair_groups(replace(as_in_files(layer), bias=layer.bias, arena=None))
         blob, layout = to_blob(_on_meta(layer))
         yield Output(f"{host}.weight", tuple(blob.shape), torch.uint8, lambda: [to_blob(layer)[0]])
         yield whole(host + LAYOUT_SUFFIX, _as_bytes(layout))

@@ -27,8 +27,8 @@ TENSORS = ("qweight", "scales", "scaled_zeros")
 
 def is_t5(checkpoint: Checkpoint) -> bool:
     """Whether the quantized layers are those of a 4-bit T5, as nunchaku's tool or ComfyUI's CLIPSave wrote it."""
-    if any(name.startswith(T5.blocks[0].host) and name.endswith(LAYOUT_SUFFIX) for name in checkpoint):
-        return True
+    if any(name.startswith(T5.blocks[0].host) and name.endswith(f".wi_0{LAYOUT_SUFFIX}") for name in checkpoint):
+        return True  # older ones and byT5 have another MLP, and are read as any encoder is
     return {checkpoint.dtype(name) for name in checkpoint if name.endswith(".qweight")} == {"I16"}
 
 

@@ -19,6 +19,7 @@ def read_whole(
     shown: str,
     kind: str,
     look: Callable[[list[str], int], None] | None = None,
+    wanted: Callable[[list[str]], list[str]] = lambda names: names,
 ) -> dict[str, Tensor]:
     """Tensors by name: all of a file of safetensors or torch.save, whose numbers become tensors of one value.
 
@@ -26,6 +27,7 @@ def read_whole(
         shown, kind: name and kind of the file, for messages.
         look: is given the names of tensors and the file's size before any tensor is read, and may raise. A pickle's
             names are not known before.
+        wanted: which of the tensors of a safetensors file to read.
 
     Raises:
         CheckpointError: a safetensors file is damaged, a pickle holds something else than tensors, or any file changed
@@ -37,7 +39,7 @@ def read_whole(
         if look is not None:
             look(file.names(), file.nbytes)
         try:
-            tensors = {name: file.read(name) for name in file.names()}
+            tensors = {name: file.read(name) for name in wanted(file.names())}
             file.check_unchanged()
         finally:
             file.release()

@@ -21,6 +21,9 @@ from .estimate import duration, estimate_seconds
 from .model_plan import ModelPlan
 from .overrides import Overrides, layer_errors
 from .precheck import precheck
+from .refine import RefineSpec
+from .refine_file import describe as describe_refined
+from .refine_file import quantize_refined
 from .share import Share
 from .source import hash_files
 from .source_model import OpenSource, SourceModel, open_described
@@ -42,6 +45,7 @@ class QuantizeRequest:
         calibration: a file of recorded inputs, or None.
         device: as torch names it; "" chooses the GPU if there is one.
         overwrite: replace an existing target.
+        refine: how to train what the quantizer made, or None.
         prefers_best: take method best, whatever the settings say, if the inputs of layers are known.
     """
 
@@ -52,6 +56,7 @@ class QuantizeRequest:
     calibration: Path | None = None
     device: str = ""
     overwrite: bool = False
+    refine: RefineSpec | None = None
     prefers_best: bool = False
 
 
@@ -87,6 +92,11 @@ def quantize_file(
         raise SVDQuantError(
             "Method best rounds by what layers see. Name a ComfyUI (--host), whose model then runs on noise; or give a "
             "calibration (--calibration), or choose --method fast."
+        )
+    if request.refine is not None and model.runs is None:
+        raise SVDQuantError(
+            "Method refine trains against the full-precision model. Name a ComfyUI (--host), which can run it; or "
+            "choose --method best."
         )
     plan = model.plan
     request.overrides.check(plan.names)
@@ -139,11 +149,18 @@ def quantize_file(
         extras=model.extras,
         verify=verify,
     )
+    refined = ""
     try:
         with writing(target) if share.first else nullcontext():
             if share.first:
                 _refuse_existing(request)  # another run may just have ended
-            outcome = quantize_to_file(job, on_layer, share)
+            if request.refine is None or model.runs is None:
+                outcome = quantize_to_file(job, on_layer, share)
+            else:
+                outcome, reports = quantize_refined(
+                    job, model.runs, request.refine, on_layer=on_layer, on_step=on_layer, share=share
+                )
+                refined = describe_refined(request.refine, reports)
     except torch.cuda.OutOfMemoryError as error:
         raise SVDQuantError(
             f"{device} has too little free memory ({error}). Close other programs that use it, or choose --device cpu; "
@@ -154,6 +171,8 @@ def quantize_file(
     if outcome is not None:
         for line in describe(outcome, target, time.perf_counter() - started):
             say(line)
+        if refined:
+            say(f"refined: {refined}")
 
 
 def _refuse_existing(request: QuantizeRequest) -> None:

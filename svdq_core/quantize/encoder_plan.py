@@ -1,12 +1,12 @@
-"""Text encoders in 4 bits (W4A16): the Linears of their repeated layers, without data, each group by its least error.
+"""Text encoders in 4 bits (W4A16): the Linears of their repeated layers, each group of inputs by its least error.
 
-Which tensors those are, names and shapes tell: Hugging Face numbers the layers of every encoder. Nothing is computed in
-4 bits, so inputs do not matter; they are the larger part of the memory that today's models take.
+Which tensors those are, names and shapes tell: Hugging Face numbers the layers of every encoder. Encoders are the
+larger part of the memory that today's models take.
 """
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,19 +16,23 @@ from ...kernels.format import GROUP_SIZE_AWQ
 from ..checkpoint.container import Checkpoint
 from ..checkpoint.dense_read import DTYPES
 from ..checkpoint.encoder_read import holds_encoder_layers
+from ..checkpoint.late_metadata import leave_room
 from ..checkpoint.metadata import pack_version
 from ..errors import CheckpointError
 from ..models.others import generic_family
-from .model_plan import ModelPlan, PlannedLayer
+from .model_plan import ModelPlan, PlannedLayer, layer_bytes
 from .part_plan import AWQ_ROWS, LayerPlan
 from .source import hash_files
 from .spec import QuantSpec
 from .to_file import QuantizeJob
+from .whole_model import InputsOf
 
 TITLE = "text encoder"
 FEWEST_WEIGHTS = 1 << 12
+GROUPS = (64, 128)
+LATE_KEY = "svdquant_result"  # of the metadata; filled in when the file is there and its text was compared
 # parts that see no text, or are looked up and not multiplied with
-KEPT = ("visual", "vision_model", "vision_tower", "multi_modal_projector", "audio_tower", "embed", "relative_attention")
+KEPT = ("visual", "vision_", "multi_modal_projector", "audio_", "embed", "relative_attention")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -60,11 +64,14 @@ class WholeNames(Mapping[str, Tensor]):
         return name.removeprefix(self.checkpoint.prefix)
 
 
-def plan_text_encoder(checkpoint: Checkpoint) -> ModelPlan:
+def plan_text_encoder(checkpoint: Checkpoint, group: int = GROUP_SIZE_AWQ) -> ModelPlan:
     """What becomes of the Linears of a text encoder.
 
+    Args:
+        group: inputs that share a scale, one of GROUPS; 64 where a layer's inputs are no multiple of 128.
+
     Raises:
-        CheckpointError: it is quantized already, or has no repeated layers.
+        CheckpointError: it is quantized already, has no repeated layers, or consists of stacked experts.
     """
     if holds_encoder_layers(checkpoint):
         raise CheckpointError(f"{checkpoint.name} is a 4-bit text encoder already. Choose the 16-bit file.")
@@ -76,6 +83,12 @@ def plan_text_encoder(checkpoint: Checkpoint) -> ModelPlan:
                 f"{checkpoint.name}: {name} is {checkpoint.dtype(name)}: the text encoder is in a reduced precision "
                 "already. Take the 16-bit file."
             )
+    stacked = sum(math.prod(shape) for name, shape in shapes.items() if ".experts." in name and len(shape) == 3)
+    if 2 * stacked > sum(math.prod(shape) for shape in shapes.values()):
+        raise CheckpointError(
+            f"{checkpoint.name}: most of its weights are experts in stacks of three dimensions, as gpt-oss has them, "
+            "which are not quantized here. Load it with Load CLIP."
+        )
     alike: dict[tuple, list[str]] = {}
     for name, shape in shapes.items():
         if name.endswith(".weight") and len(shape) == 2 and _NUMBER.search(name):
@@ -84,7 +97,7 @@ def plan_text_encoder(checkpoint: Checkpoint) -> ModelPlan:
     for (_, (rows, columns)), names in alike.items():
         why = _why_not(names, rows, columns)
         for name in names:
-            parts = None if why else LayerPlan.modulation(rows, columns)
+            parts = None if why else LayerPlan.text_encoder(rows, columns, group)
             found = _NUMBER.search(f"{name}.")
             block = name[: found.end()] if found else ""
             layers[name] = PlannedLayer(name, block, rows, columns, parts, name, why)
@@ -106,16 +119,42 @@ def _why_not(names: list[str], rows: int, columns: int) -> str:
     return "too few weights to be worth it" if rows * columns < FEWEST_WEIGHTS else ""
 
 
-def text_encoder_job(source: Path, target: Path, device: torch.device, poll=lambda: None) -> QuantizeJob:
+def bits_per_weight(plan: ModelPlan, spec: QuantSpec) -> float:
+    """Of the quantized layers, scales and zero points included."""
+    layers = plan.quantized
+    return 8 * sum(layer_bytes(layer, spec) for layer in layers) / sum(layer.weights for layer in layers)
+
+
+def text_encoder_job(
+    source: Path,
+    target: Path,
+    device: torch.device,
+    *,
+    group: int = GROUP_SIZE_AWQ,
+    inputs: InputsOf | None = None,
+    recorded: str = "",
+    measured: bool = False,
+    poll: Callable[[], None] = lambda: None,
+    make_room: Callable[[], None] = lambda: None,
+) -> QuantizeJob:
     """What to do with a 16-bit text encoder file; for quantize_to_file.
+
+    Args:
+        group: one of GROUPS.
+        inputs: makes what the layers see; None: every input counts alike.
+        recorded: what those come from, in words that are the same only where the inputs are.
+        measured: room is left in the metadata for LATE_KEY.
+        poll, make_room: as quantize_layers.
 
     Raises:
         CheckpointError: see plan_text_encoder.
     """
     checkpoint = Checkpoint(source)
-    plan, weights, spec = plan_text_encoder(checkpoint), WholeNames(checkpoint), QuantSpec(rank=0)
+    plan, weights, spec = plan_text_encoder(checkpoint, group), WholeNames(checkpoint), QuantSpec(rank=0)
     origin = hash_files(checkpoint.files)
     made_with = f"torch {torch.__version__}, {device.type}"
+    rounding = f"GPTQ, {recorded}" if inputs else "least squares, no data"
+    method = f"W4A16, groups of {group}, {bits_per_weight(plan, spec):.2f} bits a weight, {rounding}"
     return QuantizeJob(
         architecture=generic_family(TITLE),
         plan=plan,
@@ -124,14 +163,17 @@ def text_encoder_job(source: Path, target: Path, device: torch.device, poll=lamb
         spec=spec,
         device=device,
         target=target,
-        fingerprint=f"{origin}; {pack_version()}; {made_with}",
+        fingerprint=f"{origin}; {pack_version()}; {made_with}; {method}",
         metadata={
             "svdquant_source": checkpoint.name,
             "svdquant_source_hash": origin,
-            "svdquant_method": f"W4A16, groups of {GROUP_SIZE_AWQ}, least squares, no data",
+            "svdquant_method": method,
             "svdquant_made_with": made_with,
-        },
+        }
+        | ({LATE_KEY: leave_room()} if measured else {}),
+        inputs=inputs,
         poll=poll,
+        make_room=make_room,
         verify=checkpoint.check_unchanged,
         form="svdquant",
     )

@@ -6,7 +6,7 @@ plan_rules.py makes one of a traced model, layout_plan.py one of a family whose 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ...kernels.format import GROUP_SIZE_AWQ, GROUP_SIZE_INT4, GROUP_SIZE_NVFP4
+from ...kernels.format import GROUP_SIZE_INT4, GROUP_SIZE_NVFP4
 from ..padding import padded
 from .part_plan import LayerPlan
 from .spec import QuantSpec
@@ -137,8 +137,8 @@ class ModelPlan:
 
 def layer_bytes(layer: PlannedLayer, spec: QuantSpec) -> int:
     """What a quantized Linear takes in a file."""
-    if layer.is_modulation:
-        return layer.weights // 2 + 2 * HALF_BYTES * layer.weights // GROUP_SIZE_AWQ
+    if layer.parts is not None and layer.parts.awq:
+        return layer.weights // 2 + 2 * HALF_BYTES * layer.weights // layer.parts.group
     columns = padded(layer.in_features)
     weights = layer.out_features * columns
     branch = HALF_BYTES * (spec.rank * (layer.out_features + columns) + columns)

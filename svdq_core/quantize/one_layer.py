@@ -21,10 +21,11 @@ from .gptq import FactoredHessian, choose_damping
 from .grid import runtime_arithmetic
 from .part_plan import LayerPlan, PartPlan
 from .problem import Problem
-from .round import ROWS, round_awq
+from .round import ROWS
 from .smooth import FactorFamily, activation_level
 from .spec import QuantSpec
 from .statistics import InputStatistics, named_generator
+from .w4a16 import fit_w4a16, output_error, weight_error
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class PartReport:
         rank: of its low-rank branch.
         smoothing: how the smoothing factor was made, in words.
         rounding: "nearest" or "gptq".
-        relative_error: ||y_quantized - y|| / ||y|| on the tokens at hand; of the weight itself for awq.
+        relative_error: ||y_quantized - y|| / ||y|| on the tokens at hand; of the weight itself for awq without tokens.
         measured: the tokens were recorded from the model, not drawn.
     """
 
@@ -92,8 +93,9 @@ def quantize_layer(
         torch.zeros(out_features, dtype=torch.float32, device=weight.device) if bias is None else bias.float().clone()
     )
     if plan.awq:
-        part, report, restored = _quantize_awq(weight, plan.parts[0], spec, name)
-        if bias is not None and statistics is not None:  # its input has a large mean: what that loses is no noise
+        part, report, restored = _quantize_awq(weight, plan, spec, name, statistics)
+        # the input of modulation has a large mean: what that loses is no noise
+        if bias is not None and statistics is not None and not plan.by_inputs:
             mean = statistics.tokens.float().mean(dim=0) if statistics.mean is None else statistics.mean
             total += (weight.float() - restored) @ mean.to(weight.device, torch.float32)
         return _finish(weight, [part], None if bias is None else total, spec, name), [report]
@@ -241,19 +243,17 @@ def _to_part(fit: Fit, plan: PartPlan, problem: Problem, spec: QuantSpec) -> Par
     return Part(spec.precision, plan.rows, plan.columns, problem.shift != 0, tensors)
 
 
-def _quantize_awq(weight: Tensor, plan: PartPlan, spec: QuantSpec, name: str) -> tuple[Part, PartReport, Tensor]:
-    weight = weight.float()
-    codes, scales, zeros = round_awq(weight, spec.scale_dtype)
-    tensors = {
-        "qweight": pack_nibbles(codes),
-        "wscales": scales.T.contiguous(),
-        "wzeros": zeros.T.contiguous(),
-    }
-    groups = codes.float().unflatten(-1, (scales.shape[1], -1))
-    restored = torch.addcmul(zeros.float()[..., None], groups, scales.float()[..., None]).flatten(-2)
-    error = float((restored - weight).norm() / weight.norm().clamp(min=1e-30))
-    report = PartReport(name, plan.rows, plan.columns, "awq", 0, "none", "nearest", error, False)
-    return Part("awq", plan.rows, plan.columns, False, tensors), report, restored
+def _quantize_awq(
+    weight: Tensor, plan: LayerPlan, spec: QuantSpec, name: str, statistics: InputStatistics | None
+) -> tuple[Part, PartReport, Tensor]:
+    weight, part = weight.float(), plan.parts[0]
+    seen = None
+    if plan.by_inputs and statistics is not None:
+        seen = _complete(statistics, plan, spec, in_features=weight.shape[1], name=name, device=weight.device)
+    fit = fit_w4a16(weight, plan.group, spec.scale_dtype, seen)
+    error = weight_error(fit, weight) if seen is None else output_error(fit, weight, seen)
+    report = PartReport(name, part.rows, part.columns, "awq", 0, "none", fit.rounding, error, seen is not None)
+    return fit.part(part), report, fit.values
 
 
 def _finish(weight: Tensor, parts: list[Part], bias: Tensor | None, spec: QuantSpec, name: str) -> QuantizedLayer:

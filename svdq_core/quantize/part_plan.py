@@ -1,6 +1,6 @@
 """How the weight of one Linear splits into parts, and which sizes the format can hold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from ...kernels.format import GROUP_SIZE_AWQ
@@ -33,11 +33,15 @@ class LayerPlan:
         parts: either stacked on rows (one input, one smoothing factor) or stacked on columns.
         awq: W4A16 without smoothing and low-rank branch, for modulation layers.
         multiples: of outputs and inputs that the file can hold.
+        group: of awq, inputs that share a scale and a zero point.
+        by_inputs: of awq, round by what is known of the inputs; without it, by the weight alone.
     """
 
     parts: tuple[PartPlan, ...]
     awq: bool = False
     multiples: tuple[int, int] = (TILE, TILE)
+    group: int = GROUP_SIZE_AWQ
+    by_inputs: bool = False
 
     @staticmethod
     def whole(out_features: int, in_features: int, after_gelu: bool = False) -> "LayerPlan":
@@ -48,6 +52,12 @@ class LayerPlan:
     def modulation(out_features: int, in_features: int) -> "LayerPlan":
         """One AWQ part."""
         return LayerPlan((PartPlan((0, out_features), (0, in_features)),), True, (AWQ_ROWS, GROUP_SIZE_AWQ))
+
+    @staticmethod
+    def text_encoder(out_features: int, in_features: int, group: int) -> "LayerPlan":
+        """One AWQ part of a text encoder; groups of 64 where `group` does not divide the inputs."""
+        group = GROUP_SIZE_AWQ if in_features % group else group
+        return replace(LayerPlan.modulation(out_features, in_features), group=group, by_inputs=True)
 
     @staticmethod
     def stack_rows(heights: tuple[int, ...], in_features: int) -> "LayerPlan":

@@ -196,25 +196,30 @@ def units_to_values(units: Tensor, scales: GroupScales, grid: Grid) -> Tensor:
     return (grid.groups(units) * scales.effective()[..., None]).flatten(-2)
 
 
-def round_awq(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Asymmetric 4-bit codes of a modulation weight: weight ~ code * scale + zero.
+def round_awq(
+    weight: Tensor, dtype: torch.dtype, group: int = GROUP_SIZE_AWQ, importance: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Asymmetric 4-bit codes of a weight that runs with 16-bit activations: weight ~ code * scale + zero.
 
     Starts from a few shrunken min-max ranges and refines each by least squares on its own codes.
 
     Args:
         weight: (N, K) float32.
         dtype: of scales and zeros.
+        group: consecutive inputs that share them; divides K.
+        importance: (K,) float32 weight of each column's error, or None for all ones.
 
     Returns:
-        codes (N, K) uint8 0...15, scales (N, K//64), zeros (N, K//64).
+        codes (N, K) uint8 0...15, scales (N, K//group), zeros (N, K//group).
     """
-    results = [_round_awq_rows(c, dtype) for c in weight.split(max(1, CHUNK_ELEMENTS // weight.shape[1]))]
+    shares = None if importance is None else importance.unflatten(0, (-1, group))
+    rows = max(1, CHUNK_ELEMENTS // weight.shape[1])
+    results = [_round_awq_rows(chunk.unflatten(-1, (-1, group)), dtype, shares) for chunk in weight.split(rows)]
     codes, scales, zeros = (torch.cat(parts) for parts in zip(*results, strict=True))
     return codes, scales, zeros
 
 
-def _round_awq_rows(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    groups = weight.unflatten(-1, (-1, GROUP_SIZE_AWQ))
+def _round_awq_rows(groups: Tensor, dtype: torch.dtype, shares: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     low, high = groups.amin(dim=-1), groups.amax(dim=-1)
     best_error = torch.full_like(low, torch.inf)
     best_scale, best_zero = torch.ones_like(low, dtype=dtype), torch.zeros_like(low, dtype=dtype)
@@ -224,11 +229,12 @@ def _round_awq_rows(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor,
             scale, zero = _nonzero(scale.to(dtype)), zero.to(dtype)
             codes = _awq_codes(groups, scale, zero)
             error = torch.addcmul(zero.float()[..., None], codes, scale.float()[..., None]).sub_(groups)
-            error = error.square_().sum(dim=-1)
+            error = error.square_() if shares is None else error.square_().mul_(shares)
+            error = error.sum(dim=-1)
             better = error < best_error
             best_error = torch.where(better, error, best_error)
             best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
-            scale, zero = _fit_line(codes, groups)
+            scale, zero = _fit_line(codes, groups, shares)
     return _awq_codes(groups, best_scale, best_zero).flatten(-2).to(torch.uint8), best_scale, best_zero
 
 
@@ -236,10 +242,18 @@ def _awq_codes(groups: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     return ((groups - zero.float()[..., None]) / scale.float()[..., None]).round_().clamp_(0, UINT4_MAX)
 
 
-def _fit_line(codes: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Least squares of groups on codes, in each group: scale and zero (N, G) float32."""
-    code_mean, mean = codes.mean(dim=-1, keepdim=True), groups.mean(dim=-1, keepdim=True)
+def _fit_line(codes: Tensor, groups: Tensor, shares: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Least squares of groups on codes, in each group, weighted: scale and zero (N, G) float32."""
+    code_mean, mean = _mean(codes, shares), _mean(groups, shares)
     centered = codes - code_mean
-    variance = centered.square().sum(dim=-1)
-    scale = (centered * (groups - mean)).sum(dim=-1) / variance.clamp(min=1e-12)
+    weighted = centered if shares is None else centered * shares
+    variance = (centered * weighted).sum(dim=-1)
+    scale = (weighted * (groups - mean)).sum(dim=-1) / variance.clamp(min=1e-12)
     return scale, mean[..., 0] - scale * code_mean[..., 0]
+
+
+def _mean(values: Tensor, shares: Tensor | None) -> Tensor:
+    """Over each group, kept as a dimension."""
+    if shares is None:
+        return values.mean(dim=-1, keepdim=True)
+    return (values * shares).sum(dim=-1, keepdim=True) / shares.sum(dim=-1, keepdim=True)

@@ -12,6 +12,7 @@ from ..checkpoint.dense_read import DenseModel
 from ..models import Architecture
 from .layout_plan import plan_layout
 from .model_plan import ModelPlan
+from .refine_file import RunsOf
 from .whole_model import InputsOf
 
 WITHOUT_COMFYUI = (
@@ -29,6 +30,7 @@ class SourceModel:
         plan: of its Linears.
         weights: ComfyUI's tensor name -> tensor of any float dtype, read when it is asked for.
         inputs: what layers see without a calibration; None: nobody knows.
+        runs: its forwards, for refining; None: nobody can run it.
         extras: tensors that the file needs and `weights` lacks.
         ignored: tensors of the file that the model has no place for.
         notes: for the user, one sentence each.
@@ -38,6 +40,7 @@ class SourceModel:
     plan: ModelPlan
     weights: Mapping[str, Tensor]
     inputs: InputsOf | None = None
+    runs: RunsOf | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

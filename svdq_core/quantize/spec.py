@@ -10,6 +10,8 @@ from ..errors import SVDQuantError
 PRECISIONS = ("int4", "nvfp4", "int8")
 ACTIVATIONS = ("w4a4", "w4a8")
 METHODS = ("fast", "best")
+REFINE = "refine"  # best, then training: refine.py
+PRESETS = (*METHODS, REFINE)  # what users choose from
 SCALE_DTYPES = (torch.bfloat16, torch.float16)
 MAX_RANK = 256
 

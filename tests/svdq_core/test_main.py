@@ -51,7 +51,7 @@ def test_a_python_without_torch_is_told_which_one_to_take():
 
 def test_choices_are_those_of_the_quantizer():
     command_line = runpy.run_path(str(ROOT / "svdq_core" / "__main__.py"), run_name="read")
-    for name in ("PRECISIONS", "ACTIVATIONS", "METHODS"):
+    for name in ("PRECISIONS", "ACTIVATIONS", "PRESETS"):
         assert command_line[name] == getattr(spec, name)
 
 

@@ -52,6 +52,28 @@ class LayerProgress:
             _show(f"{name} ({count} of {total}), {_duration(seconds)} left")
 
 
+class StepProgress:
+    """Progress of a training over blocks whose steps take the same time each."""
+
+    def __init__(self):
+        self._bar: comfy.utils.ProgressBar | None = None
+        self._started, self._shown, self._first = time.perf_counter(), 0.0, -1
+
+    def step(self, done: int, total: int, block: str) -> None:
+        """Steps that are done, those of an earlier run included, of all of them, and the block that is trained."""
+        LayerProgress.poll()
+        now = time.perf_counter()
+        bar = self._bar = self._bar or comfy.utils.ProgressBar(total)
+        if self._first < 0:
+            self._started, self._first = now, done
+        if now - self._shown < TEXT_INTERVAL and done < total:
+            return
+        self._shown = now
+        bar.update_absolute(done, total)
+        seconds = (now - self._started) / max(done - self._first, 1) * (total - done)
+        _show(f"refining {block} ({done / total:.0%}), {_duration(seconds)} left")
+
+
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 

@@ -2,7 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import comfy.model_base
@@ -14,11 +14,13 @@ from ....svdq_core.models import Architecture
 from ....svdq_core.quantize.layout_plan import plan_layout, spare_idle_layers
 from ....svdq_core.quantize.model_plan import ModelPlan
 from ....svdq_core.quantize.plan_rules import plan_model
+from ....svdq_core.quantize.refine_file import RunsOf
 from ....svdq_core.quantize.whole_model import BlockInputs, InputsOf
 from ..model.dense_weights import architecture_of
 from ..model.quantized_linear import is_quantized
 from .block_inputs import NoiseInputs
 from .noise_conditions import Request
+from .refine_samples import refine_on_noise
 from .trace import find_blocks, trace_model
 
 logger = logging.getLogger("svdquant")
@@ -52,6 +54,18 @@ class HostPlan:
             return NoiseInputs(model, request, self.blocks, weights=weights, seed=seed, device=device)
 
         return make
+
+    def runs_of(
+        self,
+        model: comfy.model_base.BaseModel,
+        seed: int,
+        device: torch.device,
+        poll: Callable[[], None] = lambda: None,
+    ) -> RunsOf | None:
+        """For quantize_refined: forwards of ComfyUI's own model, on noise."""
+        if self.request is None:
+            return None
+        return refine_on_noise(model, self.request, self.blocks, seed=seed, device=device, poll=poll)
 
 
 _known: "weakref.WeakKeyDictionary[comfy.model_base.BaseModel, HostPlan]" = weakref.WeakKeyDictionary()

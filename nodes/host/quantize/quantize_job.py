@@ -7,11 +7,13 @@ import comfy.model_management
 import torch
 
 from ....svdq_core.checkpoint.metadata import pack_version
+from ....svdq_core.errors import SVDQuantError
 from ....svdq_core.quantize import QuantSpec
 from ....svdq_core.quantize.calibration_file import Calibration
 from ....svdq_core.quantize.calibration_fit import FittedCalibration, hash_file
 from ....svdq_core.quantize.model_plan import ModelPlan
 from ....svdq_core.quantize.overrides import Overrides
+from ....svdq_core.quantize.refine_file import RunsOf
 from ....svdq_core.quantize.to_file import AUTO, QuantizeJob
 from ..model.dense_weights import DenseWeights, compute_device, plain_extras
 from ..model.model_hash import patches_hash, weights_hash
@@ -86,6 +88,18 @@ def make_job(
         form=form,
         verify=(lambda: None) if calibration is None else calibration.file.check_unchanged,
     )
+
+
+def runs_of(found: HostPlan, patcher, job: QuantizeJob) -> RunsOf:
+    """The forwards that a job is refined in.
+
+    Raises:
+        SVDQuantError: the model cannot be run.
+    """
+    runs = found.runs_of(patcher.model, job.spec.seed, job.device, LayerProgress.poll)
+    if runs is None:
+        raise SVDQuantError(f"{' '.join(found.notes)} It cannot be refined: choose method best.")
+    return runs
 
 
 def layer_costs(plan: ModelPlan) -> dict[str, float]:
