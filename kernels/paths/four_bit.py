@@ -9,7 +9,7 @@ from ..epilogue import settle
 from ..format import GROUP_SIZE_INT4
 from ..gpus import Generation
 from ..layer_call import LayerCall
-from ..tiles import NATIVE_INT4_ROWS, native_int4_tile
+from ..tiles import NATIVE_INT4_ROWS, NVFP4_ROWS, native_int4_tile
 from .path import KernelPath, outer_scales, why_no_language, why_too_old
 
 
@@ -106,13 +106,13 @@ class NativeFp4(KernelPath):
         return why_no_language("gemm_nvfp4") or why_too_old(gpu.fp4_triton, f"FP4 products for {gpu.name}")
 
     def makes(self, call: LayerCall) -> str | None:
-        return "packed nvfp4 codes"
+        return "packed nvfp4 codes, padded rows"
 
     def quantize(self, call: LayerCall) -> tuple[Tensor, ...]:
         from ..step.quantize_act import quantize_act
 
         operands = call.x, call.tensors["smooth_factor"], call.branch.down, "nvfp4"
-        qx, ascales, x_down = quantize_act(*operands, gelu=call.gelu)
+        qx, ascales, x_down = quantize_act(*operands, gelu=call.gelu, pad_rows=NVFP4_ROWS)
         assert ascales is not None, "packed codes have scales"
         return qx, ascales, x_down
 
