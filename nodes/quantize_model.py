@@ -80,10 +80,10 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                 io.Combo.Input(
                     "method",
                     options=list(PRESETS),
-                    default="fast",
-                    tooltip="fast: rounds to the nearest value. best: rounds so that errors cancel (GPTQ); slower, and "
-                    "worth it with a calibration. refine: best, then every block is trained to do what the original "
-                    "does; slowest and closest.",
+                    default="best",
+                    tooltip="best: rounds so that errors cancel (GPTQ); nearer to the original, most of all with a "
+                    "calibration. fast: rounds to the nearest value, in a quarter of the time. refine: best, then "
+                    "every block is trained to do what the original does; slowest and closest.",
                 ),
                 io.String.Input(
                     "filename_prefix",

@@ -6,7 +6,7 @@ ComfyUI's own model says what is in it where there is a ComfyUI; without one, on
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -46,6 +46,7 @@ class QuantizeRequest:
         device: as torch names it; "" chooses the GPU if there is one.
         overwrite: replace an existing target.
         refine: how to train what the quantizer made, or None.
+        prefers_best: take method best, whatever the settings say, if the inputs of layers are known.
     """
 
     source: Path
@@ -56,6 +57,7 @@ class QuantizeRequest:
     device: str = ""
     overwrite: bool = False
     refine: RefineSpec | None = None
+    prefers_best: bool = False
 
 
 def quantize_file(
@@ -99,6 +101,10 @@ def quantize_file(
     plan = model.plan
     request.overrides.check(plan.names)
     calibration = _open_calibration(request, model.architecture.name, plan)
+    layers = [layer.name for layer in plan.quantized if not layer.is_modulation]
+    is_recorded = calibration is not None and all(name in calibration for name in layers)
+    if request.prefers_best and (is_recorded or model.inputs is not None):
+        request = replace(request, spec=replace(request.spec, method="best"))
     if share.first:
         for line in _announce(request, model, calibration, device):
             say(line)
