@@ -200,8 +200,10 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         require_space(path, COPIES * found.plan.nbytes(spec) - stored_bytes(path))
         reserve_room(model, found.plan, spec)
         progress, refined = LayerProgress(layer_costs(found.plan)), ""
-        warnings = precheck(found.plan, weights, spec, overrides.names).warnings()
-        announced = [*found.plan.describe(spec), *expected_time(found.plan, spec, job.device), *warnings]
+        check = precheck(found.plan, weights, spec, overrides.names)
+        warnings = check.warnings()
+        announced = [*found.plan.describe(spec), *expected_time(found.plan, spec, job.device)]
+        announced += [*check.summary(), *warnings]
         for line in (*announced, *found.notes):
             logger.log(logging.WARNING if line in warnings else logging.INFO, "%s", line)
         progress.show("\n".join(announced))

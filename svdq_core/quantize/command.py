@@ -208,7 +208,8 @@ def choose_device(named: str, share: Share) -> torch.device:
 
 
 def _precheck(request: QuantizeRequest, model: SourceModel) -> list[str]:
-    return precheck(model.plan, model.weights, request.spec, request.overrides.names).warnings()
+    found = precheck(model.plan, model.weights, request.spec, request.overrides.names)
+    return [*found.summary(), *(f"warning: {line}" for line in found.warnings())]
 
 
 def describe(outcome: Outcome, target: Path, seconds: float) -> list[str]:
@@ -238,7 +239,7 @@ def _announce(
     else:
         lines += [f"note: {request.calibration}: {note}" for note in calibration.notes]
     lines += [f"note: {name} has no place in a {model.plan.title} model and is left out" for name in model.ignored]
-    lines += [f"warning: {line}" for line in _precheck(request, model)]
+    lines += _precheck(request, model)
     seconds = estimate_seconds(model.plan, request.spec, device)
     where = "no GPU is used; this" if device.type == "cpu" else "this"
     took = f"about {duration(seconds)}" if seconds else "less than a few minutes"
