@@ -1,6 +1,6 @@
 """A random file of any described family in nunchaku's layout: published widths, and as many blocks as a size allows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -10,6 +10,7 @@ from svdquant_pack.svdq_core.checkpoint.output import Output
 from svdquant_pack.svdq_core.models import Architecture, BlockMap, LinearMap, Published
 
 OPEN = 64  # of a size that a description leaves open
+FEW = 2  # blocks of a kind that are all there, however small the file
 Make = Callable[..., Output]  # name, dtype, sizes -> a random tensor
 
 
@@ -18,22 +19,33 @@ class FamilyFile:
 
     Args:
         family, model: which. make: a random tensor. precision: "int4" or "nvfp4". rank: of the low-rank branches.
+        shapes: host tensor -> shape, where the description leaves it open and ComfyUI is to take the file.
     """
 
-    def __init__(self, family: Architecture, model: Published, make: Make, precision: str, rank: int):
+    def __init__(
+        self,
+        family: Architecture,
+        model: Published,
+        make: Make,
+        precision: str,
+        rank: int,
+        *,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ):
         self.family, self.model, self.make, self.rank = family, model, make, rank
+        self.shapes = shapes or {}
         self.nvfp4, self.spelling = precision == "nvfp4", writing_spelling(family)
 
     def outputs(self, nbytes: float) -> list[Output]:
-        """All tensors, of so many blocks that they take about this number of bytes; of each kind at least one."""
+        """All tensors, of so many blocks that they take about this number of bytes; of each kind at least FEW."""
         one = {block.host: sum(o.nbytes for o in self._block(block, 0)) for block in self.family.blocks}
         rest = list(self._outside())
         whole = sum(size * self.model.counts[host] for host, size in one.items())
         share = min(1.0, max(nbytes - sum(o.nbytes for o in rest), 1) / whole)
         for block in self.family.blocks:
-            for index in range(
-                max(round(self.model.counts[block.host] * share), min(1, self.model.counts[block.host]))
-            ):
+            count = self.model.counts[block.host]
+            # ComfyUI counts only the blocks that a family has many of, and makes up the others where they are missing
+            for index in range(count if count <= FEW else max(round(count * share), FEW)):
                 rest += self._block(block, index)
         return rest
 
@@ -89,6 +101,8 @@ class FamilyFile:
                 yield self.make(source, torch.bfloat16, *self._shape(host, self.model.width))
 
     def _shape(self, host: str, width: int) -> tuple[int, ...]:
+        if host in self.shapes:
+            return self.shapes[host]
         module, _, end = host.rpartition(".")
         found = self.family.shape_of(f"{module}.weight" if end == "bias" else host, width)
         shape = (width,) if found is None else tuple(OPEN if size is None else size for size in found)

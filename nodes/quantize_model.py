@@ -81,10 +81,10 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                 io.Combo.Input(
                     "method",
                     options=list(PRESETS),
-                    default="fast",
-                    tooltip="fast: rounds to the nearest value. best: rounds so that errors cancel (GPTQ); slower, and "
-                    "worth it with a calibration. refine: best, then every block is trained to do what the original "
-                    "does; slowest and closest. Takes a calibration.",
+                    default="best",
+                    tooltip="best: rounds so that errors cancel (GPTQ); nearer to the original, most of all with a "
+                    "calibration. fast: rounds to the nearest value, in a quarter of the time. refine: best, then "
+                    "every block is trained to do what the original does; slowest and closest. Takes a calibration.",
                 ),
                 io.String.Input(
                     "filename_prefix",
@@ -206,8 +206,10 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         require_space(path, COPIES * found.plan.nbytes(spec) - stored_bytes(path))
         reserve_room(model, found.plan, spec)
         progress, refined = LayerProgress(layer_costs(found.plan)), ""
-        warnings = precheck(found.plan, weights, spec, overrides.names).warnings()
-        announced = [*found.plan.describe(spec), *expected_time(found.plan, spec, job.device), *warnings]
+        check = precheck(found.plan, weights, spec, overrides.names)
+        warnings = check.warnings()
+        announced = [*found.plan.describe(spec), *expected_time(found.plan, spec, job.device)]
+        announced += [*check.summary(), *warnings]
         for line in (*announced, *found.notes):
             logger.log(logging.WARNING if line in warnings else logging.INFO, "%s", line)
         progress.show("\n".join(announced))

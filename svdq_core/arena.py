@@ -1,13 +1,14 @@
-"""Memory for tensors that are about to be filled: in large pages where the system has them, and side by side.
+"""Memory for tensors that are about to be filled: aligned, side by side, and what is only read through used again.
 
 Reading a checkpoint is as much about getting memory as about moving bytes: a page that is touched for the first time
-costs more than copying what goes into it. numpy asks the system for large pages, torch does not (DECISIONS 37).
+costs more than copying what goes into it, and large ones cost several times as much in a virtual machine whose host
+takes free memory back (DECISIONS 37): torch does not ask for them, numpy does.
 """
 
 import math
+import threading
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,9 +18,9 @@ from ..kernels.format import BLOB_ALIGNMENT
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor on the CPU, aligned as a blob is."""
     nbytes = math.prod(shape) * dtype.itemsize
-    room = np.empty(nbytes + BLOB_ALIGNMENT, dtype=np.uint8)
-    start = -room.ctypes.data % BLOB_ALIGNMENT
-    return torch.from_numpy(room[start : start + nbytes]).view(dtype).view(shape)
+    room = torch.empty(nbytes + BLOB_ALIGNMENT, dtype=torch.uint8)
+    start = -room.data_ptr() % BLOB_ALIGNMENT
+    return torch.from_numpy(room.numpy()[start : start + nbytes]).view(dtype).view(shape)  # a storage of its own size
 
 
 def blank(nbytes: int, device: torch.device) -> Tensor:
@@ -32,6 +33,9 @@ def blank(nbytes: int, device: torch.device) -> Tensor:
 def aligned(nbytes: int) -> int:
     """The room that so many bytes take in a blob."""
     return -(-nbytes // BLOB_ALIGNMENT) * BLOB_ALIGNMENT
+
+
+LEAST_STAGED = 64 << 20  # bytes of a thread's staging memory; what nothing is read into takes no memory
 
 
 class Arena:
@@ -77,6 +81,10 @@ class Arena:
         self._used = end
         return [start for start in starts if start is not None]
 
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor has a place of its own in the memory, contiguous and aligned."""
+        return self._offset_of(tensor) is not None
+
     def _shares(self, tensor: Tensor) -> bool:
         return bool(tensor.nbytes) and tensor.untyped_storage().data_ptr() == self.memory.untyped_storage().data_ptr()
 
@@ -85,3 +93,26 @@ class Arena:
             return None
         offset = tensor.data_ptr() - self.memory.data_ptr()
         return None if offset % BLOB_ALIGNMENT else offset
+
+
+class Staging(threading.local):
+    """Memory of each thread for what it reads only to put it into another order: one layer after the other lies there.
+
+    What was taken is good until the same thread calls restart(); no layer may keep a view of it.
+    """
+
+    def __init__(self):
+        self._memory = empty((0,), torch.uint8)
+        self._used = 0
+
+    def restart(self) -> None:
+        """Give back everything that this thread has taken."""
+        self._used = 0
+
+    def take(self, nbytes: int) -> Tensor:
+        """(nbytes,) uint8, uninitialised."""
+        start = self._used
+        self._used += aligned(nbytes)
+        if self._used > self._memory.numel():  # what lies in the old memory stays there; the next layer has room
+            self._memory = empty((max(self._used, LEAST_STAGED),), torch.uint8)
+        return self._memory[start : start + nbytes]

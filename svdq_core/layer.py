@@ -10,6 +10,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from ..kernels.layer_call import Factors
+from ..kernels.step.fragments import are_fragments
 from .arena import Arena
 from .errors import CheckpointError
 from .padding import padded
@@ -55,6 +56,8 @@ class Part:
     def width(self) -> int:
         """Columns of its tensors: in_features, or more; see padding.py."""
         qweight = self["qweight"]
+        if are_fragments(qweight):
+            return qweight.shape[0] * GROUP_SIZE["int4"]
         return qweight.shape[-1] * (1 if self.scheme == "int8" else 2)
 
     @property
@@ -104,12 +107,34 @@ class Part:
                     "model."
                 )
             check_values(tensor, dtypes, f"{where}: {name}")
+        self._check_scales(where)
         smooth_factor = self.get("smooth_factor")
         if smooth_factor is not None and bool((smooth_factor == 0).any()):
             raise CheckpointError(
                 f"{where}: smooth_factor holds zeros, and activations are divided by it. The file is damaged; download "
                 "or quantize it again."
             )
+
+    def _check_scales(self, where: str) -> None:
+        """Raise CheckpointError where scales make nothing of weights that are there."""
+        whole = self.get("wtscale")
+        if whole is not None and not bool((whole > 0).all()):
+            raise CheckpointError(
+                f"{where}: wtscale is {float(whole)}, expected more than 0: all weights are multiplied by it. The file "
+                "is damaged; download or quantize it again."
+            )
+        for name in ("wscales", "wcscales"):
+            scales = self.get(name)
+            if scales is not None and _all_zero(scales) and not _all_zero(self["qweight"]):
+                raise CheckpointError(
+                    f"{where}: {name} holds zeros only, and all weights are multiplied by it. The file is damaged; "
+                    "download or quantize it again."
+                )
+
+
+def _all_zero(tensor: Tensor) -> bool:
+    """Most often told by the first row."""
+    return bool(tensor.numel()) and not any(bool(t.float().any()) for t in (tensor[:1], tensor))
 
 
 @dataclass(frozen=True)

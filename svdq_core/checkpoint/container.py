@@ -1,12 +1,14 @@
 """Opening a file or folder: tensors by name, read only when asked for."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
+from ..arena import Staging
 from ..errors import CheckpointError
+from ..models.layer_maps import Span
 from .pickle_file import Flag, PickleFile
 from .read_errors import printable, reading
 from .safetensors_file import SafetensorsFile
@@ -45,6 +47,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def _open_all(self) -> None:
         self.metadata: dict[str, str] = {}
+        self.staging = Staging()
         self.flags: dict[str, Flag] = {}  # plain values among the tensors of a .pt file
         self._places: dict[str, tuple[SafetensorsFile | PickleFile, str]] = {}
         self.prefix = ""  # that was taken off its names
@@ -75,6 +78,23 @@ class Checkpoint(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         file, stored = self._places[name]
         return file.read(stored)
+
+    def read_staged(self, name: str, spans: Sequence[Span] = ((0, 1),), count: int = 1) -> Tensor:
+        """A tensor, or pieces of it, in memory that this thread takes again after staging.restart().
+
+        Args:
+            spans: (first, stop) of the pieces of its bytes that are wanted, one after the other; all of them: in one.
+            count: of equal pieces that follow each other.
+
+        Returns:
+            The tensor in its shape; of some pieces, flat.
+        """
+        file, stored = self._places[name]
+        if isinstance(file, PickleFile):
+            raise CheckpointError(f"{self.name}: {name} lies in a .pt file, which is not read in pieces.")
+        pieces = sum(stop - first for first, stop in spans)
+        out = self.staging.take(file.nbytes_of(stored) // count * pieces)
+        return file.read(stored, out) if count == 1 else file.read_pieces(stored, spans, count, out)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import CheckpointError
+from .alike_layers import check_outer_scales
 from .base_file import needs_base, refuse_base
 from .comfy_names import CONFIG, CONFIGS, layer_configs
 from .comfy_read import plan_comfy
@@ -65,6 +66,7 @@ def _find_comfy(checkpoint: Checkpoint) -> str | None:
 
 def _plan_tiled(checkpoint: Checkpoint) -> Plan:
     refuse_text_encoder(checkpoint)
+    check_outer_scales(checkpoint)
     if is_row_major(checkpoint):
         return plan_row_major(checkpoint)
     refuse_logical(checkpoint)

@@ -25,7 +25,7 @@ from .nunchaku_read import check_counts, finish, plan_outside_blocks, plan_plain
 from .read_plan import Plan
 from .recognize import recognize_source
 from .shift_check import bias_says
-from .source_rows import own_rows
+from .source_rows import read_rows
 
 ALIKE, SAME_SPREAD = 0.05, 1.2  # of every third bias of rows in plain order: difference of means, ratio of spreads
 MANIFEST_SCHEMA = "nunchaku_lite.runtime_manifest"
@@ -181,8 +181,7 @@ def _modules(plan: Plan, prefix: str, alternatives: tuple[Modules, ...]) -> tupl
 def _read_linear(
     checkpoint: Checkpoint, linear: LinearMap, layers: list[tuple[str, dict[str, str]]], input_name: str
 ) -> QuantizedLayer:
-    found = [(name, {kind: checkpoint[full] for kind, full in stored.items()}) for name, stored in layers]
-    found = [(name, own_rows(tensors, linear, f"{checkpoint.name}: {name}")) for name, tensors in found]
+    found = [(name, read_rows(checkpoint, stored, linear, f"{checkpoint.name}: {name}")) for name, stored in layers]
     arena, parts = Arena(sum(room_for(tensors) for _, tensors in found)), []
     for name, tensors in found:
         where = f"{checkpoint.name}: {name}"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ...kernels.format import GROUP_SIZE_AWQ, RANK_MULTIPLE
+from ...kernels.format import GROUP_SIZE_AWQ, GROUP_SIZE_INT4, GROUP_SIZE_NVFP4, RANK_MULTIPLE
 from .. import layouts
 from ..arena import Arena, aligned
 from ..errors import CheckpointError
@@ -66,7 +66,7 @@ def unpack_layer(
     signed_bias = stored.get(SIGNED_BIAS)
     stored = {name: tensor for name, tensor in stored.items() if name in SVDQUANT_TENSORS}
     stored = _with_low_rank(stored, rows, columns)
-    scheme = "nvfp4" if "wscales" in stored and stored["wscales"].dtype == torch.float8_e4m3fn else "int4"
+    scheme = scheme_of(stored.get("wscales"), columns, where)
     if "wtscale" in stored and stored["wtscale"].ndim == 0:
         stored["wtscale"] = stored["wtscale"].reshape(1)
     part = Part(scheme, (0, rows), (0, columns), unsigned and scheme == "int4", stored)
@@ -85,6 +85,24 @@ def unpack_layer(
         check_values(signed_bias, FLOAT, f"{where}: {SIGNED_BIAS}")
         return Part(scheme, part.rows, part.columns, False, natural), signed_bias
     return Part(scheme, part.rows, part.columns, part.act_unsigned, natural), bias
+
+
+def scheme_of(wscales: Tensor | None, columns: int, where: str) -> str:
+    """ "int4" or "nvfp4", by the dtype of a layer's scales.
+
+    Raises:
+        CheckpointError: there are as many of them as in the other scheme.
+    """
+    fp8 = wscales is not None and wscales.dtype == torch.float8_e4m3fn
+    if wscales is not None and wscales.ndim == 2:
+        own, other = (GROUP_SIZE_NVFP4, GROUP_SIZE_INT4) if fp8 else (GROUP_SIZE_INT4, GROUP_SIZE_NVFP4)
+        if wscales.shape[0] * own != columns and wscales.shape[0] * other == columns:
+            wanted = "bfloat16 or float16, as in INT4" if fp8 else "float8_e4m3fn, as in NVFP4"
+            raise CheckpointError(
+                f"{where}: wscales is {_describe(wscales)}, one for each {other} inputs; such scales are expected in "
+                f"{wanted}. The tool that wrote the file has converted them; take the file as it was published."
+            )
+    return "nvfp4" if fp8 else "int4"
 
 
 def _exact_tensors(exact: dict[str, Tensor], rounded: dict[str, Tensor], where: str) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from .nunchaku_names import EXACT, NEWER_SUFFIXES, SIGNED_BIAS, Spelling, spelli
 from .read_plan import Plan, join
 from .recognize import recognize_source
 from .shift_check import check_shift
-from .source_rows import own_rows, plain_rows, row_spans
+from .source_rows import plain_rows, read_rows, row_spans
 
 StoredLayer = tuple[str, dict[str, str]]  # its name, and canonical tensor name -> full name in the file
 
@@ -183,8 +183,7 @@ def _read_linear(
     Args:
         behind_gelu: sources whose biases are asked whether they hold the shift of unsigned activations.
     """
-    found = [(name, {kind: checkpoint[full] for kind, full in stored.items()}) for name, stored in layers]
-    found = [(name, own_rows(tensors, linear, f"{checkpoint.name}: {name}")) for name, tensors in found]
+    found = [(name, read_rows(checkpoint, stored, linear, f"{checkpoint.name}: {name}")) for name, stored in layers]
     # of layers that are summed all but the last may keep a bias of their own
     kept = [t["bias"] for _, t in found[:-1] if "bias" in t] if linear.stack == "columns" else []
     arena = Arena(sum(room_for(tensors) for _, tensors in found) + sum(aligned(bias.nbytes) for bias in kept))

@@ -19,6 +19,7 @@ from ..values import FLOAT, check_values
 from .container import Checkpoint
 from .read_errors import reading
 from .same_model import SameModel
+from .shape_check import ShapeCheck
 from .shared_inputs import name_inputs
 
 Entry = QuantizedLayer | Tensor
@@ -59,8 +60,7 @@ class Plan:
         self._others_ignored = False
         self._watch: SameModel | None = None
         self._watched: set[str] = set()
-        self._widths: dict[str, int] = {}  # features of the residual stream, by kind of block
-        self._outputs: dict[str, int] = {}  # rows of the weights read so far, by module
+        self._shapes = ShapeCheck(architecture)
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -174,8 +174,12 @@ class Plan:
         return model
 
     def _run(self, job: Job) -> Entry:
+        self.checkpoint.staging.restart()
         with reading(f"{self.checkpoint.name}: {job.source}"):
-            return job.read()
+            entry = job.read()
+            if not isinstance(entry, QuantizedLayer):  # whose parts look at theirs
+                check_values(entry, FLOAT, f"{self.checkpoint.name}: {job.source}")
+            return entry
 
     def _checked(self, entries: Iterable[Entry]) -> Iterator[tuple[str, Entry]]:
         waiting = set(self._watched)
@@ -193,38 +197,10 @@ class Plan:
         where = f"{self.checkpoint.name}: {job.source}"
         if isinstance(entry, QuantizedLayer):
             entry.check_tiling(where)  # what is in the parts was checked when they were read
-            shape, tensor_name = (entry.out_features, entry.in_features), f"{job.host}.weight"
+            name, shape = f"{job.host}.weight", (entry.out_features, entry.in_features)
         else:
-            check_values(entry, FLOAT, where)
-            shape, tensor_name = tuple(entry.shape), job.host
-        module, _, end = tensor_name.rpartition(".")
-        linear = self.architecture.find_linear(module)
-        kind = getattr(self.architecture.find_block(tensor_name), "block", None)
-        columns = linear.shape[1] if linear is not None and len(shape) == 2 else None
-        if kind is not None and kind.host not in self._widths and columns:
-            self._widths[kind.host] = max(int(shape[1] / columns), 1)
-        first = next(iter(self._widths.values()), 1)
-        width = first if kind is None else self._widths.get(kind.host, first)
-        expected = self.architecture.shape_of(tensor_name, width)
-        if end == "weight" and shape:
-            self._outputs[module] = shape[0]
-        elif end == "bias" and module in self._outputs:
-            expected = (self._outputs[module],)
-        if expected is None or (
-            len(expected) == len(shape) and all(e in (None, n) for e, n in zip(expected, shape, strict=True))
-        ):
-            return
-        if len(expected) == 2 and len(shape) == 2:
-            found, wanted = (
-                f"{shape[1]} inputs and {shape[0]} outputs",
-                f"{expected[1] or 'any'} and {expected[0] or 'any'}",
-            )
-        else:
-            found, wanted = f"shape {shape}", "(" + ", ".join(str(e or "any") for e in expected) + ")"
-        raise CheckpointError(
-            f"{where} has {found}, expected {wanted} in a {self.architecture.title} model of width {width}. "
-            "The file is damaged or of another model."
-        )
+            name, shape = job.host, tuple(entry.shape)
+        self._shapes.check(name, shape, where)
 
 
 def plain_names(plan: Plan, block: BlockMap, index: int) -> Iterator[str]:

@@ -19,7 +19,7 @@ from ..pieces import swap_row_halves
 from ..stack import slice_rows
 from .assemble import combine
 from .container import Checkpoint, read_json
-from .nunchaku_layers import SVDQUANT_TENSORS
+from .nunchaku_layers import SVDQUANT_TENSORS, scheme_of
 from .nunchaku_names import NEWER_SUFFIXES, Spelling
 from .nunchaku_read import StoredLayer, check_counts, finish, plan_outside_blocks, plan_plain, plan_unquantized
 from .nunchaku_read import want_layer as want
@@ -133,7 +133,7 @@ def _read_part(tensors: dict[str, Tensor], natural: bool, unsigned: bool, where:
     if "wtscale" in found:
         found["wtscale"] = found["wtscale"].reshape(-1)
     bias = found.pop("bias", None)
-    scheme = "nvfp4" if "wscales" in found and found["wscales"].dtype == torch.float8_e4m3fn else "int4"
+    scheme = scheme_of(found.get("wscales"), columns, where)
     part = Part(scheme, (0, rows), (0, columns), unsigned and scheme == "int4", found)
     part.check(where)
     if not natural:

@@ -1,6 +1,7 @@
 """One safetensors file: tensors by name, and a clear sentence for whatever is another kind of file."""
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -61,22 +62,47 @@ class SafetensorsFile:
     def names(self) -> list[str]:
         return list(self._places)
 
-    def read(self, name: str) -> Tensor:
-        """A tensor, in memory of its own.
+    def read(self, name: str, out: Tensor | None = None) -> Tensor:
+        """A tensor, in memory of its own, or in `out`, uint8 of its size.
 
         Raises:
             CheckpointError: it is of a dtype that no SVDQuant format has, or the file changed.
         """
-        place = self._places[name]
-        if place.dtype not in DTYPES:
-            raise CheckpointError(f"{self.shown}: {name} is {place.dtype}, which is not read here.")
-        data = self._source.read(self._start + place.begin, place.end - place.begin)
-        return data.view(DTYPES[place.dtype]).reshape(place.shape)
+        place, dtype = self._places[name], self._known_dtype(name)
+        data = self._source.read(self._start + place.begin, self.nbytes_of(name), out)
+        return data.view(dtype).reshape(place.shape)
+
+    def read_pieces(self, name: str, spans: Sequence[tuple[int, int]], count: int, out: Tensor) -> Tensor:
+        """Some pieces of a tensor of `count` pieces of equal size that follow each other in the file.
+
+        Args:
+            spans: (first, stop) of pieces, in the order in which they are wanted. out: uint8 of their size.
+
+        Returns:
+            Flat, of the tensor's dtype.
+        """
+        place, dtype, done = self._places[name], self._known_dtype(name), 0
+        piece = self.nbytes_of(name) // count
+        for first, stop in spans:
+            nbytes = (stop - first) * piece
+            self._source.read(self._start + place.begin + first * piece, nbytes, out[done : done + nbytes])
+            done += nbytes
+        return out.view(dtype)
+
+    def _known_dtype(self, name: str) -> torch.dtype:
+        dtype = self._places[name].dtype
+        if dtype not in DTYPES:
+            raise CheckpointError(f"{self.shown}: {name} is {dtype}, which is not read here.")
+        return DTYPES[dtype]
 
     @property
     def nbytes(self) -> int:
         """Size of the file."""
         return self._source.size
+
+    def nbytes_of(self, name: str) -> int:
+        """Size of a tensor."""
+        return self._places[name].end - self._places[name].begin
 
     def dtype(self, name: str) -> str:
         return self._places[name].dtype

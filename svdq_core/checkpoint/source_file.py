@@ -14,6 +14,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from ..arena import empty
 from ..errors import CheckpointError
 
 LARGEST_READ = 1 << 30  # bytes of one system call; the limit of Linux and macOS is just below 2 GiB
@@ -39,13 +40,13 @@ class SourceFile:
     def size(self) -> int:
         return self._status.st_size
 
-    def read(self, start: int, nbytes: int) -> Tensor:
-        """(nbytes,) uint8 from a place in the file.
+    def read(self, start: int, nbytes: int, out: Tensor | None = None) -> Tensor:
+        """(nbytes,) uint8 from a place in the file; in `out` if given.
 
         Raises:
             CheckpointError: the file has changed, or cannot be read.
         """
-        data = torch.empty(nbytes, dtype=torch.uint8)
+        data = empty((nbytes,), torch.uint8) if out is None else out
         view, done = memoryview(data.numpy().data), 0
         try:
             file = self._opened()

@@ -11,8 +11,10 @@ from torch import Tensor
 from .. import layouts
 from ..errors import CheckpointError
 from .container import Checkpoint
+from .source_rows import TILE
 
 GROUP = {"F8_E4M3": 16}  # inputs that share a scale, by the dtype of the scales; 64 in INT4
+MOST_ROWS = 256  # that are looked at, in whole tiles: thousands of groups, and no time
 FITS, BETTER = 0.95, 0.1  # share of groups with a code of the largest size; how much less of them in tiles
 
 
@@ -34,7 +36,7 @@ def check_tiles(checkpoint: Checkpoint) -> None:
         return
     name = min(found, key=lambda n: torch.Size(checkpoint.shape(f"{n}.qweight")).numel())
     group = GROUP.get(checkpoint.dtype(f"{name}.wscales"), 64)
-    stored = checkpoint[f"{name}.qweight"]
+    stored = _first_rows(checkpoint, f"{name}.qweight")
     plain, tiles = (_full_groups(t, group) for t in (stored, layouts.NUNCHAKU["qweight"].from_stored(stored)))
     if plain > FITS and plain - tiles > BETTER:
         raise CheckpointError(
@@ -45,6 +47,13 @@ def check_tiles(checkpoint: Checkpoint) -> None:
         )
 
 
+def _first_rows(checkpoint: Checkpoint, qweight: str) -> Tensor:
+    rows, half = checkpoint.shape(qweight)
+    few = min(rows, MOST_ROWS)
+    checkpoint.staging.restart()
+    return checkpoint.read_staged(qweight, [(0, few // TILE)], rows // TILE).reshape(few, half)
+
+
 def _may_be_read(checkpoint: Checkpoint, name: str) -> bool:
     scales, shape = f"{name}.wscales", checkpoint.shape(f"{name}.qweight")
     return (
@@ -53,7 +62,7 @@ def _may_be_read(checkpoint: Checkpoint, name: str) -> bool:
         and f"{name}.wzeros" not in checkpoint
         and len(shape) == 2
         and shape[0] > 0
-        and shape[0] % 128 == shape[1] % 64 == 0 < shape[1]
+        and shape[0] % TILE == shape[1] % (TILE // 2) == 0 < shape[1]
     )
 
 

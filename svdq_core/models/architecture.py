@@ -12,6 +12,7 @@ from torch import Tensor
 from .layer_maps import BlockMap, LinearMap
 
 MAX_BLOCKS = 1000  # of one kind; a higher index is no block of any model here
+WIDTH = "H"  # in the shapes of a description: features of the residual stream
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Architecture:
         without_bias: host modules of `modules` that have none.
         swapped_halves: host modules whose source rows are (scale, shift) where ComfyUI wants (shift, scale).
         shapes: host tensor outside the blocks -> its shape; each size is a number, "H", "2H", ... in terms of the
-            model's width, or "*" for any.
+            model's width, "*" for any, or another letter for any that is the same wherever that letter stands.
         older_tensors: end of a host tensor's name -> how older ComfyUI and original files end it.
         older_suffixes: nunchaku's files of this family have the older tensor names (smooth, lora_down, lora_up).
         base_file: what the second file is called that holds all that is not quantized; "" where one file holds all.
@@ -209,11 +210,22 @@ class Architecture:
         if linear is not None:
             sizes = tuple(None if n is None else int(n * width) for n in linear.shape)
             return sizes[: 2 if end == "weight" else 1]
-        place = self.find_block(host_tensor)
-        symbols = self.shapes.get(host_tensor) if place is None else place.block.plain_shapes.get(place.rest)
-        if symbols is None and end == "bias":
-            symbols = self.shapes.get(f"{module}.weight", ())[:1] or None
-        return None if symbols is None else tuple(_size(symbol, width) for symbol in symbols)
+        return tuple(_size(symbol, width) for symbol in self.symbols_of(host_tensor)) or None
+
+    def symbols_of(self, host_tensor: str) -> tuple[str, ...]:
+        """The shape of a tensor that is no Linear of a block, as it is described; () where it is not."""
+        place, (module, _, end) = self.find_block(host_tensor), host_tensor.rpartition(".")
+        described = self.shapes if place is None else place.block.plain_shapes
+        name = host_tensor if place is None else place.rest
+        if name not in described and end == "bias":
+            weight = f"{module}.weight" if place is None else f"{name.rpartition('.')[0]}.weight"
+            return described.get(weight, ())[:1]
+        return described.get(name, ())
+
+    @staticmethod
+    def is_open(symbol: str) -> bool:
+        """Whether a size of a description stands for any number, which is the same wherever the letter stands."""
+        return symbol.isalpha() and symbol != WIDTH
 
     def expected_tensors(self, present: Callable[[str, str], bool]) -> dict[str, str]:
         """Host tensor -> source tensor of plain_tensors() that a file must have.
@@ -239,6 +251,6 @@ def _is_index(text: str) -> bool:
 
 
 def _size(symbol: str, width: int) -> int | None:
-    if symbol == "*":
+    if symbol == "*" or Architecture.is_open(symbol):
         return None
-    return int(symbol[:-1] or 1) * width if symbol.endswith("H") else int(symbol)
+    return int(symbol[:-1] or 1) * width if symbol.endswith(WIDTH) else int(symbol)

@@ -67,7 +67,7 @@ ERNIE = Architecture(
                 for name in _LINEARS
             ),
             plain={name: (name,) for name in (*_NORMS, *_HEAD_NORMS)},
-            plain_shapes={name: ("H" if name in _NORMS else "*",) for name in (*_NORMS, *_HEAD_NORMS)},
+            plain_shapes={name: ("H" if name in _NORMS else "D",) for name in (*_NORMS, *_HEAD_NORMS)},
             config_key="num_layers",
         ),
     ),

@@ -35,7 +35,7 @@ DOUBLE_BLOCK = BlockMap(
         "txt_attn.norm.key_norm.weight": ("norm_added_k.weight",),
     },
     plain_shapes={
-        f"{stream}_attn.norm.{name}_norm.weight": ("*",) for stream in ("img", "txt") for name in ("query", "key")
+        f"{stream}_attn.norm.{name}_norm.weight": ("D",) for stream in ("img", "txt") for name in ("query", "key")
     },
     config_key="num_layers",
     newer={
@@ -87,7 +87,7 @@ SINGLE_BLOCK = BlockMap(
         ),
     ),
     plain={"norm.query_norm.weight": ("norm_q.weight",), "norm.key_norm.weight": ("norm_k.weight",)},
-    plain_shapes={"norm.query_norm.weight": ("*",), "norm.key_norm.weight": ("*",)},
+    plain_shapes={"norm.query_norm.weight": ("D",), "norm.key_norm.weight": ("D",)},
     config_key="num_single_layers",
     newer={
         "qkv_proj": "attn.to_qkv",

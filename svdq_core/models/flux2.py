@@ -33,6 +33,9 @@ DOUBLE_BLOCK = BlockMap(
         "txt_attn.norm.query_norm.weight": ("attn.norm_added_q.weight",),
         "txt_attn.norm.key_norm.weight": ("attn.norm_added_k.weight",),
     },
+    plain_shapes={
+        f"{stream}_attn.norm.{name}_norm.weight": ("D",) for stream in ("img", "txt") for name in ("query", "key")
+    },
     config_key="num_layers",
     modules={
         "img_attn.qkv": (QKV, ("attn.to_qkv",)),
@@ -64,6 +67,7 @@ SINGLE_BLOCK = BlockMap(
         "norm.query_norm.weight": ("attn.norm_q.weight",),
         "norm.key_norm.weight": ("attn.norm_k.weight",),
     },
+    plain_shapes={"norm.query_norm.weight": ("D",), "norm.key_norm.weight": ("D",)},
     config_key="num_single_layers",
     modules={"linear1": (("attn.to_qkv_mlp_proj",),), "linear2": (("attn.to_out",),)},
 )

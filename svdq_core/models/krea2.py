@@ -41,7 +41,13 @@ BLOCK = BlockMap(
         "postnorm.scale": ("norm2.weight",),
         "mod.lin": PlainMap(("scale_shift_table",), rows=6),
     },
-    plain_shapes={"prenorm.scale": ("H",), "postnorm.scale": ("H",), "mod.lin": ("6H",)},
+    plain_shapes={
+        "attn.qknorm.qnorm.scale": ("D",),
+        "attn.qknorm.knorm.scale": ("D",),
+        "prenorm.scale": ("H",),
+        "postnorm.scale": ("H",),
+        "mod.lin": ("6H",),
+    },
     config_key="num_layers",
     modules={
         "attn.wq": (("attn.to_q",), _FUSED),

@@ -31,7 +31,7 @@ _PLAIN = {
     "attn.q_norm.weight": ("attn.norm_q.weight",),
     "attn.k_norm.weight": ("attn.norm_k.weight",),
 }
-_SHAPES = {"norm1.weight": ("H",), "norm2.weight": ("H",)}
+_SHAPES = {"norm1.weight": ("H",), "norm2.weight": ("H",), "attn.q_norm.weight": ("D",), "attn.k_norm.weight": ("D",)}
 # what is called otherwise outside the blocks
 _MODULES = {
     "video_patch_proj": "proj_in",

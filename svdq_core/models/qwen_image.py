@@ -49,7 +49,7 @@ BLOCK = BlockMap(
         *_stream("txt"),
     ),
     plain={name: (name,) for name in _NORMS},
-    plain_shapes=dict.fromkeys(_NORMS, ("*",)),
+    plain_shapes=dict.fromkeys(_NORMS, ("D",)),
     config_key="num_layers",
     modules={linear.host: ((linear.host,), linear.sources) for linear in _ATTENTION},
 )

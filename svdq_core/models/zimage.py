@@ -37,7 +37,7 @@ def _block(name: str, config_key: str, modulated: bool = True) -> BlockMap:
         linears=_LINEARS,
         plain=_PLAIN | (_MODULATION if modulated else {}),
         plain_shapes={f"{norm}.weight": ("H",) for norm in _NORMS}
-        | {"attention.q_norm.weight": ("*",), "attention.k_norm.weight": ("*",)},
+        | {"attention.q_norm.weight": ("D",), "attention.k_norm.weight": ("D",)},
         config_key=config_key,
         modules={
             "attention.qkv": (QKV, ("attention.to_qkv",)),

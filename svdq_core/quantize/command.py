@@ -6,7 +6,7 @@ ComfyUI's own model says what is in it where there is a ComfyUI; without one, on
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -47,6 +47,7 @@ class QuantizeRequest:
         device: as torch names it; "" chooses the GPU if there is one.
         overwrite: replace an existing target.
         refine: how to train what the quantizer made, or None.
+        prefers_best: take method best, whatever the settings say, if the inputs of layers are known.
     """
 
     source: Path
@@ -57,6 +58,7 @@ class QuantizeRequest:
     device: str = ""
     overwrite: bool = False
     refine: RefineSpec | None = None
+    prefers_best: bool = False
 
 
 def quantize_file(
@@ -96,6 +98,10 @@ def quantize_file(
     plan = model.plan
     request.overrides.check(plan.names)
     calibration = _open_calibration(request, model.architecture.name, plan)
+    layers = [layer.name for layer in plan.quantized if not layer.is_modulation]
+    is_recorded = calibration is not None and all(name in calibration for name in layers)
+    if request.prefers_best and (is_recorded or model.inputs is not None):
+        request = replace(request, spec=replace(request.spec, method="best"))
     if share.first:
         for line in _announce(request, model, calibration, device):
             say(line)
@@ -199,7 +205,8 @@ def choose_device(named: str, share: Share) -> torch.device:
 
 
 def _precheck(request: QuantizeRequest, model: SourceModel) -> list[str]:
-    return precheck(model.plan, model.weights, request.spec, request.overrides.names).warnings()
+    found = precheck(model.plan, model.weights, request.spec, request.overrides.names)
+    return [*found.summary(), *(f"warning: {line}" for line in found.warnings())]
 
 
 def describe(outcome: Outcome, target: Path, seconds: float) -> list[str]:
@@ -229,7 +236,7 @@ def _announce(
     else:
         lines += [f"note: {request.calibration}: {note}" for note in calibration.notes]
     lines += [f"note: {name} has no place in a {model.plan.title} model and is left out" for name in model.ignored]
-    lines += [f"warning: {line}" for line in _precheck(request, model)]
+    lines += _precheck(request, model)
     seconds = estimate_seconds(model.plan, request.spec, device)
     where = "no GPU is used; this" if device.type == "cpu" else "this"
     took = f"about {duration(seconds)}" if seconds else "less than a few minutes"

@@ -13,6 +13,7 @@ from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.checkpoint.dense_read import DenseModel
 from svdquant_pack.svdq_core.checkpoint.formats import FORMATS, save_model
 from svdquant_pack.svdq_core.checkpoint.recognize import recognize_host
+from svdquant_pack.svdq_core.checkpoint.shape_check import ShapeCheck
 from svdquant_pack.svdq_core.errors import CheckpointError
 from svdquant_pack.svdq_core.models import FAMILIES, FLUX2, KREA2, SDXL, ZIMAGE
 
@@ -62,6 +63,15 @@ def test_every_tensor_is_named_and_no_other(family):
         )
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_shapes_fit_each_other(family):
+    """Every letter of a description stands for one size, in the published model."""
+    shapes, model = HOST[IN_THE_HOST[family.name]].published_shapes, family.published[0]
+    check, names = ShapeCheck(family), [f"{host}.weight" for host, _ in family.linears(model.counts)]
+    for name in [*names, *(name for name in shapes if name not in names)]:
+        check.check(name, shapes[name], name)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

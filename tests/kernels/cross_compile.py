@@ -71,7 +71,7 @@ def _groups(gpu: Generation, output: str, scheme: str = "int4") -> tuple:
         "x_ptr": HALF,
         "smooth_ptr": HALF,
         "proj_down_ptr": HALF,
-        "codes_ptr": HALF if output == "float" else "*i8",
+        "codes_ptr": {"float": HALF, "fragments": "*i32"}.get(output, "*i8"),
         "ascales_ptr": "*u8" if scheme == "nvfp4" else HALF,
         "x_down_ptr": HALF,
     }
@@ -159,7 +159,7 @@ def _cases(gpu: Generation) -> dict:
     flags = {"PTX": gpu.target.backend == "cuda", "SHIFT": 0.0, "HAS_RANK": True, "HAS_BIAS": True, "BLOCK_R": 16}
     cases = {
         "quantize_act packed": _groups(gpu, "packed"),
-        "quantize_act int8": _groups(gpu, "int8"),
+        **{f"quantize_act {output}": _groups(gpu, output) for output in ("int8", "fragments")},
         "quantize_act float": _groups(gpu, "float"),
         "quantize_act nvfp4": _groups(gpu, "packed", "nvfp4"),
         "quantize_act_int8": _tokens(gpu),

@@ -1,10 +1,13 @@
 """Memory side by side: where tensors lie, what fits behind them, and what does not."""
 
+import threading
+
 import pytest
 import torch
 
 from svdquant_pack.kernels.format import BLOB_ALIGNMENT
-from svdquant_pack.svdq_core.arena import Arena, aligned, blank, empty
+from svdquant_pack.svdq_core import arena as arena_module
+from svdquant_pack.svdq_core.arena import Arena, Staging, aligned, blank, empty
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (3, 5), (1 << 20, 5)], ids=str)
@@ -60,3 +63,27 @@ def test_views_at_odd_places_need_a_copy(arena):
 
 def test_room_is_counted_in_whole_units():
     assert [aligned(n) for n in (0, 1, 256, 257)] == [0, 256, 256, 512]
+
+
+def test_staging_is_used_again_and_grows(monkeypatch):
+    monkeypatch.setattr(arena_module, "LEAST_STAGED", 2 * BLOB_ALIGNMENT)
+    staging = Staging()
+    first, second = staging.take(10), staging.take(BLOB_ALIGNMENT)
+    assert second.data_ptr() - first.data_ptr() == BLOB_ALIGNMENT
+    third = staging.take(5000).fill_(3)  # more than there is: first and second stay where they are
+    first.fill_(1)
+    second.fill_(2)
+    assert (set(first.tolist()), set(second.tolist()), set(third.tolist())) == ({1}, {2}, {3})
+    staging.restart()
+    again = [staging.take(nbytes) for nbytes in (10, BLOB_ALIGNMENT, 5000)]
+    assert again[2].data_ptr() - again[0].data_ptr() == 2 * BLOB_ALIGNMENT
+    assert again[0].untyped_storage().data_ptr() == again[2].untyped_storage().data_ptr()
+
+
+def test_every_thread_has_staging_of_its_own():
+    staging, found = Staging(), []
+    mine = staging.take(100)
+    thread = threading.Thread(target=lambda: found.append(staging.take(100)))
+    thread.start()
+    thread.join()
+    assert found[0].data_ptr() != mine.data_ptr()
