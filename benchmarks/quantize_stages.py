@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 
 from svdquant_pack.svdq_core.checkpoint import save
-from svdquant_pack.svdq_core.quantize import fit, problem
+from svdquant_pack.svdq_core.quantize import block_weights, fit, problem
 from svdquant_pack.svdq_core.quantize import one_layer as layer
 from svdquant_pack.svdq_core.quantize import to_file as run
 from svdquant_pack.svdq_core.quantize import whole_model as model
@@ -22,7 +22,7 @@ SEARCH = "smoothing search"
 # stage -> what belongs to it
 STAGES = {
     "inputs from running the model on noise": ((model, "_draw_inputs"),),
-    "reading weights, moving them to the GPU": ((model.BlockWeights, "__getitem__"),),
+    "reading weights, moving them to the GPU": ((block_weights.BlockWeights, "__getitem__"),),
     "reading recorded inputs, moving them to the GPU": ((layer, "_complete"),),
     SEARCH: ((layer, "_choose_shared_factor"),),
     "factoring Hessians": ((layer, "_factor_hessian"),),

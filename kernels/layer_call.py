@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .epilogue import NOTHING_MORE, Epilogue
+from .step.fragments import are_fragments
 
 COMPUTE_MODES = ("w4a4", "w4a8", "w4a16")
 
@@ -53,7 +54,8 @@ class LayerCall:
 
     Args:
         x: (M, K) float32, bfloat16 or float16, unit stride along K; rows may be apart.
-        tensors: those of format.py; the low-rank branch is taken from `factors`.
+        tensors: those of format.py, qweight perhaps in fragments (step/fragments.py); the low-rank branch is taken from
+            `factors`.
         scheme: "int4", "nvfp4", "int8" or "awq".
         mode: one of COMPUTE_MODES.
         factors: the part's own and those of its LoRAs, strength included; None: an awq part without any.
@@ -85,7 +87,8 @@ class LayerCall:
 
     @property
     def out_features(self) -> int:
-        return self.tensors["qweight"].shape[0]
+        qweight = self.tensors["qweight"]
+        return qweight.shape[1] * 16 if are_fragments(qweight) else qweight.shape[0]
 
     @property
     def branch(self) -> Factors:

@@ -98,7 +98,7 @@ def apply_blob(
         assert isinstance(done, Tensor), "a layer has one result"
         return done
     with done as call:  # noted, so that it is done by address the next time
-        layer = _layout(layout).read(blob, bias)
+        layer = _layout(layout).read(blob, bias, as_it_lies=True)
         out = call.result = apply_layer(layer, sides, compute, lora_down, lora_up, gelu=gelu, gelu_from=gelu_from)
     return out
 

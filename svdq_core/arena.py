@@ -81,6 +81,10 @@ class Arena:
         self._used = end
         return [start for start in starts if start is not None]
 
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor has a place of its own in the memory, contiguous and aligned."""
+        return self._offset_of(tensor) is not None
+
     def _shares(self, tensor: Tensor) -> bool:
         return bool(tensor.nbytes) and tensor.untyped_storage().data_ptr() == self.memory.untyped_storage().data_ptr()
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .arena import aligned, blank
 from .errors import SVDQuantError
+from .fragment_order import as_rows
 from .layer import Part, QuantizedLayer
 from .schemes import DERIVED
 
@@ -52,6 +53,11 @@ class BlobPart:
     slices: dict[str, BlobSlice]
     pieces: tuple[tuple[int, int], ...] = ()
 
+    @property
+    def as_in_files(self) -> bool:
+        """Whether its tensors, but for the derived ones, are those of a file: not joined, and codes in rows."""
+        return not self.pieces and len(self.slices["qweight"].shape) == 2
+
 
 @dataclass(frozen=True)
 class BlobLayout:
@@ -62,8 +68,11 @@ class BlobLayout:
     parts: tuple[BlobPart, ...]
     input: str = ""
 
-    def read(self, blob: Tensor, bias: Tensor | None = None) -> QuantizedLayer:
-        """Views of the blob as a layer, no copy. Do not keep them: the host replaces the bytes behind a parameter.
+    def read(self, blob: Tensor, bias: Tensor | None = None, *, as_it_lies: bool = False) -> QuantizedLayer:
+        """Views of the blob as a layer. Do not keep them: the host replaces the bytes behind a parameter.
+
+        Args:
+            as_it_lies: leave codes in fragments (fragment_order.py), which are copied into rows otherwise.
 
         Raises:
             SVDQuantError: it is no blob; another node has put a tensor of its own in its place.
@@ -78,6 +87,7 @@ class BlobLayout:
             Part(p.scheme, p.rows, p.columns, p.act_unsigned, {n: s.read(blob) for n, s in p.slices.items()}, p.pieces)
             for p in self.parts
         )
+        parts = parts if as_it_lies else tuple(as_rows(part) for part in parts)
         return QuantizedLayer(self.in_features, self.out_features, parts, bias, input=self.input)
 
     def without_derived(self, blob: Tensor) -> tuple[Tensor, "BlobLayout"]:

@@ -10,6 +10,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from ..kernels.layer_call import Factors
+from ..kernels.step.fragments import are_fragments
 from .arena import Arena
 from .errors import CheckpointError
 from .padding import padded
@@ -55,6 +56,8 @@ class Part:
     def width(self) -> int:
         """Columns of its tensors: in_features, or more; see padding.py."""
         qweight = self["qweight"]
+        if are_fragments(qweight):
+            return qweight.shape[0] * GROUP_SIZE["int4"]
         return qweight.shape[-1] * (1 if self.scheme == "int8" else 2)
 
     @property

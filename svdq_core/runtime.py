@@ -1,6 +1,7 @@
 """Which compute mode runs a model, what it keeps with each layer, and how that is said to the user."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -10,6 +11,7 @@ from ..kernels.ladder import say_once, steps_left_behind
 from ..kernels.layer_call import COMPUTE_MODES
 from ..kernels.part_weights import find_channel_scales
 from ..kernels.tiles import folds_gelu as generation_folds_gelu
+from .fragment_order import lay_out
 from .layer import Part, QuantizedLayer, with_tensors
 from .quantized_model import QuantizedModel
 from .stack import as_in_files, join_inputs
@@ -47,7 +49,8 @@ def with_derived(layer: QuantizedLayer, compute: str, device: torch.device) -> Q
     """The layer as the GPU's kernels are fastest with it; as it was read where there are none.
 
     Parts that share input and smoothing become one, and for w4a8 the layer keeps channel_scales (4 bytes for an output
-    channel), which would otherwise be worked out of its weights in every step. stack.as_in_files undoes both.
+    channel), which would otherwise be worked out of its weights in every step. For w4a4 codes may be put into another
+    order, in place where they lie in the layer's arena. stack.as_in_files undoes all of it.
 
     Args:
         compute: one of COMPUTE_MODES. device: what will run the layer; its tensors stay where they are.
@@ -55,12 +58,13 @@ def with_derived(layer: QuantizedLayer, compute: str, device: torch.device) -> Q
     if why_no_triton(device) is not None:
         return layer.without_derived()
     layer = join_inputs(as_in_files(layer))
-    if compute != "w4a8":
+    prepare = {"w4a8": _with_channel_scales, "w4a4": partial(lay_out, arena=layer.arena)}.get(compute)
+    if prepare is None:
         return layer
     try:
-        return replace(layer, parts=tuple(_with_channel_scales(part, device) for part in layer.parts))
+        return replace(layer, parts=tuple(prepare(part, device) for part in layer.parts))
     except torch.cuda.OutOfMemoryError:
-        say_once("No room on %s to prepare the layers for w4a8; each step will take a little longer.", device)
+        say_once("No room on %s to prepare the layers for %s; each step will take a little longer.", device, compute)
         return layer
 
 

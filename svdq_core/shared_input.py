@@ -18,6 +18,7 @@ from ..kernels.ladder import is_elsewhere, logger, steps_left_behind
 from ..kernels.launching.replay import Call, replay
 from ..kernels.layer_call import LayerCall
 from ..kernels.paths.layer_paths import first_path
+from ..kernels.paths.path import readable_by
 from .blob import BlobLayout
 from .padding import widen
 
@@ -82,7 +83,7 @@ class SharedCall:
 
         def call(read: bool = False) -> LayerCall:
             """The call; its input is there only if it is to be read."""
-            part = (layer := self._layout.read(blob, bias)).parts[0]
+            part = (layer := self._layout.read(blob, bias, as_it_lies=True)).parts[0]
             epilogue = Epilogue(gelu_from=gelu_from) if gelu == "output" else NOTHING_MORE
             own = part.get("bias")
             added = layer.bias if own is None else own if layer.bias is None else layer.bias + own
@@ -114,7 +115,8 @@ class SharedCall:
         if isinstance(done, Call):
             with done as recorded:
                 one = call()
-                out = first_path(one).multiply(one, quantized)
+                path = first_path(one)
+                out = path.multiply(readable_by(path, one), quantized)
                 done = recorded.result = out.view(*x.shape[:-1], self._layout.out_features)
         assert isinstance(done, Tensor), "as it was recorded"
         return done

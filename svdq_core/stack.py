@@ -7,6 +7,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from .fragment_order import as_rows
 from .layer import GROUP_SIZE, Part, QuantizedLayer
 
 Span = tuple[int, int]
@@ -138,6 +139,7 @@ def join_inputs(layer: QuantizedLayer) -> QuantizedLayer:
 def as_in_files(layer: QuantizedLayer) -> QuantizedLayer:
     """A loaded layer without what was worked out of it, and with its parts as they were read."""
     layer = layer.without_derived()
+    layer = replace(layer, parts=tuple(as_rows(part) for part in layer.parts))
     if not any(part.pieces for part in layer.parts):
         return layer
     parts = [piece for part in layer.parts for piece in _take_apart(part)]

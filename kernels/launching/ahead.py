@@ -54,7 +54,10 @@ class Batch:
         if not self.left:
             if self._said:
                 logger.info("Compiled %d kernels in %.1f s.", self.count, time.perf_counter() - self._started)
-            self._on_end()
+            try:
+                self._on_end()
+            except OSError as error:  # a cache that cannot be written to
+                logger.debug("It is not noted what has been compiled: %s", error)
 
 
 class _Job:

@@ -1,5 +1,7 @@
 """Paths that multiply exact 4-bit codes on both sides: w4a4."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from ..epilogue import settle
 from ..format import GROUP_SIZE_INT4
 from ..gpus import Generation
 from ..layer_call import LayerCall
-from ..tiles import NATIVE_INT4_ROWS, native_int4_tile
+from ..tiles import NATIVE_INT4_ROWS, NVFP4_ROWS, native_int4_tile
 from .path import KernelPath, outer_scales, why_no_language, why_too_old
 
 
@@ -15,24 +17,34 @@ class NativeInt4(KernelPath):
     """Exact w4a4 by the INT4 products of Ampere and Ada."""
 
     name, serves = "INT4 tensor cores", frozenset({("int4", "w4a4")})
+    reads_fragments = True
 
     def why_not_on(self, gpu: Generation) -> str | None:
         return why_no_language("gemm_w4a4_native") if gpu.int4 else f"{gpu.name} has none"
 
     def why_not_for(self, call: LayerCall) -> str | None:
-        if call.out_features % 64:
-            return f"{call.out_features} outputs are not a multiple of 64"
-        return "its weight scales are float32" if call.tensors["wscales"].dtype == torch.float32 else None
+        return self.why_not_for_tensors(call.tensors)
+
+    def why_not_for_tensors(self, tensors: Mapping[str, Tensor]) -> str | None:
+        """why_not_for, which a part's own tensors decide."""
+        wscales = tensors["wscales"]
+        if wscales.shape[1] % 64:
+            return f"{wscales.shape[1]} outputs are not a multiple of 64"
+        return "its weight scales are float32" if wscales.dtype == torch.float32 else None
 
     def makes(self, call: LayerCall) -> str | None:
-        return "packed int4 codes, padded rows"
+        return "int4 codes in fragments, padded rows"
 
     def quantize(self, call: LayerCall) -> tuple[Tensor, ...]:
         from ..step.quantize_act import quantize_act
 
         operands = call.x, call.tensors["smooth_factor"], call.branch.down, "int4"
         qx, ascales, x_down = quantize_act(
-            *operands, act_unsigned=call.act_unsigned, gelu=call.gelu, pad_rows=NATIVE_INT4_ROWS
+            *operands,
+            output="fragments",
+            act_unsigned=call.act_unsigned,
+            gelu=call.gelu,
+            pad_rows=NATIVE_INT4_ROWS,
         )
         assert ascales is not None, "packed codes have scales"
         return qx, ascales, x_down
@@ -98,13 +110,13 @@ class NativeFp4(KernelPath):
         return why_no_language("gemm_nvfp4") or why_too_old(gpu.fp4_triton, f"FP4 products for {gpu.name}")
 
     def makes(self, call: LayerCall) -> str | None:
-        return "packed nvfp4 codes"
+        return "packed nvfp4 codes, padded rows"
 
     def quantize(self, call: LayerCall) -> tuple[Tensor, ...]:
         from ..step.quantize_act import quantize_act
 
         operands = call.x, call.tensors["smooth_factor"], call.branch.down, "nvfp4"
-        qx, ascales, x_down = quantize_act(*operands, gelu=call.gelu)
+        qx, ascales, x_down = quantize_act(*operands, gelu=call.gelu, pad_rows=NVFP4_ROWS)
         assert ascales is not None, "packed codes have scales"
         return qx, ascales, x_down
 

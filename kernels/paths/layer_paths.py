@@ -5,7 +5,7 @@ is left behind, as ladder.py says. Kernels are imported by the paths that use th
 kernel is written in.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 
@@ -18,9 +18,9 @@ from ..layer_call import COMPUTE_MODES, Int8Weight, LayerCall, QuantizedAct, lab
 from ..tiles import HOPPER_PART_N, fills_hopper
 from .four_bit import Int8Codes, NativeFp4, NativeInt4
 from .kitchen import Kitchen
-from .measured_order import in_measured_order
+from .measured_order import in_measured_order, measured_first, sizes_of
 from .on_cpu import Reference
-from .path import KernelPath, Path, why_no_language
+from .path import KernelPath, Path, readable_by, why_no_language
 from .plain_torch import PlainTorch
 from .sixteen_bit import FewTokens, SixteenBit
 
@@ -202,11 +202,11 @@ def run(call: LayerCall) -> Tensor:
             return run(call)
     if call.wants_gradient:
         say_once("A gradient is asked for: layers run in plain torch with 16-bit activations (w4a16) where it passes.")
-        call = replace(call, mode="w4a16")
-        return (REFERENCE if x.device.type == "cpu" else PLAIN_TORCH).run(call)
+        path = REFERENCE if x.device.type == "cpu" else PLAIN_TORCH
+        return path.run(replace(readable_by(path, call), mode="w4a16"))
     for attempt in attempts(x.device, _steps_for(call)):
         with attempt as path:
-            return path.run(call)
+            return path.run(readable_by(path, call))
     raise AssertionError("the last path returns or raises")
 
 
@@ -220,6 +220,15 @@ def _steps_for(call: LayerCall) -> list[tuple[str, Path]]:
 def first_path(call: LayerCall) -> Path:
     """The path that `run` would try first now."""
     return next(attempts(call.x.device, _steps_for(call))).step
+
+
+def keeps_fragments(scheme: str, tensors: Mapping[str, Tensor], act_unsigned: bool, device: torch.device) -> bool:
+    """Whether a part's codes had better lie in fragments where w4a4 runs it on a device: its first path reads them."""
+    if scheme != "int4" or NATIVE_INT4.why_not_here(device, torch.bfloat16) is not None:
+        return False
+    if NATIVE_INT4.why_not_for_tensors(tensors) is not None:
+        return False
+    return measured_first(device, sizes_of(scheme, tensors, act_unsigned), "w4a4") in (None, NATIVE_INT4.name)
 
 
 def describe_paths(scheme: str, mode: str, gpu: Generation) -> list[tuple[str, str | None]]:

@@ -51,6 +51,11 @@ def try_first(device: torch.device, sizes: Sizes, mode: str, name: str) -> None:
         note_new_order(key)
 
 
+def measured_first(device: torch.device, sizes: Sizes, mode: str) -> str | None:
+    """Name of the path that was measured to be the fastest, None where the table's order stands."""
+    return _first.get((device.type, device.index or 0, sizes.scheme, mode, sizes.K, sizes.N, sizes.act_unsigned))
+
+
 def in_measured_order(steps: list[tuple[str, Path]], call: LayerCall) -> list[tuple[str, Path]]:
     """Steps of a ladder with the path that was measured to be the fastest for the call's sizes in front."""
     (M, K), device = call.x.shape, meant(call.x.device)

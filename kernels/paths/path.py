@@ -1,5 +1,6 @@
 """What a path is: one way to compute a layer's call, which says in words where it cannot."""
 
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from ..gpus import Generation, generation, why_no_triton
 from ..layer_call import LayerCall
+from ..step.fragments import are_fragments, from_weight_fragments
 
 
 class Path:
@@ -16,8 +18,10 @@ class Path:
     Attributes:
         name: in words for the user, such that "w4a8 with NAME" can be said.
         serves: (scheme, mode) of the calls that it is for.
+        reads_fragments: whether it takes codes of the weight in fragments as well.
     """
 
+    reads_fragments = False
     name: str
     serves: frozenset[tuple[str, str]]
 
@@ -53,6 +57,14 @@ class Path:
     def multiply(self, call: LayerCall, quantized: tuple[Tensor, ...]) -> Tensor:
         """The call's result after its epilogue, of what `quantize` made of it, or of a call that reads the same."""
         raise NotImplementedError
+
+
+def readable_by(path: Path, call: LayerCall) -> LayerCall:
+    """A call with its weight's codes in an order that a path reads: if need be, fragments become rows in scratch."""
+    qweight = call.tensors["qweight"]
+    if path.reads_fragments or not are_fragments(qweight):
+        return call
+    return replace(call, tensors={**call.tensors, "qweight": from_weight_fragments(qweight)})
 
 
 class KernelPath(Path):

@@ -35,3 +35,15 @@ def to_weight_fragments(qweight: Tensor) -> Tensor:
     """(N, K//2) int8 row-major, N a multiple of 16 -> (K//64, N//16, 32, 4) int32."""
     rows, half = qweight.shape
     return _in_order(_words(qweight).permute(3, 0, 2, 5, 1, 4), half // 32, rows // 16)
+
+
+def are_fragments(qweight: Tensor) -> bool:
+    """Whether codes of a weight are in this order, and not in rows."""
+    return qweight.ndim == 4
+
+
+def from_weight_fragments(fragments: Tensor) -> Tensor:
+    """(K//64, N//16, 32, 4) int32 -> (N, K//2) int8 row-major: the inverse of to_weight_fragments."""
+    groups, tiles, _, _ = fragments.shape
+    words = fragments.view(groups, tiles, 8, 4, 2, 2).permute(1, 4, 2, 0, 5, 3)
+    return words.reshape(tiles * 16, groups * 8).view(torch.int8)

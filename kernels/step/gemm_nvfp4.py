@@ -23,9 +23,9 @@ GROUP_SIZE = tl.constexpr(GROUP_SIZE_NVFP4)
 
 @triton.jit(do_not_specialize=["M"])
 def _gemm_nvfp4_kernel(
-    qx_ptr,  # (M, K // 2) uint8
+    qx_ptr,  # (M_PADDED, K // 2) uint8
     qweight_ptr,  # (N, K // 2) uint8
-    ascales_ptr,  # (K // 16, M) e4m3
+    ascales_ptr,  # (K // 16, M_PADDED) e4m3
     wscales_ptr,  # (K // 16, N) e4m3
     wtscale_ptr,  # (1,) or None
     wcscales_ptr,  # (N,) or None
@@ -34,6 +34,7 @@ def _gemm_nvfp4_kernel(
     bias_ptr,  # (N,) or None
     out_ptr,  # (M, N)
     M,
+    M_PADDED,
     N,
     K,
     R,
@@ -50,11 +51,12 @@ def _gemm_nvfp4_kernel(
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_byte = tl.arange(0, BLOCK_K // 2)
     offs_g = tl.arange(0, BLOCK_K // GROUP_SIZE)
-    # Rows beyond the end repeat the first ones: their results are never stored, and unmasked loads stay asynchronous.
-    rows_m, rows_n = (offs_m % M).to(tl.int64), (offs_n % N).to(tl.int64)
+    # Loads without a mask, and of four bytes or more, are asynchronous. So tokens are padded to whole tiles, their
+    # number to a multiple of 16; channels beyond the end repeat the first ones. Results of neither are stored.
+    rows_m, rows_n = offs_m.to(tl.int64), (offs_n % N).to(tl.int64)
     qx_ptrs = qx_ptr + rows_m[:, None] * (K // 2) + offs_byte[None, :]
     qweight_ptrs = qweight_ptr + rows_n[None, :] * (K // 2) + offs_byte[:, None]
-    ascales_ptrs = ascales_ptr + offs_g.to(tl.int64)[None, :] * M + rows_m[:, None]
+    ascales_ptrs = ascales_ptr + offs_g.to(tl.int64)[None, :] * M_PADDED + rows_m[:, None]
     wscales_ptrs = wscales_ptr + offs_g.to(tl.int64)[None, :] * N + rows_n[:, None]
 
     out = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
@@ -64,7 +66,7 @@ def _gemm_nvfp4_kernel(
         )
         qx_ptrs += BLOCK_K // 2
         qweight_ptrs += BLOCK_K // 2
-        ascales_ptrs += (BLOCK_K // GROUP_SIZE) * M
+        ascales_ptrs += (BLOCK_K // GROUP_SIZE) * M_PADDED
         wscales_ptrs += (BLOCK_K // GROUP_SIZE) * N
 
     out *= channel_factors(wtscale_ptr, wcscales_ptr, offs_n, N)[None, :]
@@ -91,17 +93,23 @@ def gemm_nvfp4(
     """NVFP4 GEMM, low-rank up projection and bias in one kernel; sm_100 and newer.
 
     Args:
-        qx: (M, K//2) int8, ascales: (K//16, M) e4m3 patterns, x_down: (M, R): from quantize_act(scheme="nvfp4").
+        qx: (M_PADDED, K//2) int8, ascales: (K//16, M_PADDED) e4m3 patterns, x_down: (M, R): from
+            quantize_act(scheme="nvfp4") with pad_rows = NVFP4_ROWS.
         qweight: (N, K//2) int8, wscales: (K//16, N) e4m3, wtscale: (1,) or None, wcscales: (N,) or None.
         proj_up: (N, R), R = 0 for no branch. bias: (N,) or None. K a multiple of 128.
         tile: a row of GEMM_NVFP4_TILES in tiles.py, to measure others.
 
     Returns:
         (M, N) of x_down.dtype.
+
+    Raises:
+        ValueError: the rows of qx are not a whole number of tiles.
     """
-    (M, R), (N, half) = x_down.shape, qweight.shape
+    (M, R), (N, half), rows = x_down.shape, qweight.shape, qx.shape[0]
     out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device)
     tile = tile or gemm_tile("gemm_nvfp4", M, half * 2, generation(qx.device))
+    if rows % tile["BLOCK_M"]:
+        raise ValueError(f"gemm_nvfp4: {rows} rows are not a whole number of tiles of {tile['BLOCK_M']}.")
     grid = (-(-M // tile["BLOCK_M"]) * -(-N // tile["BLOCK_N"]),)
     launch(
         _gemm_nvfp4_kernel,
@@ -118,6 +126,7 @@ def gemm_nvfp4(
             bias,
             out,
             M,
+            rows,
             N,
             half * 2,
             R,

@@ -11,8 +11,16 @@ from ..evaluate.record import to_tensor
 from ..evaluate.tables import markdown
 from .comparison import change, spread
 from .gate_run import FORMS
-from .recipes import CLAIMS, RECIPES
+from .recipes import CLAIMS, PAPER_ROWS, RECIPES
 
+_OTHERS = """\
+"Ours" is what the pack writes and runs. "Simulated" are other programs' steps as written down in
+`research/baselines.py`, `research/evaluate/other_programs.py` and `research/gate/sensitivity.py`, not the programs;
+modulation layers are ours in all rows. Of the paper's other comparisons, Q-Diffusion and QuEST are for SD 1.4 and
+train: Q-Diffusion learns the rounding of every weight block after block (AdaRound, thousands of steps each) on latents
+of all time steps, QuEST finetunes the layers of time and attention and the step sizes of activations; either would
+need its training written anew for this network. QLLM and AffineQuant learn transforms of the inputs (channels split
+and merged; a dense matrix for each layer) that a runtime must apply: not tried."""
 HEAD = (
     "recipe",
     "origin",
@@ -51,6 +59,8 @@ def gate_report(settings: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) 
     for form in FORMS:
         if form in found:
             sections += [f"## {FORMS[form].label}", form_table(found[form], int(settings["captions"]))]
+    if rows := paper_table(found, int(settings["captions"])):
+        sections += ["## The paper's comparisons", _OTHERS, rows]
     if claims := claims_table(found):
         sections += ["## What the presets beat", "Change of the latent error, verdict.", claims]
     return "\n\n".join(sections) + "\n"
@@ -70,6 +80,17 @@ def form_table(found: Mapping[str, Mapping[int, Mapping[str, Any]]], usual: int)
         row = [f"{recipe.title} (`{name}`)", recipe.origin, *_figures(errors, usual), f"{100 * float(layer):.1f}"]
         rows.append((float(errors.mean()), row + _compared(name, found)))
     return markdown(HEAD, [row for _, row in sorted(rows)])
+
+
+def paper_table(found: Errors, usual: int) -> str:
+    """Precision, method, quality: what is ours and what is simulated."""
+    rows = []
+    for form, names in PAPER_ROWS.items():
+        for name in (n for n in names if n in found.get(form, {})):
+            replicates, recipe = found[form][name], RECIPES[name]
+            figures = _figures(_errors(replicates, sorted(replicates)), usual)
+            rows.append([FORMS[form].label, recipe.title, recipe.origin, *figures])
+    return markdown(["precision", "method", "whose", *HEAD[2:5]], rows)
 
 
 def claims_table(found: Errors) -> str:

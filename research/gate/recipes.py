@@ -48,6 +48,14 @@ CLAIMS = (
     ("fast_noise", "paper"),
 )
 
+# Rows of a table in the shape of the paper's: format -> recipes.
+PAPER_ROWS = {
+    "w8a8": ("vidit_q", "best"),
+    "w4a8": ("nearest", "mixdq", "vidit_q", "quarot_gptq", "paper", "deepcompressor", "fast", "best"),
+    "w4a4": ("nearest", "hadamard", "atom", "quarot_gptq", "paper", "deepcompressor", "fast", "best"),
+    "nvfp4": ("nearest", "quarot_gptq", "paper", "deepcompressor", "fast", "best"),
+}
+
 
 @dataclass(frozen=True)
 class Recipe:

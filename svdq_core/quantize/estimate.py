@@ -1,4 +1,4 @@
-"""How long a run will take, from one small layer on the same device."""
+"""How long a run will take, from two small layers on the same device."""
 
 import time
 
@@ -8,20 +8,34 @@ from .model_plan import ModelPlan
 from .one_layer import quantize_part
 from .spec import QuantSpec
 from .statistics import InputStatistics, named_generator
+from .whole_model import groups_of
 
 TRIAL_TOKENS = 512
-TRIAL_SIDE = {"cuda": 3072, "cpu": 1024}  # of the layer: a GPU is no faster with a smaller one
-BEST_OVER_FAST = 4.0  # measured on an H200 at the sizes of FLUX.1: 41 and 160 s
+# Sides of the layers. On a GPU a small one takes as long as a larger one, and LTX-2.3 has many of them; a CPU takes as
+# long as there are weights.
+TRIAL_SIDES = {"cuda": (1024, 3072), "cpu": (1024,)}
+BEST_OVER_FAST = 4.0  # measured on an H200: FLUX.1 41 and 160 s, LTX-2.3 73 and 257 s
 FORWARD = 1.3  # reading, the forward on noise and writing, beside the layers themselves
 WORTH_A_TRIAL = 1 << 26  # weights; less takes seconds
 
 
 def estimate_seconds(plan: ModelPlan, spec: QuantSpec, device: torch.device) -> float:
     """Expected seconds for a plan; 0 where it is hardly worth asking."""
-    weights = sum(layer.weights for layer in plan.quantized if not layer.is_modulation)
+    groups = [g for layers in plan.blocks.values() for g in groups_of(layers).values() if not g[0].is_modulation]
+    weights = sum(layer.weights for group in groups for layer in group)
     if weights < WORTH_A_TRIAL:
         return 0.0
-    side = TRIAL_SIDE.get(device.type, 1024)
+    sides = TRIAL_SIDES.get(device.type, TRIAL_SIDES["cpu"])
+    times = [_trial(side, spec, device) for side in sides]
+    small, large = sides[0] ** 2, sides[-1] ** 2
+    each = times[0] / small if len(sides) == 1 else max(0.0, times[-1] - times[0]) / (large - small)
+    fixed = max(0.0, times[0] - each * small)
+    factor = FORWARD * (BEST_OVER_FAST if spec.method == "best" else 1.0)
+    return factor * (fixed * len(groups) + each * weights)
+
+
+def _trial(side: int, spec: QuantSpec, device: torch.device) -> float:
+    """Seconds that one layer takes with method fast."""
     generator = named_generator(0, "trial")
     weight = torch.randn(side, side, generator=generator).to(device)
     tokens = torch.randn(TRIAL_TOKENS, side, generator=generator).to(device)
@@ -34,8 +48,7 @@ def estimate_seconds(plan: ModelPlan, spec: QuantSpec, device: torch.device) -> 
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - started
-    factor = FORWARD * (BEST_OVER_FAST if spec.method == "best" else 1.0)
-    return factor * seconds * weights / side**2
+    return seconds
 
 
 def expected_time(plan: ModelPlan, spec: QuantSpec, device: torch.device) -> list[str]:

@@ -96,7 +96,8 @@ def quantize_layer(
         part, report, restored = _quantize_awq(weight, plan, spec, name, statistics)
         # the input of modulation has a large mean: what that loses is no noise
         if bias is not None and statistics is not None and not plan.by_inputs:
-            total += (weight.float() - restored) @ statistics.tokens.to(weight.device).float().mean(dim=0)
+            mean = statistics.tokens.float().mean(dim=0) if statistics.mean is None else statistics.mean
+            total += (weight.float() - restored) @ mean.to(weight.device, torch.float32)
         return _finish(weight, [part], None if bias is None else total, spec, name), [report]
     statistics = _complete(statistics, plan, spec, in_features=in_features, name=name, device=weight.device)
     wide, more = weight, padded(in_features) - in_features

@@ -119,8 +119,8 @@ class Problem:
         problem, errors = self.thinned, []
         assert len(problem.target), "made here, in float32"
         count = max(1, SCORE_ELEMENTS // problem.weight.numel())
-        if self.weight.device.type == "cpu" or self.arithmetic.weights.kind == "e2m1":  # e2m1: a factor for all scales
-            count = 1
+        if self.arithmetic.weights.kind == "e2m1" or not _is_launched(self.weight.device):
+            count = 1  # e2m1 has a factor for all scales of a weight
         for start in range(0, len(factors), count):
             self.poll()
             with coarse_products(self.weight.device):
@@ -149,6 +149,11 @@ class Problem:
     def _thinned(self) -> "Problem":
         step = -(-len(self.weight) // SCORE_ROWS)
         return replace(self, weight=self.weight[::step].contiguous())
+
+
+def _is_launched(device: torch.device) -> bool:
+    """Whether what a device does has to be sent to it first."""
+    return device.type != "cpu"
 
 
 def _round_to_int8(weight: Tensor) -> Tensor:

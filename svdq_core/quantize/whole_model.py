@@ -14,6 +14,7 @@ from ..layer import Part, QuantizedLayer
 from ..models import Architecture
 from ..quantized_model import QuantizedModel
 from ..stack import slice_rows
+from .block_weights import BlockWeights
 from .finished import Finished
 from .model_plan import ModelPlan, PlannedLayer
 from .one_layer import PartReport, quantize_layer
@@ -126,6 +127,7 @@ def quantize_layers(
                     if layer not in chosen:
                         yield _in_16_bits(layer.name, held, spec, f"{layer.name}: stays in 16 bits as asked.")
     finally:
+        held.close()
         if source is not None:
             source.close()
 
@@ -150,7 +152,7 @@ def groups_of(layers: Sequence[PlannedLayer]) -> dict[str, list[PlannedLayer]]:
 
 def _quantize_group(
     group: Sequence[PlannedLayer],
-    held: "BlockWeights",
+    held: BlockWeights,
     *,
     known: Mapping[str, InputStatistics],
     spec: QuantSpec,
@@ -194,7 +196,7 @@ def _quantize_group(
         yield Finished(member.name, QuantizedLayer(member.in_features, bottom - top, (own,), bias), reports=(report,))
 
 
-def _stacked(names: Sequence[str], held: "BlockWeights", place: torch.device) -> tuple[Tensor, Tensor | None]:
+def _stacked(names: Sequence[str], held: BlockWeights, place: torch.device) -> tuple[Tensor, Tensor | None]:
     """Weights on top of each other, and their biases; zeros stand for biases that a layer lacks."""
     weights = [held[f"{name}.weight"].to(place) for name in names]
     keys = [f"{name}.bias" for name in names]
@@ -208,38 +210,6 @@ def other_tensors(plan: ModelPlan, names: list[str]) -> list[str]:
     """The host tensors that belong to no Linear that the plan quantizes."""
     quantized = set(plan.names)
     return [name for name in names if name.rpartition(".")[0] not in quantized]
-
-
-class BlockWeights(Mapping[str, Tensor]):
-    """Weights on the device, those of the last block asked for kept: its inputs and its quantization both read them.
-
-    Args:
-        weights: host tensor name -> tensor.
-        blocks: module name -> name of its block.
-    """
-
-    def __init__(self, weights: Mapping[str, Tensor], device: torch.device, blocks: Mapping[str, str]):
-        self.weights, self.device, self.blocks = weights, device, blocks
-        self._block, self._held = "", {}
-
-    def __getitem__(self, name: str) -> Tensor:
-        block = self.blocks.get(name.rpartition(".")[0], "")
-        if not block:
-            return self.weights[name].to(self.device)
-        if block != self._block:
-            self._block, self._held = block, {}
-        if name not in self._held:
-            self._held[name] = self.weights[name].to(self.device)
-        return self._held[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.weights
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.weights)
-
-    def __len__(self) -> int:
-        return len(self.weights)
 
 
 def is_kept(name: str, keep: Sequence[str]) -> bool:

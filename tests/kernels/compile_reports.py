@@ -57,6 +57,8 @@ def nvidia_report(compiled) -> dict:
         ),
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", machine_code)),
         "shared_tiles": _shared_tiles(compiled.asm["ttgir"]),
+        # none of them asynchronous: a copy into shared memory takes four bytes or more
+        "byte_loads": len(re.findall(r"\bld\.global\S*\.b8\b", compiled.asm["ptx"])),
     }
 
 

@@ -54,7 +54,7 @@ def test_a_kernel_without_it_is_not_disassembled(assembled, monkeypatch):
     compiled = assembled("")
     monkeypatch.setattr("compile_reports._machine_code", lambda _: pytest.fail("half a second for nothing"))
     assert frame_size(compiled.asm["cubin"]) == 0
-    assert nvidia_report(compiled) == {"instructions": [], "spills": 0, "shared_tiles": []}
+    assert nvidia_report(compiled) == {"instructions": [], "spills": 0, "shared_tiles": [], "byte_loads": 0}
 
 
 def test_a_file_that_says_nothing_is_no_file_without_spills(assembled):

@@ -108,6 +108,7 @@ def test_native_fp4_where_the_hardware_has_it(kernels, gpu):
     assert ("gemm_nvfp4" in kernels) == (NATIVE_FP4.why_not_on(gpu) is None)
     if "gemm_nvfp4" in kernels:
         assert any("kind::mxf4nvf4" in name for name in kernels["gemm_nvfp4"]["instructions"])
+        assert kernels["gemm_nvfp4"]["byte_loads"] == 0, "scales are copied while products are computed"
 
 
 def test_hopper_specializes_its_warps(kernels, gpu):

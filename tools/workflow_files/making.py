@@ -16,9 +16,7 @@ RECORDED_PROMPTS = (
 )
 
 
-def _quantize(
-    workflow: Workflow, model: Node, prefix: str, method: str = "fast", recorded: Output | None = None
-) -> Node:
+def _quantize(workflow: Workflow, model: Node, prefix: str, recorded: Output | None = None) -> Node:
     wire = {} if recorded is None else {"recorded": recorded}
     node = workflow.add(
         QUANTIZE,
@@ -28,7 +26,7 @@ def _quantize(
         precision="int4",
         activations="w4a8",
         rank=32,
-        method=method,
+        method="best",
         filename_prefix=prefix,
         overwrite=False,
         seed=0,
@@ -148,7 +146,7 @@ def quantize_flux_calibrated() -> Workflow:
     )
     saved = workflow.add(RECORD, "SVDQuantCalibrationSave", "", model=start, samples=drawn)
     saved.size = (260, 200)
-    quantized = _quantize(workflow, dense, "my-flux-calibrated", "best", saved[1])
+    quantized = _quantize(workflow, dense, "my-flux-calibrated", saved[1])
     quantized.size = (305, 500)
     return workflow
 

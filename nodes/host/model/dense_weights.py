@@ -67,8 +67,9 @@ class DenseWeights(Mapping[str, Tensor]):
         return name in self.names
 
     def __getitem__(self, name: str) -> Tensor:
-        """The tensor in float32 on the CPU."""
-        return patched_weight(self.patcher, PREFIX + name, torch.float32)
+        """The tensor on the CPU; patched ones in float32, others as the model holds them."""
+        patched = PREFIX + name in self.patcher.patches
+        return patched_weight(self.patcher, PREFIX + name, torch.float32 if patched else None)
 
 
 def compute_device(patcher) -> torch.device:

@@ -185,7 +185,7 @@ class SVDQuantLinear(comfy.ops.manual_cast.Linear):
     def stored(self) -> tuple[Tensor, BlobLayout]:
         """The blob as files hold it, where possible a view, and its layout."""
         assert self.layout is not None, "asked of a layer that is not quantized"
-        if any(part.pieces for part in self.layout.parts):
+        if not all(part.as_in_files for part in self.layout.parts):
             return to_blob(as_in_files(self.layer()))
         return self.layout.without_derived(self.weight.detach())
 

@@ -121,6 +121,8 @@ class LazyWeights(Mapping[str, Tensor]):
         lazy: name -> tensor.
     """
 
+    reads_file = True  # by any thread
+
     def __init__(self, lazy: Mapping[str, LazyTensor]):
         self.lazy = dict(lazy)
 

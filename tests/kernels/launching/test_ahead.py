@@ -93,6 +93,18 @@ def test_what_does_not_compile_holds_nothing_up():
     ahead.wait_for(("a",))
 
 
+def test_a_cache_that_cannot_be_written_to_ends_no_thread():
+    def refuse() -> None:
+        raise PermissionError("read-only file system")
+
+    compiled = []
+    batch = ahead.Batch("a GPU", refuse)
+    ahead.compile_ahead(wanted(Kernel("a", compiled)), DEVICE, batch)
+    batch.end()
+    assert start(wanted(Kernel("b", compiled))).wait(LIMIT)
+    assert compiled == ["a", "b"]
+
+
 def test_nothing_new_is_compiled_when_the_program_ends(monkeypatch):
     compiled, hold = [], threading.Event()
     a, b = Kernel("a", compiled, hold), Kernel("b", compiled)

@@ -22,6 +22,16 @@ def test_columns_become_orthonormal(size, device):
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
+def test_several_at_once_are_the_same_as_each_alone(device):
+    g = torch.Generator().manual_seed(1)
+    columns = torch.randn(2, 3, 100, 24, generator=g, dtype=torch.float64).to(device)
+    grams = columns.mT @ columns
+    found = inverse_root(grams, 1e-11)
+    assert found.shape == grams.shape
+    for one, gram in zip(found.flatten(0, 1), grams.flatten(0, 1), strict=True):
+        assert torch.equal(one, inverse_root(gram, 1e-11))
+
+
 def test_zeros_stay_finite(device):
     found = inverse_root(torch.zeros(32, 32, dtype=torch.float64, device=device), 1e-11)
     assert torch.isfinite(found).all()

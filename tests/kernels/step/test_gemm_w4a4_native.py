@@ -13,7 +13,12 @@ from problems import branch, packed_codes, scales
 from svdquant_pack import ROOT
 from svdquant_pack.kernels import reference
 from svdquant_pack.kernels.packing import unpack_int4
-from svdquant_pack.kernels.step.fragments import to_activation_fragments, to_weight_fragments
+from svdquant_pack.kernels.step.fragments import (
+    are_fragments,
+    from_weight_fragments,
+    to_activation_fragments,
+    to_weight_fragments,
+)
 from svdquant_pack.kernels.step.quantize_act import quantize_act
 
 RUNNER = ROOT / "tests" / "kernels" / "run_native_ptx.py"
@@ -37,6 +42,13 @@ def test_fragments_hold_what_the_instruction_reads():
     assert weights[1, 1, 4 * 5 + thread, 1] == words[row, 8 + 4 + thread]
     assert weights[1, 1, 4 * 5 + thread, 2] == words[row + 8, 8 + thread]
     assert sorted(fragments.flatten().tolist()) == sorted(words.flatten().tolist())
+
+
+def test_fragments_of_a_weight_come_back():
+    qweight = packed_codes(48, 192, torch.device("cpu"))
+    fragments = to_weight_fragments(qweight)
+    assert are_fragments(fragments) and not are_fragments(qweight)
+    assert torch.equal(from_weight_fragments(fragments), qweight)
 
 
 def run_ptx(case: dict) -> dict:

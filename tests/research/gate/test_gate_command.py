@@ -87,6 +87,8 @@ def test_formats_can_be_chosen_for_each_recipe():
 
 
 def test_the_table_of_recipes_is_whole():
+    for form, names in recipes.PAPER_ROWS.items():
+        assert all(form in recipes.RECIPES[name].forms for name in names)
     assert {name for claim in recipes.CLAIMS for name in claim} <= recipes.RECIPES.keys()
     for name, recipe in recipes.RECIPES.items():
         assert recipe.against in recipes.RECIPES, name

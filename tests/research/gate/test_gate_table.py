@@ -15,7 +15,7 @@ def run(recipe, mean, replicate, form="w4a4"):
 
 
 def rows(text):
-    text = text.partition("## What the presets beat")[0]
+    text = text.partition("## The paper's comparisons")[0]
     return [line.split(" | ") for line in text.splitlines() if line.startswith("| ") and "latent error" not in line][1:]
 
 
@@ -28,6 +28,12 @@ def test_rows_stand_by_error_and_losers_stay():
     assert found[2][-1] == "worse |" and found[0][-1] == "- |"
     assert found[0][HEAD.index("median layer error, %")] == "5.0"
     assert "| `best` | SVDQuant as in the paper (`paper`) | -0.1" in text.partition("## What the presets beat")[2]
+    compared = text.partition("## The paper's comparisons")[2].partition("## What")[0]
+    assert [line.split(" | ")[2] for line in compared.splitlines() if line.startswith("| INT W4A4")] == [
+        "simulated",
+        "simulated",
+        "ours",
+    ]
     assert "20 captions" in text and "10 hard ones" in text and "INT W4A4" in text
 
 

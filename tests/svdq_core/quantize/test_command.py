@@ -20,6 +20,7 @@ from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
 from svdquant_pack.svdq_core.checkpoint.container import DIFFUSERS_FILE
 from svdquant_pack.svdq_core.errors import SVDQuantError
 from svdquant_pack.svdq_core.quantize import QuantSpec, command
+from svdquant_pack.svdq_core.quantize.calibrate import Collector
 from svdquant_pack.svdq_core.quantize.journal import journal_folder
 from svdquant_pack.svdq_core.quantize.overrides import Overrides
 
@@ -83,6 +84,7 @@ def test_what_the_file_says_about_its_making(made):
     assert len(metadata["svdquant_source_hash"]) == 32
     assert "rank 16" in metadata["svdquant_method"] and "seed 0" in metadata["svdquant_method"]
     assert metadata["svdquant_calibration"] == "none"
+    assert "method fast" in metadata["svdquant_method"]  # nothing is known of the inputs
     assert torch.__version__ in metadata["svdquant_made_with"]
 
 
@@ -97,6 +99,8 @@ def test_a_comfyui_says_what_is_in_the_file(source, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert "standard normal" not in done.stdout and "10 layers in int4" in done.stdout
+    with safe_open(target, framework="pt") as file:
+        assert "method best" in file.metadata()["svdquant_method"]  # nobody said --method
     model = read_checkpoint(Checkpoint(target))
     assert model.layers and all(name.startswith("single_blocks.") for name in model.layers)
     assert "alembic" not in done.stderr
@@ -210,6 +214,27 @@ def test_what_cannot_be_done_is_said(source, made, call, tmp_path, arguments, se
 def test_a_refusal_is_the_exit_code(source, made):
     done = run(source, made[0])
     assert done.returncode == 1 and "exists already" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_best_is_taken_where_inputs_are_known_and_nothing_else_was_asked_for(source, tmp_path):
+    target, calibration = tmp_path / "new.safetensors", tmp_path / "calibration.safetensors"
+    collector = Collector()
+    for name, weight in load_file(source).items():
+        short = name.removeprefix("model.diffusion_model.").removesuffix(".weight")
+        if "_blocks." in short and weight.ndim == 2 and "mod" not in short:
+            collector.add(short, torch.randn(64, weight.shape[1]))
+    collector.save(calibration)
+    keep = ["--keep", "double_blocks.*", "--overwrite"]
+    for method, expected in (([], "best"), (["--method", "fast"], "fast")):
+        done = run(source, target, "--calibration", str(calibration), *keep, *method)
+        assert done.returncode == 0, done.stderr
+        with safe_open(target, framework="pt") as file:
+            assert f"method {expected}" in file.metadata()["svdquant_method"]
+    partial = Collector()
+    partial.add(NAMES[0], torch.randn(64, load_file(source)[f"model.diffusion_model.{NAMES[0]}.weight"].shape[1]))
+    partial.save(calibration)
+    done = run(source, target, "--calibration", str(calibration), *keep)
+    assert done.returncode == 0, done.stderr  # best would refuse layers of which nothing is known
 
 
 def test_best_needs_inputs(source, tmp_path):

@@ -4,7 +4,13 @@ import pytest
 import torch
 from planted_layers import draw_weight
 
-from svdquant_pack.svdq_core.quantize.low_rank import WARM_STEPS, draw_test_matrix, exact_svd, truncated_svd
+from svdquant_pack.svdq_core.quantize.low_rank import (
+    WARM_STEPS,
+    Rotated,
+    draw_test_matrix,
+    exact_svd,
+    truncated_svd,
+)
 
 
 def _test_matrix(in_features, rank, seed=0):
@@ -63,3 +69,27 @@ def test_a_good_guess_saves_steps():
         )
     ]
     assert left[0] < 1.001 * best < 1.02 * best < left[1]
+
+
+def test_a_product_need_not_be_made():
+    g = torch.Generator().manual_seed(3)
+    matrix, root = torch.randn(96, 80, generator=g), torch.randn(80, 80, generator=g).triu()
+    rotated = Rotated(matrix, torch.randperm(80, generator=g), root)
+    made = matrix[:, rotated.order] @ root
+    torch.testing.assert_close(rotated.made(), made)
+    for found, expected in zip(
+        truncated_svd(rotated, 8, _test_matrix(80, 8)), truncated_svd(made, 8, _test_matrix(80, 8)), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert rotated.shape == (96, 80)
+
+
+def test_several_matrices_at_once():
+    g = torch.Generator().manual_seed(4)
+    several, start = torch.randn(3, 64, 48, generator=g), _test_matrix(48, 8)
+    up, down = truncated_svd(several, 8, start, 2)
+    assert up.shape == (3, 64, 8) and down.shape == (3, 8, 48)
+    for i, matrix in enumerate(several):
+        one_up, one_down = truncated_svd(matrix, 8, start, 2)
+        torch.testing.assert_close(up[i] @ down[i], one_up @ one_down, rtol=1e-4, atol=1e-4)
+    assert [tuple(t.shape) for t in truncated_svd(several, 0, start)] == [(3, 64, 0), (3, 0, 48)]

@@ -12,7 +12,7 @@ from tiny_files import DATA
 from svdquant_pack.nodes.host.model.build import load_model
 from svdquant_pack.nodes.host.model.extract import extract_model
 from svdquant_pack.nodes.host.model.quantized_linear import SVDQuantLinear
-from svdquant_pack.svdq_core import runtime
+from svdquant_pack.svdq_core import fragment_order, runtime
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint, to_nunchaku
 
 
@@ -79,9 +79,35 @@ def saved_by_the_host(host, model, name: str) -> bytes:
     return data
 
 
+@pytest.fixture
+def ordered_pair(host, monkeypatch):
+    """The same w4a4 model with its codes in rows, and laid out for INT4 tensor cores."""
+    path = host.model_folder("diffusion_models") / put_tiny(host.model_folder("diffusion_models"), "int4")
+    monkeypatch.setattr(runtime, "why_no_triton", lambda device: None)
+    usual = load_model(str(path), "w4a4")
+    monkeypatch.setattr(fragment_order, "keeps_fragments", lambda scheme, *_: scheme == "int4")
+    return usual, load_model(str(path), "w4a4")
+
+
+def test_codes_laid_out_for_int4_tensor_cores_change_no_bit(host, ordered_pair, add):
+    usual, ordered = ordered_pair
+    laid_out = [m for m in modules(ordered) for part in m.layout.parts if part.slices["qweight"].dtype == "int32"]
+    assert len(laid_out) > len(modules(ordered)) / 2
+    assert ordered.model_size() == usual.model_size()
+    assert torch.equal(sample_flux(ordered), sample_flux(usual))
+    assert_same_files(host, usual, ordered)
+    usual, ordered = (add(model, diffusers_lora(5)) for model in ordered_pair)
+    assert torch.equal(sample_flux(ordered), sample_flux(usual))
+    assert_same_files(host, usual, ordered)
+
+
 @pytest.mark.parametrize("with_lora", [False, True])
 def test_every_file_holds_the_same_bits(host, pair, add, with_lora):
     usual, prepared = (add(model, diffusers_lora(5)) for model in pair) if with_lora else pair
+    assert_same_files(host, usual, prepared)
+
+
+def assert_same_files(host, usual, prepared):
     paths = []
     for name, model in (("derived", prepared), ("usual", usual)):
         paths.append(host.output / "diffusion_models" / f"file-{name}.safetensors")
