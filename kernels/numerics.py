@@ -258,6 +258,15 @@ def pack_nibbles(codes):
 
 
 @triton.jit
+def pack_words(codes):
+    """int32 codes (A, B), only the low four bits count -> int32 (A, B // 8), the first column in the lowest bits."""
+    low, high = tl.split(codes.reshape(codes.shape[0], codes.shape[1] // 2, 2))
+    low, high = tl.split(((low & 15) | (high & 15) << 4).reshape(codes.shape[0], codes.shape[1] // 4, 2))
+    low, high = tl.split((low | high << 8).reshape(codes.shape[0], codes.shape[1] // 8, 2))
+    return low | high << 16
+
+
+@triton.jit
 def decode_e2m1(codes):
     """int32 codes 0...15 -> float32."""
     # Placed as a float32 exponent and mantissa, a code is its value times 2^-126; the subnormal 0.5 comes out right

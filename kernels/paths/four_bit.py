@@ -33,14 +33,18 @@ class NativeInt4(KernelPath):
         return "its weight scales are float32" if wscales.dtype == torch.float32 else None
 
     def makes(self, call: LayerCall) -> str | None:
-        return "packed int4 codes, padded rows"
+        return "int4 codes in fragments, padded rows"
 
     def quantize(self, call: LayerCall) -> tuple[Tensor, ...]:
         from ..step.quantize_act import quantize_act
 
         operands = call.x, call.tensors["smooth_factor"], call.branch.down, "int4"
         qx, ascales, x_down = quantize_act(
-            *operands, act_unsigned=call.act_unsigned, gelu=call.gelu, pad_rows=NATIVE_INT4_ROWS
+            *operands,
+            output="fragments",
+            act_unsigned=call.act_unsigned,
+            gelu=call.gelu,
+            pad_rows=NATIVE_INT4_ROWS,
         )
         assert ascales is not None, "packed codes have scales"
         return qx, ascales, x_down

@@ -246,9 +246,8 @@ def gemm_w4a4_native(
     """Exact 4-bit GEMM, low-rank up projection and bias in one kernel.
 
     Args:
-        qx: (M_PADDED, K//2) int8, ascales: (K//64, M_PADDED), x_down: (M, R) bfloat16 or float16: from quantize_act
-        with
-            pad_rows = 128.
+        qx: (K//64, M_PADDED//16, 32, 4) int32, ascales: (K//64, M_PADDED), x_down: (M, R) bfloat16 or float16: from
+            quantize_act with output "fragments" and pad_rows = 128; or qx (M_PADDED, K//2) int8, of "packed".
         qweight: (N, K//2) int8, or what to_weight_fragments makes of it. wscales: (K//64, N) bfloat16 or float16, N a
             multiple of 64.
         proj_up: (N, R), R = 0 for no branch. bias: (N,) or None.
@@ -258,7 +257,7 @@ def gemm_w4a4_native(
     Returns:
         (M, N) of x_down.dtype.
     """
-    (M, R), (groups, N), rows = x_down.shape, wscales.shape, qx.shape[0]
+    (M, R), (groups, N), rows = x_down.shape, wscales.shape, ascales.shape[1]
     tile = tile or native_int4_tile(M, N, groups)
     if rows % tile["BLOCK_M"] or N % tile["BLOCK_N"]:
         raise ValueError(
@@ -266,7 +265,7 @@ def gemm_w4a4_native(
         )
     out = torch.empty((M, N), dtype=x_down.dtype, device=qx.device)
     proj_up = proj_up.to(x_down.dtype)
-    activations = to_activation_fragments(qx)
+    activations = qx if are_fragments(qx) else to_activation_fragments(qx)
     weights = qweight if are_fragments(qweight) else to_weight_fragments(qweight)
     # With R = 0 the kernel never reads the factors, but the pointers must be to words all the same.
     factors = (x_down.view(torch.int32), proj_up.view(torch.int32)) if R else (weights, weights)

@@ -3,8 +3,9 @@
     x_down          = gelu(x) @ proj_down
     codes, ascales  = quantize((gelu(x) + shift) / smooth_factor)        gelu and shift where asked
 
-Output "packed" is what gemm_w4a4 and gemm_nvfp4 of reference.py read; "int8" holds one code a byte for int8 tensor
-cores; "float" holds code * scale in the dtype of x, followed by x_down in the same row, for 16-bit tensor cores.
+Output "packed" is what gemm_w4a4 and gemm_nvfp4 of reference.py read; "fragments" holds the same codes in the order in
+which INT4 tensor cores read them (fragments.py); "int8" holds one code a byte for int8 tensor cores; "float" holds
+code * scale in the dtype of x, followed by x_down in the same row, for 16-bit tensor cores.
 Reference: reference.quantize_act_int4, reference.quantize_act_nvfp4. Layouts: format.py.
 """
 
@@ -23,6 +24,7 @@ from ..numerics import (
     encode_e2m1,
     encode_e4m3,
     pack_nibbles,
+    pack_words,
     read_and_project,
     reciprocal_or_zero,
     round_to_bits,
@@ -38,7 +40,7 @@ def _quantize_groups_kernel(
     x_ptr,  # (M, K), rows stride_xm apart
     smooth_ptr,  # (K,)
     proj_down_ptr,  # (K, R)
-    codes_ptr,  # (M, K // 2) int8, (M, K) int8 or (M, K) of x.dtype, rows stride_cm apart
+    codes_ptr,  # (M, K // 2) int8, (M, K) int8 or (M, K) of x.dtype, rows stride_cm apart; or fragments, groups apart
     ascales_ptr,  # (K // GROUP_SIZE, M), rows stride_ag apart
     x_down_ptr,  # (M, R), rows stride_dm apart
     M,
@@ -103,6 +105,12 @@ def _quantize_groups_kernel(
             if OUTPUT == "packed":
                 offs_byte = start // 2 + tl.arange(0, BLOCK_K // 2)[None, :]
                 tl.store(codes_ptr + rows * stride_cm + offs_byte, pack_nibbles(codes), mask=mask_m)
+            elif OUTPUT == "fragments":
+                offs_word = start // 8 + tl.arange(0, BLOCK_K // 8)[None, :]
+                words = pack_words(codes)
+                places = (offs_word // 8) * stride_cm + (offs_word % 4) * 4 + (offs_word // 4 % 2) * 2
+                places += (rows // 16) * 128 + (rows % 8) * 16 + rows // 8 % 2
+                tl.store(codes_ptr + places, words, mask=mask_m)
             else:
                 tl.store(codes_ptr + rows * stride_cm + offs_k[None, :], codes.to(tl.int8), mask=mask_m)
             offs_g = (start // GROUP_SIZE + tl.arange(0, GROUPS)).to(tl.int64)[None, :]
@@ -131,15 +139,15 @@ def quantize_act(
         x: (M, K) bfloat16 or float16, unit stride along K; K a multiple of the group size.
         smooth_factor: (K,). proj_down: (K, R), R = 0 for no branch.
         scheme: "int4", "nvfp4", or "none" to smooth only (output "float").
-        output: "packed", "int8" or "float", see above.
+        output: "packed", "fragments" (int4, pad_rows a multiple of 16), "int8" or "float", see above.
         act_unsigned: not for nvfp4: add the GELU shift; int4 codes are 0...15.
         gelu: apply GELU (tanh) to x first.
         tile: a row of the quantizer's table in tiles.py, to measure others.
         pad_rows: round the rows of codes and scales up to a multiple of it; the rows added are undefined.
 
     Returns:
-        codes (M, K//2) int8, (M, K) int8 or (M, K + R) of x.dtype; ascales (K//group, M), of x.dtype for int4 and uint8
-        e4m3 patterns for nvfp4, None for "float"; x_down (M, R) of x.dtype.
+        codes (M, K//2) int8, (K//64, M//16, 32, 4) int32, (M, K) int8 or (M, K + R) of x.dtype; ascales (K//group, M),
+        of x.dtype for int4 and uint8 e4m3 patterns for nvfp4, None for "float"; x_down (M, R) of x.dtype.
     """
     (M, K), R = x.shape, proj_down.shape[1]
     fused = fuses_rank(R, generation(x.device)) if tile is None else R > 0
@@ -152,7 +160,10 @@ def quantize_act(
         codes = torch.empty((rows, K + R), dtype=x.dtype, device=x.device)
         ascales, x_down = None, codes[:M, K:]
     else:
-        codes = torch.empty((rows, K // 2 if output == "packed" else K), dtype=torch.int8, device=x.device)
+        if output == "fragments":
+            codes = torch.empty((K // group_size, rows // 16, 32, 4), dtype=torch.int32, device=x.device)
+        else:
+            codes = torch.empty((rows, K // 2 if output == "packed" else K), dtype=torch.int8, device=x.device)
         scale_dtype = torch.uint8 if scheme == "nvfp4" else x.dtype
         ascales = torch.empty((K // group_size, rows), dtype=scale_dtype, device=x.device)
         x_down = torch.empty((M, R), dtype=x.dtype, device=x.device)

@@ -8,6 +8,7 @@ from problems import REAL, SMALL, activations, branch
 from svdquant_pack.kernels import reference
 from svdquant_pack.kernels.format import GROUP_SIZE_INT4, GROUP_SIZE_NVFP4
 from svdquant_pack.kernels.packing import unpack_int4, unpack_uint4
+from svdquant_pack.kernels.step.fragments import to_activation_fragments
 from svdquant_pack.kernels.step.quantize_act import quantize_act
 from svdquant_pack.kernels.tiles import quantizer_tile
 
@@ -126,6 +127,22 @@ def test_padded_rows_leave_the_others_alone(dtype, device):
     wanted = expected(x, smooth_factor, proj_down, "int4")
     assert_same(codes[:19], wanted[0])
     assert_same(ascales[:, :19].contiguous(), wanted[1])
+
+
+@pytest.mark.parametrize(("M", "K", "R"), [(19, 192, 16), (33, 320, 0), (128, 512, 48)])
+@pytest.mark.parametrize("act_unsigned", [False, True])
+def test_fragments_are_the_packed_codes_in_another_order(M, K, R, act_unsigned, dtype, device):
+    x = activations(M, K, dtype, device)
+    smooth_factor, proj_down, _ = branch(8, K, R, dtype, device)
+    operands, options = (x, smooth_factor, proj_down, "int4"), {"act_unsigned": act_unsigned, "pad_rows": 128}
+    packed, *others = quantize_act(*operands, **options)
+    fragments, *same = quantize_act(*operands, output="fragments", **options)
+    of_rows = torch.arange(128, device=device)[:, None].expand_as(packed) < M
+    kept = to_activation_fragments(of_rows.to(torch.int8).contiguous()) != 0
+    assert kept.sum() == M * K // 8 and fragments.shape == kept.shape
+    assert_same(fragments[kept], to_activation_fragments(packed)[kept])
+    assert_same(same[0][:, :M].contiguous(), others[0][:, :M].contiguous())
+    assert_same(same[1], others[1])
 
 
 @pytest.mark.gpu
