@@ -50,6 +50,13 @@ class Arena:
         self.memory = empty((nbytes,), torch.uint8)
         self._used = 0
 
+    @classmethod
+    def holding(cls, memory: Tensor) -> "Arena":
+        """One that is full of tensors already: a blob as it was read, (nbytes,) uint8."""
+        arena = cls(0)
+        arena.memory, arena._used = memory, memory.numel()
+        return arena
+
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor; outside of the arena where its room is used up."""
         nbytes = math.prod(shape) * dtype.itemsize
