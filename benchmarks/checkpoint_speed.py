@@ -8,9 +8,10 @@ Writes a synthetic FLUX.1 file in nunchaku's INT4 layout into FOLDER (6.3 GiB at
 scales), or one of each family named, of about as many GiB as asked for (Chroma in nvfp4: random INT4 biases are
 refused), then reads it in several ways, one after the other, round after round:
 
+    through     one thread reads the file from beginning to end into 16 MiB that are used again: what disk and system
+                take, and no tensor is there afterwards
     file        all bytes of the file into one piece of memory: what a reader of any format has to do
-    bytes       safetensors maps the file, every tensor is copied once into memory of its own: what reading costs at
-                least, and what every ratio is relative to
+    bytes       safetensors maps the file, every tensor is copied once into memory of its own
     load        safetensors.torch.load of the file's bytes, for comparison
     ready       Checkpoint, plan, unpack: every layer in this pack's layout, in memory
     blobs       the same, packed into the one weight of each layer that ComfyUI gets
@@ -26,6 +27,7 @@ import argparse
 import ctypes
 import gc
 import os
+import shutil
 import sys
 import threading
 import time
@@ -34,11 +36,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
+ARGUMENTS = sys.argv[1:]
+if "--node" in ARGUMENTS:  # the host chooses torch's allocator, which cannot be done once torch is there
+    from random_flux import start_host
 
+    start_host("legacy", () if shutil.which("nvidia-smi") else ("--cpu",))
+
+import torch  # noqa: E402
 from family_file import FamilyFile, raised  # noqa: E402
 from safetensors import safe_open  # noqa: E402  (the pack has to be importable first)
 from safetensors.torch import load  # noqa: E402
@@ -116,13 +122,25 @@ def flux_outputs(double: int, single: int, rank: int) -> list[Output]:
     return found
 
 
+def read_through(path: Path) -> None:
+    memory = bytearray(16 << 20)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(memory):
+            pass
+
+
 def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
 def read_bytes(path: Path) -> list[torch.Tensor]:
-    with safe_open(path, framework="pt") as file:
-        return [file.get_tensor(name).clone() for name in file.keys()]  # noqa: SIM118
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # 16 threads for one copy take 8 times as much of the processor, and longer
+    try:
+        with safe_open(path, framework="pt") as file:
+            return [file.get_tensor(name).clone() for name in file.keys()]  # noqa: SIM118
+    finally:
+        torch.set_num_threads(threads)
 
 
 def read_load(path: Path) -> dict[str, torch.Tensor]:
@@ -216,7 +234,15 @@ def host_shapes(family: str) -> dict[str, tuple[int, ...]]:
     return {} if found is None else found.published_shapes
 
 
-READS = {"file": read_file, "bytes": read_bytes, "load": read_load, "ready": read_ready, "blobs": read_blobs}
+READS = {
+    "through": read_through,
+    "file": read_file,
+    "bytes": read_bytes,
+    "load": read_load,
+    "ready": read_ready,
+    "blobs": read_blobs,
+}
+BASES = ("through", "file", "bytes")  # what the others are compared with
 
 
 def main() -> int:
@@ -234,23 +260,20 @@ def main() -> int:
     parser.add_argument("--precision", choices=("int4", "nvfp4"), default="nvfp4")
     parser.add_argument("--reads", default="", help="only these ways to read, with commas between them")
     parser.add_argument("--node", action="store_true", help="the whole loader node, too; needs ComfyUI")
-    options = parser.parse_args()
+    options = parser.parse_args(ARGUMENTS)
     if options.node:
-        from random_flux import start_host
-
-        start_host("legacy", () if torch.cuda.is_available() else ("--cpu",))
         import svdquant_pack.nodes.host.model.build  # noqa: F401  not part of what is measured
 
         READS["node"] = read_node
     for name in list(READS):
-        if options.reads and name not in ("bytes", *options.reads.split(",")):
+        if options.reads and name not in (*BASES, *options.reads.split(",")):
             del READS[name]
     names = list(ARCHITECTURES) if options.family == "all" else [name for name in options.family.split(",") if name]
     sys.stdout.write(
         f"{'cold' if options.cold else 'warm'}; {options.rounds} rounds; torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads; load of the machine {os.getloadavg()[0]:.1f}\n"
-        "| file | read | wall s | times file | times bytes | CPU s | times bytes | memory / file |\n"
-        "|---|---|---|---|---|---|---|---|\n"
+        f"| file | read | wall s | times {' | times '.join(BASES)} | CPU s | memory / file |\n"
+        f"|---|---|---|{'---|' * len(BASES)}---|---|\n"
     )
     for name in names:
         family, rank = ARCHITECTURES[name], options.rank
@@ -274,14 +297,10 @@ def measure_file(path: Path, outputs: list[Output], options: argparse.Namespace)
     size = path.stat().st_size
     for name in READS:
         wall, cpu = median(r[name].wall for r in rounds), median(r[name].cpu for r in rounds)
-        walls = " | ".join(
-            f"{median(r[name].wall / r[of].wall for r in rounds):.2f}" if of in READS else ""
-            for of in ("file", "bytes")
-        )
-        cpus = median(r[name].cpu / r["bytes"].cpu for r in rounds)
+        walls = " | ".join(f"{median(r[name].wall / r[of].wall for r in rounds):.2f}" for of in BASES)
         grown = median(r[name].grown for r in rounds) / size
         shown = f"{path.stem} ({size / 2**30:.2f} GiB)"
-        sys.stdout.write(f"| {shown} | {name} | {wall:.2f} | {walls} | {cpu:.2f} | {cpus:.2f} | {grown:.2f} |\n")
+        sys.stdout.write(f"| {shown} | {name} | {wall:.2f} | {walls} | {cpu:.2f} | {grown:.2f} |\n")
         sys.stdout.flush()
     if not options.keep:
         path.unlink()

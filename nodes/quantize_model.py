@@ -7,6 +7,7 @@ from pathlib import Path
 from comfy_api.latest import io, ui
 
 from ..svdq_core.checkpoint import require_space
+from ..svdq_core.errors import SVDQuantError
 from ..svdq_core.quantize import QuantSpec
 from ..svdq_core.quantize.estimate import expected_time
 from ..svdq_core.quantize.journal import journal_folder, stored_bytes
@@ -83,7 +84,7 @@ class SVDQuantQuantizeModel(io.ComfyNode):
                     default="best",
                     tooltip="best: rounds so that errors cancel (GPTQ); nearer to the original, most of all with a "
                     "calibration. fast: rounds to the nearest value, in a quarter of the time. refine: best, then "
-                    "every block is trained to do what the original does; slowest and closest.",
+                    "every block is trained to do what the original does; slowest and closest. Takes a calibration.",
                 ),
                 io.String.Input(
                     "filename_prefix",
@@ -194,6 +195,11 @@ class SVDQuantQuantizeModel(io.ComfyNode):
         overrides = Overrides.parse(keep_16bit, keep_worst, error_limit)
         path = _target(filename_prefix, spec, overwrite)
         file = Path(recorded) if recorded else None if calibration == NO_CALIBRATION else find_calibration(calibration)
+        if refines and file is None:
+            raise SVDQuantError(
+                "Method refine trains on calls of the model that were recorded: on noise it makes pictures worse. "
+                "Record a calibration (Start Calibration and Save Calibration), or choose method best."
+            )
         weights, found = DenseWeights(model), plan_patcher(model)
         fitted = None if file is None else fit_calibration(weights, file)
         job = make_job(found, weights, path, spec=spec, overrides=overrides, calibration=fitted, form=format)
@@ -208,9 +214,9 @@ class SVDQuantQuantizeModel(io.ComfyNode):
             logger.log(logging.WARNING if line in warnings else logging.INFO, "%s", line)
         progress.show("\n".join(announced))
         try:
-            if refines:
+            if refines and file is not None:
                 training = RefineSpec(seed=seed)
-                runs = runs_of(found, model, job)
+                runs = runs_of(found, model, job, file)
                 outcome, blocks = quantize_refined(
                     job, runs, training, on_layer=progress.step, on_step=StepProgress().step
                 )

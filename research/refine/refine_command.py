@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ...svdq_core.checkpoint import Checkpoint, read_checkpoint
+from ...svdq_core.checkpoint.formats import FORMATS, save_model
 from ...svdq_core.layer import QuantizedLayer
 from ...svdq_core.models.flux import FLUX
 from ...svdq_core.quantize.layout_plan import plan_weights
@@ -24,12 +26,12 @@ from ...svdq_core.quantize.refine_block import refine_block
 from ...svdq_core.quantize.refine_layer import make_trainable, on_device
 from ...svdq_core.quantize.spec import QuantSpec
 from ...svdq_core.quantize.whole_model import quantize_model
+from ...svdq_core.quantized_model import QuantizedModel
 from ..evaluate.evaluated_scenes import calibration_scenes, evaluated_scenes
 from ..evaluate.linears import DenseLinear, SimulatedLinear, add_lora
 from ..evaluate.measures import lora_effect, relative_errors
-from ..evaluate.network import Flux, latents_by_step, load_flux, lora_factors, with_layers
-from ..evaluate.quantizing import TOKENS, Source
-from ..evaluate.recorded_inputs import record
+from ..evaluate.network import Flux, flux_weights, latents_by_step, load_flux, lora_factors, with_layers
+from ..evaluate.recorded_inputs import TOKENS, record
 from .demo_blocks import DemoRuns, VelocityLoss
 from .refine_report import write_report
 from .refinements import REFINEMENTS, TARGETS, RefinedFormat, Refinement
@@ -53,6 +55,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=BATCH, help="states in each step of training")
     parser.add_argument("--no-lora", action="store_true", help="leave out the LoRA")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--drafts", type=Path, help="folder of quantized files to begin from; what it lacks is made")
+    parser.add_argument("--only-drafts", action="store_true", help="make them and stop")
     parser.add_argument("--report", action="store_true", help="only write the table of what OUTPUT holds")
     return parser.parse_args(arguments)
 
@@ -67,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dist.init_process_group("gloo")
         bench = None
         for name in options.formats[rank::world]:
+            if options.only_drafts:
+                draft(next(target for target in TARGETS if target.name == name), options)
+                continue
             bench = bench or _RefineBench(options)
             target = next(target for target in TARGETS if target.name == name)
             for found in bench.measure(target):  # whatever ends the run, what is done is kept
@@ -74,9 +81,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if world > 1:
             dist.barrier()
             dist.destroy_process_group()
-    if rank == 0:
+    if rank == 0 and not options.only_drafts:
         print(write_report(options.output).read_text(encoding="utf-8"))
     return 0
+
+
+def draft(target: RefinedFormat, options: argparse.Namespace) -> QuantizedModel:
+    """What the quantizer makes of the model; from the folder of drafts if it is there."""
+    path = options.drafts / f"{target.name}.safetensors" if options.drafts else None
+    if path is not None and path.exists():
+        return read_checkpoint(Checkpoint(path))
+    source = record(options.calibration, torch.device(options.device))
+    quantized, _, _ = quantize_model(
+        FLUX,
+        plan_weights(FLUX, source.weights),
+        source.weights,
+        list(source.weights),
+        spec=QuantSpec(target.precision, target.activations, 32, options.method, score_tokens=TOKENS),
+        device=torch.device("cpu"),
+        calibration=source.inputs,
+    )
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for newer, older in FLUX.older_tensors.items():  # the demo's file has those
+            quantized.plain = {
+                name.removesuffix(older) + newer if name.endswith(older) else name: tensor
+                for name, tensor in quantized.plain.items()
+            }
+        save_model(path, quantized, FORMATS["svdquant"](FLUX))
+    return quantized
 
 
 class _RefineBench:
@@ -88,25 +121,19 @@ class _RefineBench:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.model = load_flux(self.device)
         self.scenes = evaluated_scenes(options.captions, options.captions // 4, self.device)
-        self.source: Source = record(options.calibration, self.device)
         self.training = calibration_scenes(options.training, self.device)
         self.lora = {n: (d.to(self.device), u.to(self.device)) for n, (d, u) in lora_factors().items()}
         self.reference = {steps: self._draw(self.model, steps) for steps in STEPS}
         self.adapted = None if options.no_lora else self._draw(self._with_lora(self.model), STEPS[0])
         self._batches: dict[tuple, list[StateBatch]] = {}
-        self._say("recorded, references drawn")
+        self._say("references drawn")
 
     def measure(self, target: RefinedFormat) -> Iterator[dict[str, Any]]:
         """Figures of `best` and of the recipes so far, by name."""
         begun = time.monotonic()
-        spec = QuantSpec(target.precision, target.activations, 32, self.options.method, score_tokens=TOKENS)
-        plan = plan_weights(FLUX, self.source.weights)
-        quantized, _, _ = quantize_model(
-            FLUX, plan, self.source.weights, list(self.source.weights), spec=spec, device=torch.device("cpu"),
-            calibration=self.source.inputs,
-        )  # fmt: skip
-        best = {name: on_device(layer, self.device) for name, layer in quantized.layers.items()}
+        best = {name: on_device(layer, self.device) for name, layer in draft(target, self.options).layers.items()}
         self._say(f"{target.name}: {self.options.method} in {time.monotonic() - begun:.1f} s")
+        plan = plan_weights(FLUX, flux_weights())
         blocks = {block: [layer.name for layer in layers] for block, layers in plan.blocks.items()}
         made = {"": best}
         found: dict[str, Any] = {"captions": int((~self.scenes.is_hard).sum()), "recipes": {}}

@@ -38,7 +38,7 @@ class Refinement:
     steps: int = 1000
     rate: float = 3e-4
     bits: int | None = None
-    aim: str = "dense"
+    aim: str = "same"
     inputs: str = "teacher"
     weigh: str = "even"
     after: str = ""
@@ -47,7 +47,7 @@ class Refinement:
 TARGETS = (RefinedFormat("int4", "w4a8"), RefinedFormat("nvfp4", "w4a4"), RefinedFormat("int4", "w4a4"))
 REFINEMENTS = (
     Refinement("blocks"),
-    Refinement("blocks_same", aim="same"),
+    Refinement("blocks_dense", aim="dense"),
     Refinement("blocks_8bit", bits=8),
     Refinement("blocks_noise", inputs="noise"),
     Refinement("blocks_fast_rate", rate=1e-3),

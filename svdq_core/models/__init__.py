@@ -14,6 +14,7 @@ from .flux import FLUX
 from .flux2 import FLUX2
 from .krea2 import KREA2
 from .layer_maps import BlockMap, LinearMap, NativeLayer, PlainMap
+from .lora_marks import other_family_of_lora
 from .minimax_h3 import MINIMAX_H3
 from .pixart import PIXART
 from .qwen_image import QWEN_IMAGE
@@ -21,7 +22,8 @@ from .sdxl import SDXL
 from .t5 import T5
 from .zimage import ZIMAGE
 
-NO_FAMILIES = frozenset({"architecture", "completeness", "layer_maps", "others", "t5"})  # what else lies here
+# what else lies here
+NO_FAMILIES = frozenset({"architecture", "completeness", "layer_maps", "lora_marks", "others", "t5"})
 
 
 def _family(file: str) -> Architecture:
@@ -63,4 +65,5 @@ __all__ = [
     "PlainMap",
     "Published",
     "missing_parts",
+    "other_family_of_lora",
 ]

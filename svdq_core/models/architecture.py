@@ -65,11 +65,15 @@ class LoraNames:
         base_rank: of the models for which nunchaku's converter merged LoRAs; 0 if it never did for this family.
         parts: host Linear -> names of its sources that ComfyUI's key map knows; {host} is the Linear's full name,
             {index} the number of its block.
+        marks: pieces of names that LoRAs of the family have and no other's; numbers stand for any, dots for underlines.
+        called: what such a LoRA is for, where other models have the same names; "" for the family's title.
     """
 
     diffusers: bool = True
     base_rank: int = 0
     parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    marks: tuple[str, ...] = ()
+    called: str = ""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ _SHARED = Architecture(
     source_marks=_NAME_MARKS,
     host_marks=_NAME_MARKS,
     metadata=_metadata,
-    lora=LoraNames(),
+    lora=LoraNames(marks=("distilled_guidance_layer.",)),
     published=tuple(Published(name, 3072, _COUNTS, 291_287_104) for name in ("Chroma1-HD", "Chroma-HD")),
     blocks=(*_BLOCKS, _GUIDANCE, _GUIDANCE_NORMS),
     modules={

@@ -27,6 +27,8 @@ def _missing(family: Architecture) -> Iterator[str]:
         for host in several:
             if host not in family.lora.parts:
                 yield f"no lora.parts for {host}, which has several sources: nunchaku's LoRAs cannot be read"
+    if family.lora is not None and not family.lora.marks:
+        yield "no lora.marks: a LoRA of it in another model is not named"
     if not family.published:
         yield "no published: no file can be recommended and no size computed"
     hosts = [block.host for block in family.blocks]

@@ -43,7 +43,7 @@ ERNIE = Architecture(
     source_marks=("^layers.0.adaLN_sa_ln.",),
     host_marks=("^layers.0.adaLN_sa_ln.",),
     metadata=_metadata,
-    lora=LoraNames(),
+    lora=LoraNames(marks=("layers.0.self_attention.",)),
     published=(
         Published(
             "ernie-image",

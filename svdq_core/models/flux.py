@@ -163,6 +163,8 @@ FLUX = Architecture(
         base_rank=32,
         # ComfyUI has names for the two halves of linear1: its own for q, k, v, and diffusers' for the MLP
         parts={"linear1": ("{host}_qkv", "single_transformer_blocks.{index}.proj_mlp")},
+        marks=("single_transformer_blocks.", "double_blocks.", "single_blocks."),
+        called="FLUX",
     ),
     published=tuple(
         Published(f"flux.1-{name}", 3072, _COUNTS, 64_106_560)

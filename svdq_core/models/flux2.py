@@ -116,7 +116,7 @@ FLUX2 = Architecture(
     source_marks=("^double_stream_modulation_img.linear.", "to_qkv_mlp_proj."),
     host_marks=("^double_stream_modulation_img.lin.",),
     metadata=_metadata,
-    lora=LoraNames(),
+    lora=LoraNames(marks=("double_stream_modulation",)),
     published=(
         Published("FLUX.2-klein-9B-Nunchaku", 4096, {"double_blocks": 8, "single_blocks": 24}, 354_428_928),
         Published("FLUX.2-klein-4B-Nunchaku", 3072, {"double_blocks": 5, "single_blocks": 20}, 195_042_816),

@@ -113,7 +113,7 @@ KREA2 = Architecture(
     source_marks=(".attn.to_qkv_gate.", "^text_fusion."),
     host_marks=("^txtfusion.",),
     metadata=_metadata,
-    lora=LoraNames(),
+    lora=LoraNames(marks=("txtfusion.", "text_fusion.", ".attn.wq", ".attn.to_gate")),
     published=(
         Published(
             "krea-2-turbo",

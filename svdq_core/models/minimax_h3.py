@@ -85,7 +85,7 @@ MINIMAX_H3 = Architecture(
     ),
     host_marks=("^blocks.0.attn.qkv_proj.", "^token_refiner.blocks."),
     metadata=_metadata,
-    lora=LoraNames(diffusers=False),
+    lora=LoraNames(diffusers=False, marks=(".adaln_proj.", "blocks.0.attn.qkv_proj")),
     published=(
         Published(
             "minimax-h3-fl2va",

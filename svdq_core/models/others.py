@@ -20,12 +20,14 @@ class Other:
         title: for messages.
         host, source: entries of marks, in ComfyUI's names and in diffusers'.
         resembles: has names of a described family, too, and is asked for before those.
+        lora: pieces of names that its LoRAs have and no other family's; as LoraNames.marks.
     """
 
     title: str
     host: tuple[Marks, ...] = ()
     source: tuple[Marks, ...] = ()
     resembles: bool = False
+    lora: Marks = ()
 
 
 # the more special before those that they resemble
@@ -58,6 +60,7 @@ OTHERS = (
         host=(("^joint_blocks.",),),
         source=(("^pos_embed.proj.", ".norm1_context."),),
         resembles=True,
+        lora=("joint_blocks.",),
     ),
     Other("Stable Audio", host=(("^transformer.rotary_pos_emb.",),), resembles=True),
     Other("HunyuanDiT", host=(("^mlp_t5.0.",),), resembles=True),
@@ -73,7 +76,12 @@ OTHERS = (
     Other("Mochi", host=(("^t5_y_embedder.",),), source=((".norm1_context.linear_1.",),), resembles=True),
     Other("AuraFlow", host=(("^double_layers.",),), source=(("^joint_transformer_blocks.",),)),
     Other("HiDream", host=(("^double_stream_blocks.",),), source=(("^double_stream_blocks.",),)),
-    Other("Wan", host=((".self_attn.norm_q.", ".ffn.0."),), source=(("^condition_embedder.", ".attn1."),)),
+    Other(
+        "Wan",
+        host=((".self_attn.norm_q.", ".ffn.0."),),
+        source=(("^condition_embedder.", ".attn1."),),
+        lora=(".cross_attn.k_img", "blocks.0.ffn.0."),
+    ),
     Other(
         "Cosmos or Anima",
         host=((".adaln_modulation_self_attn.",),),

@@ -69,7 +69,7 @@ PIXART = Architecture(
     source_marks=("^adaln_single.", "^transformer_blocks.0.attn2."),
     host_marks=("^blocks.0.cross_attn.q_linear.", "^t_block.1."),
     metadata=_metadata,
-    lora=LoraNames(),
+    lora=LoraNames(marks=("adaln_single.",), called="PixArt"),
     published=(Published("pixart-sigma", 1152, {"blocks": 28}, 96_223_904, precisions=()),),
     blocks=(BLOCK,),
     modules={

@@ -101,7 +101,7 @@ QWEN_IMAGE = Architecture(
     host_marks=("^transformer_blocks.0.img_mod.1.", "^transformer_blocks.0.txt_mod.1."),
     metadata=_metadata,
     extras=_extras,
-    lora=LoraNames(),
+    lora=LoraNames(marks=(".img_mod.1", ".txt_mod.1", "blocks.0.img_mlp.net.", "blocks.0.txt_mlp.net.")),
     published=tuple(
         Published(name, 3072, {"transformer_blocks": 60}, 40_000_000, ranks=ranks) for name, ranks in _NAMES
     ),

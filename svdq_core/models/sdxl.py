@@ -114,7 +114,10 @@ SDXL = Architecture(
     source_marks=("^down_blocks.", "^add_embedding."),
     host_marks=("^label_emb.0.0.",),
     metadata=_metadata,
-    lora=LoraNames(),
+    lora=LoraNames(
+        marks=("down_blocks.", "up_blocks.", "input_blocks.", "output_blocks.", "middle_block."),
+        called="Stable Diffusion or SDXL",
+    ),
     published=tuple(
         Published(name, 1280, _COUNTS, 723_348_484, precisions=("int4",), widths=_WIDTHS)
         for name in ("sdxl", "sdxl-turbo")

@@ -82,7 +82,10 @@ ZIMAGE = Architecture(
     source_marks=("^all_x_embedder.", ".attention.to_qkv.", "feed_forward.net.", "feed_forward.w13."),
     host_marks=("^cap_pad_token", "^x_pad_token"),
     metadata=_metadata,
-    lora=LoraNames(),
+    lora=LoraNames(
+        marks=("noise_refiner.", "context_refiner.", "layers.0.attention.", "layers.0.feed_forward."),
+        called="Z-Image or Lumina 2",
+    ),
     published=(
         Published(
             "z-image-turbo",

@@ -208,16 +208,19 @@ class Collector:
             "dropped_tokens": sum(c.dropped for c in counts),
         }
 
-    def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    def save(
+        self, path: Path, metadata: Mapping[str, str] | None = None, others: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Write everything to a safetensors file; a file of that name appears, or is replaced, only when complete.
 
         Args:
             metadata: words about the model and the prompts, kept in the file.
+            others: tensors that the file holds beside the statistics.
 
         Raises:
             SVDQuantError: no room, or the folder cannot be written; an older file is left as it was.
         """
-        tensors, counts = {}, {}
+        tensors, counts = dict(others or {}), {}
         for name, site in self._sites.items():
             found = self.statistics(name)
             tensors[f"{name}.tokens"], tensors[f"{name}.{KEYS}"] = found.tokens, site.keys

@@ -18,12 +18,13 @@ from ..errors import SVDQuantError
 from .calibration_file import Calibration
 from .calibration_fit import FittedCalibration
 from .estimate import duration, estimate_seconds
+from .model_calls import read_calls
 from .model_plan import ModelPlan
 from .overrides import Overrides, layer_errors
 from .precheck import precheck
 from .refine import RefineSpec
+from .refine_file import RunsOf, quantize_refined
 from .refine_file import describe as describe_refined
-from .refine_file import quantize_refined
 from .share import Share
 from .source import hash_files
 from .source_model import OpenSource, SourceModel, open_described
@@ -93,11 +94,7 @@ def quantize_file(
             "Method best rounds by what layers see. Name a ComfyUI (--host), whose model then runs on noise; or give a "
             "calibration (--calibration), or choose --method fast."
         )
-    if request.refine is not None and model.runs is None:
-        raise SVDQuantError(
-            "Method refine trains against the full-precision model. Name a ComfyUI (--host), which can run it; or "
-            "choose --method best."
-        )
+    runs = None if request.refine is None else _open_runs(request, model)
     plan = model.plan
     request.overrides.check(plan.names)
     calibration = _open_calibration(request, model.architecture.name, plan)
@@ -154,11 +151,11 @@ def quantize_file(
         with writing(target) if share.first else nullcontext():
             if share.first:
                 _refuse_existing(request)  # another run may just have ended
-            if request.refine is None or model.runs is None:
+            if request.refine is None or runs is None:
                 outcome = quantize_to_file(job, on_layer, share)
             else:
                 outcome, reports = quantize_refined(
-                    job, model.runs, request.refine, on_layer=on_layer, on_step=on_layer, share=share
+                    job, runs, request.refine, on_layer=on_layer, on_step=on_layer, share=share
                 )
                 refined = describe_refined(request.refine, reports)
     except torch.cuda.OutOfMemoryError as error:
@@ -253,6 +250,20 @@ def _open_calibration(request: QuantizeRequest, kind: str, plan: ModelPlan) -> F
     if request.calibration is None:
         return None
     return FittedCalibration(Calibration(request.calibration), plan, kind)
+
+
+def _open_runs(request: QuantizeRequest, model: SourceModel) -> RunsOf:
+    if model.runs is None:
+        raise SVDQuantError(
+            "Method refine trains against the full-precision model. Name a ComfyUI (--host), which can run it; or "
+            "choose --method best."
+        )
+    if request.calibration is None:
+        raise SVDQuantError(
+            "Method refine trains on calls of the model that were recorded: on noise it makes pictures worse. Record a "
+            "calibration with ComfyUI and name it (--calibration), or choose --method best."
+        )
+    return model.runs(read_calls(request.calibration))
 
 
 def _device_name(device: torch.device) -> str:

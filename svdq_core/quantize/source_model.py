@@ -1,8 +1,9 @@
 """A model in a file that is to be quantized: what becomes of its layers, and what they see."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class SourceModel:
         plan: of its Linears.
         weights: ComfyUI's tensor name -> tensor of any float dtype, read when it is asked for.
         inputs: what layers see without a calibration; None: nobody knows.
-        runs: its forwards, for refining; None: nobody can run it.
+        runs: its forwards in recorded calls, for refining; None: nobody can run it.
         extras: tensors that the file needs and `weights` lacks.
         ignored: tensors of the file that the model has no place for.
         notes: for the user, one sentence each.
@@ -40,7 +41,7 @@ class SourceModel:
     plan: ModelPlan
     weights: Mapping[str, Tensor]
     inputs: InputsOf | None = None
-    runs: RunsOf | None = None
+    runs: Callable[[Sequence[Mapping[str, Any]]], RunsOf] | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

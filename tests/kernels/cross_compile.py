@@ -247,7 +247,7 @@ def _hopper(sum_and_gelu: bool, cut: bool) -> tuple:
 
 
 def compile_case(gpu: Generation, module: str, kernel: str, arguments: dict, constants: dict, *, odd: tuple = ODD):
-    """The compiled kernel of one case; sizes not in `odd` are promised to be multiples of 16."""
+    """The compiled kernel of one case; sizes not in `odd`, or not compiled for, are promised to be multiples of 16."""
     room = "quantizer" if module in QUANTIZER else "step"
     function = getattr(import_module(f"{KERNELS}.{room}.{module}"), kernel)
     names = function.arg_names
@@ -255,9 +255,8 @@ def compile_case(gpu: Generation, module: str, kernel: str, arguments: dict, con
     constants = {key: value for key, value in constants.items() if key in names}
     types = {**SIZES, "GROUPS": "i32", "M_PADDED": "i32", **arguments}
     signature = {name: "constexpr" if name in constants else types[name] for name in names}
-    multiples = [
-        name for name in names if name not in odd and not signature[name].startswith(("constexpr", "tensordesc"))
-    ]
+    others = {name for name in names if signature[name].startswith(("constexpr", "tensordesc"))}
+    multiples = [name for name in names if name not in {*others, *odd, *function.do_not_specialize}]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in multiples}
     source_class = ASTSource
     if getattr(function, "is_gluon", bool)():

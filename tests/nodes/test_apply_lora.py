@@ -184,7 +184,7 @@ def test_an_sdxl_lora(host, model, plain):
         "lora_te1_text_model_encoder_layers_0_mlp_fc1",
     )
     lora = {f"{n}.lora_{end}.weight": torch.zeros(4, 4) for n in names for end in ("up", "down")}
-    with pytest.raises(LoraError, match=r"spelled\.safetensors: none of its 4 keys fits this Flux model; .*SDXL"):
+    with pytest.raises(LoraError, match=r"spelled\.safetensors: none of its 4 keys fits this FLUX\.1 model; .*SDXL"):
         apply(host, model, lora)
     assert torch.equal(sample_flux(model), plain)
 

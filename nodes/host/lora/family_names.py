@@ -63,6 +63,13 @@ def family_names(patcher) -> dict[str, NamedWeight]:
     return found
 
 
+def family_title(patcher) -> str:
+    """What a user calls the family of a MODEL; the class of ComfyUI's model where it is not described here."""
+    own = getattr(patcher.model, "svdquant_architecture", None)
+    family = own if own is not None else _family(patcher, list(patcher.model.diffusion_model.state_dict()))
+    return type(patcher.model).__name__ if family is None or family.title == "unknown" else family.title
+
+
 def _family(patcher, names: list[str]) -> Architecture | None:
     own = getattr(patcher.model, "svdquant_architecture", None)
     if own is not None and own.name in ARCHITECTURES:

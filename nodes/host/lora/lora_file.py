@@ -10,6 +10,7 @@ from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor
 
 from ....svdq_core.errors import LoraError, SVDQuantError
+from .family_names import family_title
 from .identity import is_finite, tensors_in
 from .lora_report import LoraReport, ignored_keys, refuse_nothing, refuse_quantized_model, weight_key
 from .misfit import beyond, misfit, shown
@@ -38,7 +39,7 @@ def apply_lora_file(patcher, path: str, strength: float):
     except Exception as error:  # what a damaged or hostile file leads to, in the host's code or in ours
         reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no reason given'}"
         raise LoraError(
-            f"{name}: cannot be applied to this {type(patcher.model).__name__} model ({reason}). The file is damaged, "
+            f"{name}: cannot be applied to this {family_title(patcher)} model ({reason}). The file is damaged, "
             "or of a kind that is not known here. Nothing was applied."
         ) from error
 
@@ -59,7 +60,7 @@ def _apply(patcher, name: str, stored: dict[str, Tensor], strength: float):
     applied = copy.add_patches(patches, strength)
     left_out = {shown(weight_key(target)): reason for target, reason in skipped.items()}
     if not applied and not empty:
-        raise refuse_nothing(name, stored, type(patcher.model).__name__, targets, left_out)
+        raise refuse_nothing(name, stored, family_title(patcher), targets, left_out)
     used = {weight_key(target) for target in applied}
     ignored = ignored_keys(lora, targets, used, empty, {weight_key(target) for target in skipped})
     matched = sorted(key.removeprefix("diffusion_model.") for key in used)

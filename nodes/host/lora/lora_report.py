@@ -5,35 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ....svdq_core.errors import LoraError
+from ....svdq_core.models import FAMILIES, other_family_of_lora
 from .spellings import TEXT_ENCODER_MARKS, core_of, split_key
 
 SHOWN_KEYS = 5  # of each kind that is ignored
 MOST_COMPARED = 4000  # names of the model that a key is compared with
-
-# a piece of a key that only LoRAs for this other model have -> its name
-_FOREIGN_MARKS = {
-    "down_blocks": "Stable Diffusion or SDXL",
-    "input_blocks": "Stable Diffusion or SDXL",
-    "joint_blocks": "Stable Diffusion 3",
-    "single_transformer_blocks": "FLUX",
-    "double_blocks": "FLUX",
-    "single_blocks": "FLUX",
-    "noise_refiner": "Z-Image or Lumina 2",
-    "img_mod.1": "Qwen-Image",
-    "img_mod_1": "Qwen-Image",
-    "cross_attn_k_img": "Wan",
-    "cross_attn.k_img": "Wan",
-    "adaln_single": "PixArt",
-}
-_FAMILY_CLASSES = {
-    "FLUX": ("Flux", "Flux2", "Chroma", "HunyuanVideo"),
-    "PixArt": ("PixArt",),
-    "Stable Diffusion or SDXL": ("BaseModel", "SDXL", "SDXLRefiner"),
-    "Stable Diffusion 3": ("SD3",),
-    "Z-Image or Lumina 2": ("Lumina2",),
-    "Qwen-Image": ("QwenImage",),
-    "Wan": ("WAN21",),
-}
 
 _TEXT_ENCODER = "for the text encoder; LoraLoader with a CLIP applies them"
 _MAGNITUDE = "magnitudes of PEFT's DoRA, which ComfyUI does not apply"
@@ -148,7 +124,7 @@ def refuse_nothing(name: str, stored: Iterable[str], family: str, targets: dict,
     """The error for a file of which nothing can be applied.
 
     Args:
-        stored: keys as the file has them. family: class of the host's model. targets: the host's key map.
+        stored: keys as the file has them. family: title of the model's. targets: the host's key map.
         skipped: as LoraReport.skipped.
     """
     keys = sorted(stored)
@@ -162,7 +138,7 @@ def refuse_nothing(name: str, stored: Iterable[str], family: str, targets: dict,
         return LoraError(f"{start}; all of them are for the text encoder; use LoraLoader with a CLIP. Nothing applied.")
     if _is_whole_model(keys):
         return _whole_model(name, keys)
-    kind = _foreign(keys, family)
+    kind = other_family_of_lora(FAMILIES, keys, targets)
     found = f"it looks like a LoRA for {kind}" if kind else _what_would_fit(keys, targets)
     return LoraError(f"{start}; {found}. Nothing was applied.")
 
@@ -172,13 +148,6 @@ def _is_whole_model(keys: list[str]) -> bool:
     if any(split_key(key)[1] for key in keys):
         return False
     return sum(key.endswith(_MODEL_ENDINGS) for key in keys) * 2 > len(keys)
-
-
-def _foreign(keys: list[str], family: str) -> str | None:
-    for mark, title in _FOREIGN_MARKS.items():
-        if any(mark in key for key in keys):
-            return None if family.startswith(_FAMILY_CLASSES.get(title, ())) else title
-    return None
 
 
 def _what_would_fit(keys: list[str], targets: dict) -> str:

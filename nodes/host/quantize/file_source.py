@@ -62,7 +62,7 @@ def open_source(checkpoint: Checkpoint, seed: int, device: torch.device) -> Sour
         plan=found.plan,
         weights=weights,
         inputs=found.inputs_of(model, seed, device),
-        runs=found.runs_of(model, seed, device),
+        runs=lambda calls: found.runs_of(model, calls, device),
         extras=extras,
         ignored=tuple(name for name in ignored if name not in extras),
         notes=found.notes,

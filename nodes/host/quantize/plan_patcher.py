@@ -2,8 +2,9 @@
 
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.model_base
 import torch
@@ -14,13 +15,14 @@ from ....svdq_core.models import Architecture
 from ....svdq_core.quantize.layout_plan import plan_layout, spare_idle_layers
 from ....svdq_core.quantize.model_plan import ModelPlan
 from ....svdq_core.quantize.plan_rules import plan_model
+from ....svdq_core.quantize.refine_block import BlockRuns
 from ....svdq_core.quantize.refine_file import RunsOf
 from ....svdq_core.quantize.whole_model import BlockInputs, InputsOf
 from ..model.dense_weights import architecture_of
 from ..model.quantized_linear import is_quantized
 from .block_inputs import NoiseInputs
 from .noise_conditions import Request
-from .refine_samples import refine_on_noise
+from .refine_runs import HostRuns
 from .trace import find_blocks, trace_model
 
 logger = logging.getLogger("svdquant")
@@ -58,14 +60,19 @@ class HostPlan:
     def runs_of(
         self,
         model: comfy.model_base.BaseModel,
-        seed: int,
+        calls: Sequence[Mapping[str, Any]],
         device: torch.device,
         poll: Callable[[], None] = lambda: None,
-    ) -> RunsOf | None:
-        """For quantize_refined: forwards of ComfyUI's own model, on noise."""
-        if self.request is None:
-            return None
-        return refine_on_noise(model, self.request, self.blocks, seed=seed, device=device, poll=poll)
+    ) -> RunsOf:
+        """For quantize_refined: ComfyUI's own model, called as it was when these calls were recorded."""
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+
+        def make(weights: Mapping[str, Tensor]) -> BlockRuns:
+            return HostRuns(
+                model, list(self.blocks), weights=weights, samples=calls, device=device, dtype=dtype, poll=poll
+            )
+
+        return make
 
 
 _known: "weakref.WeakKeyDictionary[comfy.model_base.BaseModel, HostPlan]" = weakref.WeakKeyDictionary()

@@ -7,10 +7,10 @@ import comfy.model_management
 import torch
 
 from ....svdq_core.checkpoint.metadata import pack_version
-from ....svdq_core.errors import SVDQuantError
 from ....svdq_core.quantize import QuantSpec
 from ....svdq_core.quantize.calibration_file import Calibration
 from ....svdq_core.quantize.calibration_fit import FittedCalibration, hash_file
+from ....svdq_core.quantize.model_calls import read_calls
 from ....svdq_core.quantize.model_plan import ModelPlan
 from ....svdq_core.quantize.overrides import Overrides
 from ....svdq_core.quantize.refine_file import RunsOf
@@ -90,16 +90,16 @@ def make_job(
     )
 
 
-def runs_of(found: HostPlan, patcher, job: QuantizeJob) -> RunsOf:
+def runs_of(found: HostPlan, patcher, job: QuantizeJob, recording: Path) -> RunsOf:
     """The forwards that a job is refined in.
 
+    Args:
+        recording: a calibration file that holds calls of the whole model.
+
     Raises:
-        SVDQuantError: the model cannot be run.
+        CheckpointError: the file is damaged. SVDQuantError: it holds no calls.
     """
-    runs = found.runs_of(patcher.model, job.spec.seed, job.device, LayerProgress.poll)
-    if runs is None:
-        raise SVDQuantError(f"{' '.join(found.notes)} It cannot be refined: choose method best.")
-    return runs
+    return found.runs_of(patcher.model, read_calls(recording), job.device, LayerProgress.poll)
 
 
 def layer_costs(plan: ModelPlan) -> dict[str, float]:

@@ -25,6 +25,7 @@ from ....svdq_core.errors import SVDQuantError
 from ....svdq_core.quantize.calibrate import Collector
 from ....svdq_core.quantize.calibration_file import RECORD_AGAIN, Calibration
 from ....svdq_core.quantize.hessian_choice import choose_hessians
+from ....svdq_core.quantize.model_calls import ModelCalls
 from ..files import output_path
 from ..model.model_hash import weights_hash
 from ..model.quantized_linear import is_quantized
@@ -48,6 +49,7 @@ class RunningCalibration:
         layers: host name -> (out_features, in_features) of what is to be seen.
         collector: what gathers.
         before: metadata of the file that it goes on from.
+        whole: calls of the whole model so far.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class RunningCalibration:
         layers: dict[str, tuple[int, int]],
         collector: Collector,
         before: dict[str, str] | None = None,
+        whole: ModelCalls | None = None,
     ):
         before = before or {}
         self.name, self.take, self.source, self.kind = name, take, source, kind
@@ -68,6 +71,7 @@ class RunningCalibration:
         self.calls = int(before.get("calls", 0))
         self.times: set[float] = {float(time) for time in json.loads(before.get("times", "[]"))}
         self.patched = before.get("patched", "no") == "yes"
+        self.whole = whole or ModelCalls()
         self.modulation: set[str] = set()  # layers of which the mean alone counts: a row for each picture is enough
         self._lock = threading.Lock()  # several GPUs run copies of a model at once
 
@@ -85,6 +89,12 @@ class RunningCalibration:
         self.calls += 1
         if len(self.times) < MOST_TIMES:
             self.times |= {round(float(time), 4) for time in t.flatten().tolist()}
+        names = ("c_concat", "c_crossattn", "control")  # as apply_model has them; the options are the sampler's own
+        given = {"x": x, "t": t, **dict(zip(names, args, strict=False)), **kwargs}
+        given.pop("transformer_options", None)
+        if given.get("control") is None:
+            with self._lock:
+                self.whole.offer({name: value for name, value in given.items() if value is not None})
         with _uncompiled(), self._listening(executor.class_obj.diffusion_model):
             return executor(x, t, *args, **kwargs)
 
@@ -119,6 +129,7 @@ class RunningCalibration:
             "calls": str(self.calls),
             "times": json.dumps(sorted(self.times)),
             "patched": "yes" if self.patched else "no",
+            **self.whole.metadata(),
         }
 
     def save(self) -> Path:
@@ -133,7 +144,7 @@ class RunningCalibration:
                 f"{self.name}: nothing was recorded: {why}. Lead the MODEL of Start Calibration through the sampler."
             )
         path = calibration_path(self.name)
-        self.collector.save(path, self.metadata())
+        self.collector.save(path, self.metadata(), self.whole.tensors())
         return path
 
 
@@ -188,17 +199,19 @@ def start_calibration(patcher, name: str, take: int, tokens: int, hessian_mib: i
 
 def _open(path: Path, name: str, take: int, *, source: str, kind: str, layers, tokens: int) -> RunningCalibration:
     """A new calibration, or one that goes on from the file of the same take."""
-    collector, before = Collector(tokens=tokens), None
+    collector, before, whole = Collector(tokens=tokens), None, None
     if path.exists():
         file = Calibration(path)
         if file.metadata.get("take") == str(take):
             source, before = file.metadata.get("source", ""), file.metadata
-            collector = Collector.resume(file, tokens=tokens)
+            collector, whole = Collector.resume(file, tokens=tokens), ModelCalls.read(path)
             logger.info("calibration %s goes on from %s prompts", name, before.get("prompts"))
         else:
             logger.info("calibration %s starts over with take %d", name, take)
     with reading(str(path), RECORD_AGAIN):  # its metadata are texts of anybody's
-        return RunningCalibration(name, take, source, kind=kind, layers=layers, collector=collector, before=before)
+        return RunningCalibration(
+            name, take, source, kind=kind, layers=layers, collector=collector, before=before, whole=whole
+        )
 
 
 def calibration_of(patcher) -> RunningCalibration:

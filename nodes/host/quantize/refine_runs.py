@@ -1,4 +1,4 @@
-"""ComfyUI's own forward on several samples at once, block after block, in full precision and with refined layers.
+"""ComfyUI's own forward on several samples at once, block after block, each with the refined layers of those before.
 
 Each forward is in a thread of its own that waits before every block, so that one block's weights are on the GPU at a
 time. Between two waits everything is ComfyUI's; within a block the Linears are exchanged and gradients go through.
@@ -28,7 +28,7 @@ class HostRuns:
         model: on any device or without memory; it is not changed.
         blocks: names of its blocks.
         weights: tensor name within the diffusion_model -> tensor of any float dtype, on the device.
-        samples: makes, with a copy of the model, what apply_model is called with, a mapping for each of them.
+        samples: what apply_model is called with, a mapping for each of them.
         device: where the arithmetic runs. dtype: of the products within blocks.
         poll: called before each run of a block; what it raises ends the run.
     """
@@ -39,7 +39,7 @@ class HostRuns:
         blocks: Sequence[str],
         *,
         weights: Mapping[str, Tensor],
-        samples: Callable[[comfy.model_base.BaseModel], Sequence[Mapping[str, Any]]],
+        samples: Sequence[Mapping[str, Any]],
         device: torch.device,
         dtype: torch.dtype,
         poll: Callable[[], None] = lambda: None,
@@ -56,15 +56,8 @@ class HostRuns:
                 module = self._twin.diffusion_model.get_submodule(name)
                 self._forwards[name] = module.forward
                 module.__dict__["forward"] = self._waiting(name)
-            drawn = samples(self._twin)
-        # full precision first: its result is the target of the other
-        self.dense, self.quantized = ([WaitingForward(self._apply(sample)) for sample in drawn] for _ in range(2))
-        self._began = False
-
-    def begin(self) -> None:
-        """Run up to the first block, so that whatever the model raises on these samples is raised now."""
-        self.advance()
-        self._began = True
+            moved = [{name: _moved(value, device) for name, value in sample.items()} for sample in samples]
+        self.ways = [WaitingForward(self._apply(sample)) for sample in moved]
 
     def advance(self) -> str | None:
         """As BlockRuns.
@@ -72,11 +65,8 @@ class HostRuns:
         Raises:
             SVDQuantError: the samples take different ways through the model.
         """
-        if self._began:
-            self._began = False
-            return self._block
         with _training():
-            found = [self._resume(way) for way in (*self.dense, *self.quantized)]
+            found = [self._resume(way) for way in self.ways]
         if len(set(found)) != 1:
             names = " and ".join(sorted({str(name) for name in found}))
             raise SVDQuantError(f"The model runs {names} at the same time for different inputs; it cannot be refined.")
@@ -92,7 +82,7 @@ class HostRuns:
         self._left[self._block] = dict(linears)
 
     def close(self) -> None:
-        for way in (*self.dense, *self.quantized):
+        for way in self.ways:
             way.close()
 
     def run(self, block: str, inputs: tuple[tuple, dict[str, Any]], linears: Mapping[str, nn.Module]) -> Any:
@@ -121,14 +111,11 @@ class HostRuns:
 
         def forward(*arguments: Any, **named: Any) -> Any:
             way, inputs = self._running, (arguments, named)
-            if way is None:  # while conditions are made
-                return self.run(block, inputs, _NO_LINEARS)
+            assert way is not None, "the forward runs by itself"
             if block not in self._left:  # a block that runs twice is refined for its first time
                 way.wait_before(block, inputs)
-            result, way.result, way.inputs = way.result, None, ((), {})
-            if result is not None:
-                return result
-            return self.run(block, inputs, self._left.get(block, _NO_LINEARS) if way in self.quantized else _NO_LINEARS)
+            way.inputs = (), {}
+            return self.run(block, inputs, self._left[block])
 
         return forward
 
@@ -184,15 +171,12 @@ class HostRun:
     """VisitedBlock of ComfyUI's model; what the full-precision block makes of each sample is worked out once."""
 
     def __init__(self, runs: HostRuns, block: str):
-        self.runs, self.block, self.samples = runs, block, len(runs.quantized)
-        self._targets: list[list[Tensor]] = []
+        self.runs, self.block, self.samples = runs, block, len(runs.ways)
         with torch.no_grad():
-            for way in runs.dense:
-                way.result = runs.run(block, way.inputs, _NO_LINEARS)
-                self._targets.append(_tensors_of(way.result, block))
+            self._targets = [_tensors_of(runs.run(block, way.inputs, _NO_LINEARS), block) for way in runs.ways]
 
     def output(self, index: int, linears: Mapping[str, nn.Module]) -> list[Tensor]:
-        return _tensors_of(self.runs.run(self.block, self.runs.quantized[index].inputs, linears), self.block)
+        return _tensors_of(self.runs.run(self.block, self.runs.ways[index].inputs, linears), self.block)
 
     def target(self, index: int) -> list[Tensor]:
         return self._targets[index]
@@ -221,6 +205,14 @@ def _with_gradients(tensor: Tensor) -> Tensor:
 def _plain_attention(_: Callable, *arguments: Any, **named: Any) -> Tensor:
     """In place of whatever the user runs ComfyUI with: others have no gradient, or round."""
     return attention_pytorch(*arguments, **named)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if type(value) in (tuple, list):
+        return type(value)(_moved(item, device) for item in value)
+    return {key: _moved(item, device) for key, item in value.items()} if type(value) is dict else value
 
 
 def _fresh(value: Any) -> Any:

@@ -22,7 +22,6 @@ class WaitingForward:
     def __init__(self, forward: Callable[[], None]):
         self.block: str | None = ""
         self.inputs: tuple[tuple, dict[str, Any]] = (), {}
-        self.result: Any = None
         self._forward = forward
         self._go: SimpleQueue[bool] = SimpleQueue()
         self._reports: SimpleQueue[str | BaseException | None] = SimpleQueue()
@@ -56,7 +55,7 @@ class WaitingForward:
         if self._thread.is_alive():
             self._go.put(False)
             self._thread.join()
-        self.block, self.inputs, self.result = None, ((), {}), None
+        self.block, self.inputs = None, ((), {})
 
     def _work(self) -> None:
         try:

@@ -3,31 +3,31 @@
 import pytest
 import torch
 from families.models import load_dense
-from host_models import put_dense
+from families.network import Sizes
+from families.registry import FAMILIES
 from torch import nn
 
 from svdquant_pack.nodes.host.model.dense_weights import DenseWeights
-from svdquant_pack.nodes.host.quantize import refine_samples
 from svdquant_pack.nodes.host.quantize.plan_patcher import plan_patcher
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    for name, value in (("SAMPLES", 3), ("SIDES", (8,)), ("VIDEO_SIDES", (8,)), ("TEXT_TOKENS", 5)):
-        monkeypatch.setattr(refine_samples, name, value)
-
-
 @pytest.fixture
-def patcher(host):
-    name = put_dense(host.model_folder("diffusion_models"))
-    return host.call("UNETLoader", unet_name=name, weight_dtype="default")[0]
+def patcher():
+    return load_dense("flux2")
 
 
-def open_runs(patcher):
+def open_runs(name, patcher):
+    """Three calls, as a sampler of the family makes them."""
+    family, sizes, calls = FAMILIES[name], Sizes(), []
+    for seed, sigma in enumerate((0.9, 0.5, 0.1)):
+        sizes.generator.manual_seed(seed)
+        x, given = family.inputs(family.tiny_config, sizes)
+        given = {key: value for key, value in given.items() if key != "transformer_options"}
+        calls.append({"x": x, "t": sizes.number(sigma), **given})
     found = plan_patcher(patcher)
-    return found, found.runs_of(patcher.model, 0, CPU, lambda: None)(dict(DenseWeights(patcher)))
+    return found, found.runs_of(patcher.model, calls, CPU)(dict(DenseWeights(patcher)))
 
 
 def walk(runs, linears_of=lambda block: {}):
@@ -43,10 +43,9 @@ def walk(runs, linears_of=lambda block: {}):
     return seen
 
 
-@pytest.mark.parametrize("name", ["flux", "zimage", "ltx23", "wan_t2v", "minimax_h3"])
-def test_every_block_runs_once_and_the_same_without_other_layers(name, patcher):
-    dense = patcher if name == "flux" else load_dense(name)
-    found, runs = open_runs(dense)
+@pytest.mark.parametrize("name", ["flux2", "zimage", "ltx23", "wan_t2v", "minimax_h3"])
+def test_every_block_runs_once_and_the_same_without_other_layers(name):
+    found, runs = open_runs(name, load_dense(name))
     seen = walk(runs)
     assert set(seen) >= {layer.block for layer in found.plan.quantized}
     for targets, outputs in seen.values():
@@ -57,10 +56,10 @@ def test_every_block_runs_once_and_the_same_without_other_layers(name, patcher):
 
 
 def test_what_a_block_is_left_with_is_what_the_next_one_sees(patcher):
-    """A Linear of zeros in the first block changes every later output, and no target."""
-    _, runs = open_runs(patcher)
+    """A Linear of zeros in the first block changes its output alone, and what all later ones are given."""
+    _, runs = open_runs("flux2", patcher)
     plain = walk(runs)
-    found, runs = open_runs(patcher)
+    found, runs = open_runs("flux2", patcher)
     blocks = list(plain)
     layer = next(x for x in found.plan.quantized if x.block == blocks[0] and not x.is_modulation)
 
@@ -70,12 +69,13 @@ def test_what_a_block_is_left_with_is_what_the_next_one_sees(patcher):
 
     changed = walk(runs, lambda block: {layer.name: Zeros()} if block == blocks[0] else {})
     for block in blocks:
-        assert torch.equal(changed[block][0][0][0], plain[block][0][0][0])
-        assert not torch.equal(changed[block][1][0][0], plain[block][1][0][0])
+        (targets, outputs), before = changed[block], plain[block][0]
+        assert torch.equal(targets[0][0], before[0][0]) == (block == blocks[0])
+        assert torch.equal(targets[0][0], outputs[0][0]) == (block != blocks[0])
 
 
 def test_gradients_reach_a_layer_and_nothing_else_changes(patcher):
-    found, runs = open_runs(patcher)
+    found, runs = open_runs("flux2", patcher)
     block = runs.advance()
     run = runs.here()
     layers = [x for x in found.plan.quantized if x.block == block and not x.is_modulation]
@@ -96,11 +96,11 @@ def test_gradients_reach_a_layer_and_nothing_else_changes(patcher):
 
 
 def test_an_error_of_the_model_comes_back_and_ends_all_forwards(patcher, monkeypatch):
-    _, runs = open_runs(patcher)
+    _, runs = open_runs("flux2", patcher)
     runs.advance()
     runs.leave({})
     monkeypatch.setattr(runs, "run", lambda *_: (_ for _ in ()).throw(RuntimeError("no more")))
     with pytest.raises(RuntimeError, match="no more"):
         runs.advance()
     runs.close()
-    assert not any(way._thread.is_alive() for way in (*runs.dense, *runs.quantized))
+    assert not any(way._thread.is_alive() for way in runs.ways)
