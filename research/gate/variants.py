@@ -22,7 +22,7 @@ from .gate_run import GateRun, solve_layers
 
 HELD_OUT_SHARE = 4  # of so many captions, one gives tokens and not correlations
 DAMPINGS = (0.03, 0.1, 0.3, 1.0)
-CHOICE_TURNS = 4  # of fits that only choose a damping
+CHOICE_TURNS = 1  # of fits that only choose a damping: four layers of the demo, the order is that after 16
 FOUR, SIX = 4.0, 6.0  # what the largest value of a group may become in E2M1
 
 

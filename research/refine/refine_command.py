@@ -103,6 +103,11 @@ def draft(target: RefinedFormat, options: argparse.Namespace) -> QuantizedModel:
     )
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for newer, older in FLUX.older_tensors.items():  # the demo's file has those
+            quantized.plain = {
+                name.removesuffix(older) + newer if name.endswith(older) else name: tensor
+                for name, tensor in quantized.plain.items()
+            }
         save_model(path, quantized, FORMATS["svdquant"](FLUX))
     return quantized
 

@@ -25,3 +25,17 @@ def test_noise_does_not_depend_on_the_number_of_captions():
     few, many = evaluated_scenes(3, 0, CPU), evaluated_scenes(6, 2, CPU)
     assert torch.equal(few.noise, many.noise[:3])
     assert not torch.equal(many.noise[0], many.noise[1]) and not torch.equal(many.noise, many.other_noise)
+
+
+def test_some_of_the_scenes():
+    scenes = evaluated_scenes(3, 1, CPU)
+    hard = scenes.where(scenes.is_hard)
+    assert len(hard) == 1 and torch.equal(hard.noise[0], scenes.noise[3])
+    assert hard.captions.texts() == scenes.captions.texts()[3:]
+
+
+def test_replicates_have_captions_and_noise_of_their_own():
+    first, second = calibration_scenes(4, CPU), calibration_scenes(4, CPU, replicate=1)
+    assert torch.equal(first.noise, calibration_scenes(4, CPU, 0).noise)
+    assert not set(first.captions.texts()) & set(second.captions.texts())
+    assert not torch.equal(first.noise, second.noise)
