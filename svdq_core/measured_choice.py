@@ -17,7 +17,15 @@ from torch import Tensor
 from ..kernels.gpus import generation
 from ..kernels.ladder import logger
 from ..kernels.layer_call import Factors, LayerCall
-from ..kernels.paths.contest import AS_ACCURATE_AS_W4A4, Clock, compile_at_once, contest, entrants, gpu_seconds
+from ..kernels.paths.contest import (
+    AS_ACCURATE_AS_W4A4,
+    OUT_OF_MEMORY,
+    Clock,
+    compile_at_once,
+    contest,
+    entrants,
+    gpu_seconds,
+)
 from ..kernels.paths.measured_order import Sizes, sizes_of, try_first
 from .gpu_machine import describe_gpu
 from .layer import Part, QuantizedLayer
@@ -182,6 +190,8 @@ def measure(
         title: of the model, for who reads the records. kept: whether later runs go by it.
         clock: as contest wants one; None: the GPU's. now: a clock of the wall, in seconds.
     """
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     taking_part = entrants(samples[0].sizes.scheme, device, dtype)
     clock = clock or partial(gpu_seconds, device)
     logger.info(
@@ -209,7 +219,9 @@ def measure(
             budget = (BUDGET - spent) / (len(missing) - index)
             outcome = contest(call, taking_part, clock, budget=budget, patience=patience, now=now)
             spent += outcome.turning
-            on_disk = on_disk and not outcome.out_of_memory
+            on_disk = on_disk and not any(
+                entrant.mode == by_table and why == OUT_OF_MEMORY for entrant, why in outcome.out.items()
+            )
             record.out[str(sample.sizes)] = {str(entrant): why for entrant, why in outcome.out.items()}
             if outcome.seconds:
                 record.times[str(sample.sizes)] = {str(entrant): s for entrant, s in outcome.seconds.items()}

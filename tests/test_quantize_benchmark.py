@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,8 +11,11 @@ from svdquant_pack import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 
-from quantize_layers import LABELS, NVFP4, SAME_WEIGHTS, W4A4, W4A8, verdicts
+import torch
+from quantize_families import HEADER, first_blocks, kinds_of, row_of
+from quantize_layers import LABELS, NVFP4, SAME_WEIGHTS, W4A4, W4A8, tables, verdicts
 from quantize_time import estimate, stage_table
+from synthetic_layers import DEAD_SHARE, draw_layer
 from synthetic_model import SIZES, Size, shapes_of
 
 
@@ -73,3 +77,41 @@ def test_claims_are_judged_on_each_layer():
     assert "| best below DeepCompressor with GPTQ, W4A4 | 5 % | 10.0 % | 3.0 % | 6.5 % | kept in the mean |" in lines
     assert "| best below DeepCompressor with GPTQ, NVFP4 | 5 % | 10.0 % | 6.0 % | 8.0 % | kept |" in lines
     assert "| best at W4A8 below the same weights at W4A4 | 40 % | 30.0 % | 30.0 % | 30.0 % | not kept |" in lines
+
+
+def test_layers_have_the_difficulty_that_they_are_named_after():
+    usual, decay, shift, dead = (draw_layer(name, 0) for name in ("out", "decay", "shift", "dead"))
+    shares = []
+    for layer in (usual, decay):
+        values = torch.linalg.svdvals(layer.weight)
+        shares.append(float(values[:32].square().sum() / values.square().sum()))
+    assert shares[0] < 0.6 and shares[1] > 0.8
+    silent = (dead.held_out == 0).all(dim=0)
+    assert torch.equal(silent.nonzero()[:, 0], torch.arange(0, 1024, DEAD_SHARE))
+    assert float(dead.weight[:, 0].abs().mean()) > 0  # the weights do not know
+    centres = [layer.held_out.unflatten(0, (-1, 8)).mean(dim=0) / layer.held_out.std(dim=0) for layer in (usual, shift)]
+    assert float(centres[0].std(dim=0).mean()) < 0.15 < 0.5 < float(centres[1].std(dim=0).mean())
+
+
+def test_scales_of_nvfp4():
+    layer = draw_layer("out", 0)
+    (rows,) = tables(["scales"]).values()
+    six, four_over_six, ours, activations, either = (row(layer) for row in rows.values())
+    assert ours < 0.97 * four_over_six < four_over_six < six
+    assert either < activations
+
+
+def test_families_are_sampled_by_kind_of_block_and_limits_are_looked_at():
+    plan = SimpleNamespace(
+        blocks=dict.fromkeys([*(f"double.{i}" for i in range(3)), *(f"single.{i}" for i in range(4))])
+    )
+    kinds = kinds_of(plan)
+    assert {kind: len(blocks) for kind, blocks in kinds.items()} == {"double": 3, "single": 4}
+    assert first_blocks(kinds, {"double": 1, "single": 2}) == {"double.0", "single.0", "single.1"}
+    found = {"model": "zimage", "method": "fast", "parameters": 6e9, "share": 0.9, "opening": 1.0, "compiling": 2.0}
+    found |= {"measured": 20.0, "done": [3, 7], "seconds": 29.0, "gpu": 11e9, "main": 3e9, "file": 2**30}
+    line, kept = row_of(found)
+    assert kept and "| 20.0 (3 of 7) | 29 | 30 |" in line and line.count("|") == HEADER.splitlines()[0].count("|")
+    for change in ({"seconds": 31.0}, {"gpu": 13e9}, {"main": 17e9}):
+        line, kept = row_of(found | change)
+        assert not kept and "**NOT kept**" in line

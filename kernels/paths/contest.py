@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..gpus import generation, processors, why_no_triton
+from ..ladder import logger
 from ..launching.ahead import Batch, compile_ahead, threads
 from ..launching.dry_run import launches_noted
 from ..layer_call import Factors, LayerCall
@@ -34,6 +35,7 @@ AS_ACCURATE_AS_W4A4 = ("w4a4", "w4a8", "w4a16")
 TURNS = 7  # at most
 CHECKED_TOKENS, CHECKED_OUTPUTS = 64, 512  # of a call, against the full-precision layer
 LARGEST_ERROR = 1.25  # of that of w4a4 by the reference
+OUT_OF_MEMORY = "it ran out of memory"  # which may be there another time
 HEAD_START = 2_000_000  # cycles of the GPU, 1 to 2 ms: launching a call takes the CPU less
 
 Clock = Callable[[Callable[[], object]], float]  # seconds that something takes
@@ -55,13 +57,11 @@ class ContestResult:
 
     Args:
         seconds: of each entrant that came through, median of its turns. out: why others did not.
-        out_of_memory: whether one of these needed memory that may be there another time.
         turning: seconds of the wall that the turns took.
     """
 
     seconds: dict[Entrant, float] = field(default_factory=dict)
     out: dict[Entrant, str] = field(default_factory=dict)
-    out_of_memory: bool = False
     turning: float = 0.0
 
 
@@ -106,15 +106,18 @@ def compile_at_once(
     """
     if threads() < 1 or why_no_triton(device) is not None:
         return
-    with launches_noted(generation(device), processors(device), device) as found:
-        for call in calls:
-            for mode, path in taking_part:
-                if isinstance(path, KernelPath):
-                    with suppress(Exception):
-                        path.run(replace(call, mode=mode))
     done = threading.Event()
     batch = Batch("the trial of ways to compute", done.set)
-    compile_ahead(found, device, batch)
+    try:
+        with launches_noted(generation(device), processors(device), device) as found:
+            for call in calls:
+                for mode, path in taking_part:
+                    if isinstance(path, KernelPath):
+                        with suppress(Exception):
+                            path.run(replace(call, mode=mode))
+        compile_ahead(found, device, batch)
+    except Exception as error:  # noqa: BLE001  (kernels are then compiled one by one, where they are launched)
+        logger.debug("No kernels are compiled at once: %s", error, exc_info=error)
     batch.end()
     done.wait(patience)
 
@@ -144,7 +147,7 @@ def contest(
         if why_not is None and now() - started > patience:
             why_not = "compiling the others took too long"
         if why_not is None:
-            why_not = _attempt(outcome, partial(_prepare, entrant.path, one, limit))
+            why_not = _attempt(partial(_prepare, entrant.path, one, limit))
         if why_not is None:
             ready[entrant] = partial(entrant.path.run, one)
         else:
@@ -171,21 +174,20 @@ def _take_turns(
             break
         if entrant not in turns:
             continue
-        why_not = _attempt(outcome, lambda e=entrant: turns[e].append(clock(ready[e])))
+        why_not = _attempt(lambda e=entrant: turns[e].append(clock(ready[e])))
         if why_not is not None:
             outcome.out[entrant] = why_not
             del turns[entrant]
     return turns
 
 
-def _attempt(outcome: ContestResult, action: Callable[[], object]) -> str | None:
+def _attempt(action: Callable[[], object]) -> str | None:
     """Why something failed, in words, None if it did not."""
     try:
         found = action()
     except Exception as error:  # noqa: BLE001  (kernels fail in any way; what they said is told)
         if "out of memory" in str(error).lower() or isinstance(error, torch.cuda.OutOfMemoryError):
-            outcome.out_of_memory = True
-            return "it ran out of memory"
+            return OUT_OF_MEMORY
         lines = str(error).strip().splitlines()
         return f"it failed ({type(error).__name__}{': ' + lines[0] if lines else ''})"
     return found if isinstance(found, str) else None
