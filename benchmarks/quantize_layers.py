@@ -14,12 +14,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from synthetic_layers import SHAPES, SyntheticLayer, draw_layer
 
-from svdquant_pack.kernels.format import GELU_SHIFT
+from svdquant_pack.kernels.format import E4M3_MAX, GELU_SHIFT
 from svdquant_pack.research.baselines import METHODS, held_out_error, with_bits
 from svdquant_pack.research.evaluate.other_programs import PROGRAMS, program_error
+from svdquant_pack.svdq_core.quantize.grid import NVFP4 as NVFP4_GRID
 from svdquant_pack.svdq_core.quantize.grid import runtime_arithmetic
 from svdquant_pack.svdq_core.quantize.part_plan import PartPlan
 from svdquant_pack.svdq_core.quantize.problem import Problem
+from svdquant_pack.svdq_core.quantize.round import fit_scales, round_to_units, units_to_values
 from svdquant_pack.svdq_core.quantize.statistics import InputStatistics
 
 NOTHING, CHANNELS = "fast, nothing known", "fast, channels known"
@@ -53,6 +55,7 @@ COMPARED = (
 )
 W4A4, W4A8, NVFP4 = "INT4, W4A4, rank 32", "INT4, W4A8, rank 32", "NVFP4, W4A4, rank 32"
 SAME_WEIGHTS = "ours: best, tuned for W4A8, run in W4A4"
+SIX, FOUR = 6.0, 4.0  # what a group's largest value becomes in E2M1
 VIDIT = "ViDiT-Q, simulated"
 BITS = (8, 7, 6, 5, 4, 3)
 RANKS = (0, 16, 32, 64, 128)
@@ -120,10 +123,52 @@ def tables(names: list[str]) -> dict[str, dict[str, Row]]:
             for m in ("nearest", "smoothquant", "paper", "best")
             for b in BITS
         }
+    if "scales" in names:
+        found["NVFP4, rounded to nearest, no branch: how scales are chosen"] = {
+            "weights, largest value to 6": lambda layer: e2m1_error(layer, "weights", (SIX,)),
+            "weights, Four-Over-Six": lambda layer: e2m1_error(layer, "weights", (SIX, FOUR)),
+            "weights, eleven e4m3 numbers, as ours": lambda layer: e2m1_error(layer, "weights", None),
+            "activations, largest value to 6, as ours": lambda layer: e2m1_error(layer, "activations", (SIX,)),
+            "activations, Four-Over-Six": lambda layer: e2m1_error(layer, "activations", (SIX, FOUR)),
+        }
     return found
 
 
-TABLES = ("methods", "ranks", "bits")
+def e2m1_error(layer: SyntheticLayer, of: str, tops: tuple[float, ...] | None) -> float:
+    """Held-out error with weights or activations in NVFP4 and the other as it is.
+
+    Args:
+        of: "weights" or "activations". tops: what a group's largest value may become; None: the quantizer's search.
+    """
+    x, weight = layer.held_out, layer.weight
+    exact = x @ weight.T
+    if of == "weights":
+        scales = fit_scales(weight, NVFP4_GRID, torch.bfloat16) if tops is None else None
+        largest = None if tops is None else weight.abs().amax() / (SIX * E4M3_MAX)
+        if scales is not None:
+            weight = units_to_values(round_to_units(weight, scales, NVFP4_GRID), scales, NVFP4_GRID)
+        else:
+            weight = _round_to_tops(weight, tops or (SIX,), largest)
+    else:
+        x = _round_to_tops(x, tops or (SIX,), None)
+    return float((x @ weight.T - exact).norm() / exact.norm())
+
+
+def _round_to_tops(values: torch.Tensor, tops: tuple[float, ...], factor: torch.Tensor | None) -> torch.Tensor:
+    """E2M1 values whose groups take the scale of the least squared error among those that bring them to one of tops."""
+    groups, factor = NVFP4_GRID.groups(values), torch.ones(1).to(values) if factor is None else factor
+    best, least = torch.zeros_like(groups), torch.full_like(groups[..., :1], torch.inf)
+    for top in tops:
+        scales = (groups.abs().amax(dim=-1, keepdim=True) / top / factor).clamp(max=E4M3_MAX)
+        scales = scales.to(torch.float8_e4m3fn).float() * factor
+        rounded = NVFP4_GRID.snap(groups / torch.where(scales > 0, scales, 1.0)) * scales
+        error = (rounded - groups).square().sum(dim=-1, keepdim=True)
+        best = torch.where(error < least, rounded, best)
+        least = torch.minimum(error, least)
+    return best.flatten(-2)
+
+
+TABLES = ("methods", "ranks", "bits", "scales")
 
 
 @dataclass

@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +51,13 @@ class Arena:
         self.memory = empty((nbytes,), torch.uint8)
         self._used = 0
 
+    @classmethod
+    def holding(cls, memory: Tensor) -> "Arena":
+        """One that is full of tensors already: a blob as it was read, (nbytes,) uint8."""
+        arena = cls(0)
+        arena.memory, arena._used = memory, memory.numel()
+        return arena
+
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor; outside of the arena where its room is used up."""
         nbytes = math.prod(shape) * dtype.itemsize
@@ -62,7 +70,12 @@ class Arena:
 
     def copy(self, tensor: Tensor) -> Tensor:
         """The same values, in the arena."""
-        return self.take(tuple(tensor.shape), tensor.dtype).copy_(tensor)
+        room = self.take(tuple(tensor.shape), tensor.dtype)
+        if tensor.device.type != "cpu" or not tensor.is_contiguous():
+            return room.copy_(tensor)
+        target, source = (t.detach().reshape(-1).view(torch.uint8).numpy() for t in (room, tensor))
+        np.copyto(target, source)  # in this thread alone: torch would start all cores for each of several readers
+        return room
 
     def claim(self, tensors: Sequence[Tensor]) -> list[int] | None:
         """Where each tensor lies in the memory, or a place behind everything else for what lies elsewhere.

@@ -18,7 +18,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from .arena import aligned, blank
+from .arena import Arena, aligned, blank
 from .errors import SVDQuantError
 from .fragment_order import as_rows
 from .layer import Part, QuantizedLayer
@@ -125,6 +125,18 @@ class BlobLayout:
             for p in raw["parts"]
         )
         return BlobLayout(raw["in_features"], raw["out_features"], parts, str(raw.get("input", "")))
+
+
+def side_by_side(layer: QuantizedLayer) -> QuantizedLayer:
+    """The layer with its tensors in an arena: whoever reads it copies, by several threads, and to_blob does not."""
+    tensors = [tensor for part in layer.parts for tensor in part.tensors.values()]
+    derived = sum(aligned(part.out_features * torch.float32.itemsize) for part in layer.parts)
+    arena = Arena(sum(aligned(tensor.nbytes) for tensor in tensors) + derived)
+    parts = tuple(
+        replace(part, tensors={name: arena.copy(tensor) for name, tensor in part.tensors.items()})
+        for part in layer.parts
+    )
+    return replace(layer, parts=parts, arena=arena)
 
 
 def to_blob(layer: QuantizedLayer) -> tuple[Tensor, BlobLayout]:

@@ -190,6 +190,8 @@ def measure(
         title: of the model, for who reads the records. kept: whether later runs go by it.
         clock: as contest wants one; None: the GPU's. now: a clock of the wall, in seconds.
     """
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     taking_part = entrants(samples[0].sizes.scheme, device, dtype)
     clock = clock or partial(gpu_seconds, device)
     logger.info(

@@ -11,9 +11,11 @@ from svdquant_pack import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 
+import torch
 from quantize_families import HEADER, first_blocks, kinds_of, row_of
-from quantize_layers import LABELS, NVFP4, SAME_WEIGHTS, W4A4, W4A8, verdicts
+from quantize_layers import LABELS, NVFP4, SAME_WEIGHTS, W4A4, W4A8, tables, verdicts
 from quantize_time import estimate, stage_table
+from synthetic_layers import DEAD_SHARE, draw_layer
 from synthetic_model import SIZES, Size, shapes_of
 
 
@@ -75,6 +77,28 @@ def test_claims_are_judged_on_each_layer():
     assert "| best below DeepCompressor with GPTQ, W4A4 | 5 % | 10.0 % | 3.0 % | 6.5 % | kept in the mean |" in lines
     assert "| best below DeepCompressor with GPTQ, NVFP4 | 5 % | 10.0 % | 6.0 % | 8.0 % | kept |" in lines
     assert "| best at W4A8 below the same weights at W4A4 | 40 % | 30.0 % | 30.0 % | 30.0 % | not kept |" in lines
+
+
+def test_layers_have_the_difficulty_that_they_are_named_after():
+    usual, decay, shift, dead = (draw_layer(name, 0) for name in ("out", "decay", "shift", "dead"))
+    shares = []
+    for layer in (usual, decay):
+        values = torch.linalg.svdvals(layer.weight)
+        shares.append(float(values[:32].square().sum() / values.square().sum()))
+    assert shares[0] < 0.6 and shares[1] > 0.8
+    silent = (dead.held_out == 0).all(dim=0)
+    assert torch.equal(silent.nonzero()[:, 0], torch.arange(0, 1024, DEAD_SHARE))
+    assert float(dead.weight[:, 0].abs().mean()) > 0  # the weights do not know
+    centres = [layer.held_out.unflatten(0, (-1, 8)).mean(dim=0) / layer.held_out.std(dim=0) for layer in (usual, shift)]
+    assert float(centres[0].std(dim=0).mean()) < 0.15 < 0.5 < float(centres[1].std(dim=0).mean())
+
+
+def test_scales_of_nvfp4():
+    layer = draw_layer("out", 0)
+    (rows,) = tables(["scales"]).values()
+    six, four_over_six, ours, activations, either = (row(layer) for row in rows.values())
+    assert ours < 0.97 * four_over_six < four_over_six < six
+    assert either < activations
 
 
 def test_families_are_sampled_by_kind_of_block_and_limits_are_looked_at():

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..gpus import generation, processors, why_no_triton
+from ..ladder import logger
 from ..launching.ahead import Batch, compile_ahead, threads
 from ..launching.dry_run import launches_noted
 from ..layer_call import Factors, LayerCall
@@ -105,15 +106,18 @@ def compile_at_once(
     """
     if threads() < 1 or why_no_triton(device) is not None:
         return
-    with launches_noted(generation(device), processors(device), device) as found:
-        for call in calls:
-            for mode, path in taking_part:
-                if isinstance(path, KernelPath):
-                    with suppress(Exception):
-                        path.run(replace(call, mode=mode))
     done = threading.Event()
     batch = Batch("the trial of ways to compute", done.set)
-    compile_ahead(found, device, batch)
+    try:
+        with launches_noted(generation(device), processors(device), device) as found:
+            for call in calls:
+                for mode, path in taking_part:
+                    if isinstance(path, KernelPath):
+                        with suppress(Exception):
+                            path.run(replace(call, mode=mode))
+        compile_ahead(found, device, batch)
+    except Exception as error:  # noqa: BLE001  (kernels are then compiled one by one, where they are launched)
+        logger.debug("No kernels are compiled at once: %s", error, exc_info=error)
     batch.end()
     done.wait(patience)
 

@@ -4,10 +4,12 @@
 """
 
 import math
+from dataclasses import replace
 
 import torch
 
 from ...kernels.format import BLOB_ALIGNMENT
+from ..arena import Arena
 from ..blob import BlobLayout
 from ..errors import CheckpointError
 from ..layer import QuantizedLayer
@@ -84,6 +86,7 @@ def _read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:
         _check_places(layout, blob.numel())
         layer = split_pairs(layout.read(blob, checkpoint.get(f"{name}.bias")))
         layer.check(where)
+        layer = replace(layer, arena=Arena.holding(blob))
     except _DAMAGE as error:
         raise CheckpointError(f"{where}: its layout does not fit its weight ({error}). The file is damaged.") from error
     return layer

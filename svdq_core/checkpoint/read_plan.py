@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..blob import side_by_side
 from ..errors import CheckpointError
 from ..layer import QuantizedLayer
 from ..models import Architecture, BlockMap
@@ -162,7 +163,7 @@ class Plan:
         workers = min(torch.get_num_threads(), MOST_READERS)
         pool = ThreadPoolExecutor(workers, thread_name_prefix="svdquant-read")
         try:
-            for host, entry in self._checked(pool.map(self._run, self._jobs)):
+            for host, entry in self._checked(pool.map(self._run_to_keep, self._jobs)):
                 if isinstance(entry, QuantizedLayer):
                     model.layers[host] = entry
                 else:
@@ -182,6 +183,10 @@ class Plan:
             if not isinstance(entry, QuantizedLayer):  # whose parts look at theirs
                 check_values(entry, FLOAT, f"{self.checkpoint.name}: {job.source}")
             return entry
+
+    def _run_to_keep(self, job: Job) -> Entry:
+        entry = self._run(job)
+        return side_by_side(entry) if isinstance(entry, QuantizedLayer) and entry.arena is None else entry
 
     def _checked(self, entries: Iterable[Entry]) -> Iterator[tuple[str, Entry]]:
         waiting = set(self._watched)

@@ -11,6 +11,7 @@ from sampling import relative_error
 
 from svdquant_pack.nodes.host.model.quantized_linear import SVDQuantLinear
 from svdquant_pack.nodes.host.model.text_encoder import load_text_encoder
+from svdquant_pack.nodes.host.quantize.encoder_run import quantize_text_encoder
 
 
 @pytest.fixture
@@ -20,15 +21,10 @@ def made(host, tmp_path):
     def make(title):
         with tiny(ENCODERS[title]):
             tensors = draw_file(ENCODERS[title])
-            save_file(tensors, host.model_folder("text_encoders") / f"pair {title}.safetensors")
-            (path, _) = host.call(
-                "SVDQuantQuantizeTextEncoder",
-                text_encoder=f"pair {title}.safetensors",
-                filename_prefix=f"pair {title}",
-                overwrite=True,
-                compare=False,
-            )
-        return path, tensors
+            save_file(tensors, tmp_path / f"{title}.safetensors")
+            path = tmp_path / f"{title}-awq-int4.safetensors"
+            quantize_text_encoder(tmp_path / f"{title}.safetensors", path, group=64, prompts=None, compare=False)
+        return str(path), tensors
 
     return make
 

@@ -1,5 +1,8 @@
 """Quantize Text Encoder: a file of every class that ComfyUI has, quantized, loaded by every type, saved and loaded."""
 
+from contextlib import contextmanager
+from pathlib import Path
+
 import comfy.lora
 import comfy.sd
 import pytest
@@ -54,25 +57,32 @@ def layers_of(clip):
     return [m for m in clip.cond_stage_model.modules() if isinstance(m, SVDQuantLinear) and m.quantized]
 
 
-def source_of(host, title, tensors):
-    name = f"tiny {title}.safetensors"
-    save_file(tensors, host.model_folder("text_encoders") / name)
-    return name
+@contextmanager
+def quantized(host, title, tensors):
+    """The path of a file of the node, and its report; both files are gone afterwards."""
+    source = host.model_folder("text_encoders") / f"tiny {title}.safetensors"
+    save_file(tensors, source)
+    path, report = host.call(
+        "SVDQuantQuantizeTextEncoder",
+        text_encoder=source.name,
+        filename_prefix=f"quantized/{title}",
+        overwrite=True,
+        compare=False,
+    )
+    yield path, report
+    source.unlink()
+    Path(path).unlink()
 
 
 @pytest.mark.parametrize("title", ENCODERS)
 def test_every_class(title, host):
     encoder = ENCODERS[title]
-    with tiny(encoder):
-        tensors = draw_file(encoder)
-        path, report = host.call(
-            "SVDQuantQuantizeTextEncoder",
-            text_encoder=source_of(host, title, tensors),
-            filename_prefix=title,
-            overwrite=True,
-            compare=False,
+    with tiny(encoder), quantized(host, title, tensors := draw_file(encoder)) as (path, report):
+        assert (
+            "at 4.50 bits" in report
+            and "GiB" in report
+            and path.endswith(f"clip/quantized/{title}-awq-int4.safetensors")
         )
-        assert "at 4.50 bits" in report and "GiB" in report
         for kind in encoder.types:
             ours, original = load([path], kind), load_dense(tensors, kind)
             theirs = dense(ours, tensors, kind)

@@ -10,8 +10,9 @@ from tiny_files import DATA
 
 from svdquant_pack.kernels.format import BLOB_ALIGNMENT
 from svdquant_pack.svdq_core import blob as blob_file
-from svdquant_pack.svdq_core.blob import BlobLayout, to_blob
+from svdquant_pack.svdq_core.blob import BlobLayout, side_by_side, to_blob
 from svdquant_pack.svdq_core.checkpoint import Checkpoint, read_checkpoint
+from svdquant_pack.svdq_core.convert import convert
 from svdquant_pack.svdq_core.layer import with_tensors
 
 
@@ -93,3 +94,22 @@ def test_equal_layers_give_equal_bytes(model):
 def test_layout_is_plain_json(model):
     layout = to_blob(next(iter(model.layers.values())))[1]
     assert json.loads(layout.to_json())["in_features"] == layout.in_features
+
+
+def test_tensors_from_anywhere_are_laid_side_by_side(model):
+    for name, layer in model.layers.items():
+        scattered = replace(layer, arena=None)
+        packed = side_by_side(scattered)
+        (blob, layout), (expected, same) = to_blob(packed), to_blob(scattered)
+        assert torch.equal(blob, expected) and layout == same, name
+        assert blob.data_ptr() == packed.arena.memory.data_ptr()
+
+
+@pytest.mark.parametrize("form", ["svdquant", "comfy"])
+def test_a_saved_blob_is_taken_as_it_was_read(form, tmp_path):
+    """And one of another format is copied by those who read it, not afterwards."""
+    path = tmp_path / "x.safetensors"
+    convert(DATA / "flux_tiny_int4_r32.safetensors", path, form)
+    for name, layer in read_checkpoint(Checkpoint(path)).layers.items():
+        blob, _ = to_blob(layer)
+        assert layer.arena is not None and blob.data_ptr() == layer.arena.memory.data_ptr(), name

@@ -178,3 +178,13 @@ def test_kernels_of_all_entrants_are_compiled_at_once(monkeypatch):
     contests.compile_at_once([call], entrants("int4", GPU, torch.bfloat16), GPU, 0.01)
     names = {one.kernel.fn.__name__ for one in wanted.values()}
     assert {"_gemm_w4a4_kernel", "_gemm_w4a8_kernel", "_gemm_w4a8_by_torch_kernel", "_dequantize_kernel"} <= names
+
+
+def test_what_cannot_be_planned_is_left_to_the_contest(monkeypatch):
+    def fail(_device):
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr(contests, "why_no_triton", lambda _device: None)
+    monkeypatch.setattr(contests, "threads", lambda: 2)
+    monkeypatch.setattr(contests, "processors", fail)
+    contests.compile_at_once([], [], GPU, 20.0)  # returns at once

@@ -45,3 +45,33 @@ def test_a_file_that_is_gone_is_said_in_a_sentence(files, find, name):
     with pytest.raises(SVDQuantError, match=r"not found in .*choose again") as found:
         getattr(files, find)(name)
     assert str(found.value).encode()
+
+
+def test_4_bit_text_encoders_come_first_for_the_loader_and_last_for_the_quantizer(host, files):
+    folder = host.model_folder("text_encoders")
+    names = ("awq-int4-zzz.safetensors", "clip_zzz.safetensors", "my-zzz-awq-int4_2.safetensors")
+    for name in names:
+        (folder / name).touch()
+    try:
+        loading, quantizing = (
+            [name for name in files.list_text_encoders(first) if name in names] for first in (True, False)
+        )
+        assert loading == [names[0], names[2], names[1]] and quantizing == [names[1], names[0], names[2]]
+    finally:
+        for name in names:
+            (folder / name).unlink()
+
+
+def test_checkpoints_of_ltx_2_are_offered_beside_text_encoders(host, files):
+    folder = host.model_folder("checkpoints")
+    names = ("ltx-2-19b.safetensors", "sdxl_zzz.safetensors")
+    for name in names:
+        (folder / name).touch()
+    try:
+        assert files.list_projections() == [names[0]]
+        assert files.text_encoder_path(names[0]) == str(folder / names[0])
+        with pytest.raises(SVDQuantError, match="not found in models/text_encoders"):
+            files.text_encoder_path(names[1])
+    finally:
+        for name in names:
+            (folder / name).unlink()

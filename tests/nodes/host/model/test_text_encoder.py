@@ -206,6 +206,13 @@ def test_a_file_beside_it_is_read_and_not_mapped(clip_l, tmp_path, ending):
     assert all(torch.equal(t, before[name]) for name, t in tensors.items())
 
 
+def test_of_a_whole_checkpoint_only_the_projection_is_read(tmp_path):
+    wanted = ["text_embedding_projection.weight", "model.diffusion_model.audio_embeddings_connector.a.weight"]
+    others = ["model.diffusion_model.patchify_proj.weight", "vae.decoder.weight"]
+    save_file({name: torch.ones(2) for name in (*wanted, *others)}, tmp_path / "ltx.safetensors")
+    assert sorted(read_unquantized(str(tmp_path / "ltx.safetensors"))) == sorted(wanted)
+
+
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])
 def test_a_file_beside_it_that_is_cut_off(clip_l, tmp_path, ending):
     path = tmp_path / f"cut.{ending}"
