@@ -11,8 +11,8 @@ from .statistics import InputStatistics, named_generator
 from .whole_model import groups_of
 
 TRIAL_TOKENS = 512
-# Sides of the layers. On a GPU one of 3072 takes hardly longer than one of 1024, so the second is larger: with 3072 Krea
-# 2's `best` was expected in 26 s and took 92. A CPU takes as long as there are weights.
+# Sides of the layers. On a GPU one of 3072 takes hardly longer than one of 1024, so the second is larger: with 3072
+# `best` of Krea 2 was expected in 26 s and took 92. A CPU takes as long as there are weights.
 TRIAL_SIDES = {"cuda": (1024, 6144), "cpu": (1024,)}
 BEST_OVER_FAST = 4.0  # measured on an H200: FLUX.1 41 and 160 s, LTX-2.3 73 and 257 s
 FORWARD = 1.3  # reading, the forward on noise and writing, beside the layers themselves
