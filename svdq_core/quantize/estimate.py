@@ -11,22 +11,25 @@ from .statistics import InputStatistics, named_generator
 from .whole_model import groups_of
 
 TRIAL_TOKENS = 512
-# Sides of the layers. On a GPU a small one takes as long as a larger one, and LTX-2.3 has many of them; a CPU takes as
-# long as there are weights.
-TRIAL_SIDES = {"cuda": (1024, 3072), "cpu": (1024,)}
+# Sides of the layers. On a GPU one of 3072 takes hardly longer than one of 1024, so the second is larger: with 3072
+# `best` of Krea 2 was expected in 26 s and took 92. A CPU takes as long as there are weights.
+TRIAL_SIDES = {"cuda": (1024, 6144), "cpu": (1024,)}
 BEST_OVER_FAST = 4.0  # measured on an H200: FLUX.1 41 and 160 s, LTX-2.3 73 and 257 s
 FORWARD = 1.3  # reading, the forward on noise and writing, beside the layers themselves
 WORTH_A_TRIAL = 1 << 26  # weights; less takes seconds
 
 
 def estimate_seconds(plan: ModelPlan, spec: QuantSpec, device: torch.device) -> float:
-    """Expected seconds for a plan; 0 where it is hardly worth asking."""
+    """Expected seconds for a plan; 0 where it is hardly worth asking, or there is no memory to try."""
     groups = [g for layers in plan.blocks.values() for g in groups_of(layers).values() if not g[0].is_modulation]
     weights = sum(layer.weights for group in groups for layer in group)
     if weights < WORTH_A_TRIAL:
         return 0.0
     sides = TRIAL_SIDES.get(device.type, TRIAL_SIDES["cpu"])
-    times = [_trial(side, spec, device) for side in sides]
+    try:
+        times = [_trial(side, spec, device) for side in sides]
+    except torch.OutOfMemoryError:
+        return 0.0
     small, large = sides[0] ** 2, sides[-1] ** 2
     each = times[0] / small if len(sides) == 1 else max(0.0, times[-1] - times[0]) / (large - small)
     fixed = max(0.0, times[0] - each * small)
@@ -37,7 +40,8 @@ def estimate_seconds(plan: ModelPlan, spec: QuantSpec, device: torch.device) -> 
 def _trial(side: int, spec: QuantSpec, device: torch.device) -> float:
     """Seconds that one layer takes with method fast."""
     generator = named_generator(0, "trial")
-    weight = torch.randn(side, side, generator=generator).to(device)
+    own = torch.Generator(device).manual_seed(0)
+    weight = torch.randn(side, side, generator=own, device=device)
     tokens = torch.randn(TRIAL_TOKENS, side, generator=generator).to(device)
     trial = QuantSpec(spec.precision, spec.activations, spec.rank)
     statistics = InputStatistics.from_tokens(tokens)

@@ -47,6 +47,14 @@ def test_small_models_are_not_worth_a_trial(monkeypatch):
     assert expected_time(plan(1), QuantSpec(), torch.device("cpu")) == []
 
 
+def test_without_memory_nothing_is_said(monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(estimate, "_trial", fail)
+    assert expected_time(plan(10), QuantSpec(), torch.device("cpu")) == []
+
+
 def test_a_trial_runs():
     seconds = estimate._trial(128, QuantSpec(rank=16), torch.device("cpu"))
     assert 0 < seconds < 60
