@@ -58,7 +58,7 @@ class DemoRuns:
     def __init__(self, model: Flux, batches: Sequence[StateBatch], aim: str):
         self.model, self.aim = model, aim
         self.samples = [self._begin(states) for states in batches]
-        self._left = iter([f"{kind}.{i}" for kind in KINDS for i in range(len(model.get_submodule(kind)))])
+        self._left = iter([f"{kind}.{i}" for kind in KINDS for i, _ in enumerate(model.get_submodule(kind).children())])
         self._block = ""
 
     def advance(self) -> str | None:

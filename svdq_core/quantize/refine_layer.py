@@ -40,17 +40,18 @@ class TrainedPart(nn.Module):
         self.shift = GELU_SHIFT if part.act_unsigned else 0.0
         values = dequantize(part.tensors, part.scheme)
         smooth = part.get("smooth_factor")
-        self.register_buffer("smooth", None if smooth is None else smooth.float())
+        self.smooth = None if smooth is None else smooth.float()
         self.gains = self.channel_gains = None
+        self.scales = self.factors = values.new_zeros(0)
         if self.is_fixed:
-            self.register_buffer("units", values.to(dtype))
+            self.units = values.to(dtype)
         else:
-            self.register_buffer("units", _units(part).to(dtype))
+            self.units = _units(part).to(dtype)
             scales = part["wscales"].float()
-            self.register_buffer("scales", scales[:, None] if part.scheme == "int8" else scales.T.contiguous())
+            self.scales = scales[:, None] if part.scheme == "int8" else scales.T.contiguous()
             self.gains = nn.Parameter(torch.zeros_like(self.scales))
             if part.scheme == "nvfp4":
-                self.register_buffer("factors", _channel_factors(part))
+                self.factors = _channel_factors(part)
                 self.channel_gains = nn.Parameter(torch.zeros_like(self.factors))
         self.down = self.up = None
         if part.rank:
@@ -59,8 +60,9 @@ class TrainedPart(nn.Module):
             self.down, self.up = nn.Parameter(down / self.down_unit), nn.Parameter(up / self.up_unit)
         weight = values if self.smooth is None else values / self.smooth
         self.output_unit = float(weight.square().sum(dim=1).mean().sqrt().clamp(min=1e-12))
+        self.folded = 0.0
         if self.shift:
-            self.register_buffer("folded", self.shift * weight.double().sum(dim=1).float())
+            self.folded = self.shift * weight.double().sum(dim=1).float()
 
     def weight(self) -> Tensor:
         """(N, K) of the residual for the raw input, in the dtype of products."""
@@ -95,6 +97,7 @@ class TrainedPart(nn.Module):
 
     def _rounded(self, x: Tensor) -> Tensor:
         """The input that 8-bit activations stand for; the gradient passes as if they were not rounded."""
+        assert self.smooth is not None, "only the fixed ones have none"
         with torch.no_grad():
             x_hat = (x.float() + self.shift) / self.smooth
             moved = quantize_activations(x_hat, INT8, torch.float32).sub_(x_hat).mul_(self.smooth)
@@ -133,7 +136,8 @@ class RefinedLinear(nn.Module):
     def __init__(self, layer: QuantizedLayer, dtype: torch.dtype = torch.float32, bits: int | None = None):
         super().__init__()
         self.layer, self.bits = layer.without_derived(), bits
-        self.parts = nn.ModuleList(TrainedPart(part, dtype) for part in self.layer.parts)
+        self.dtype, self.parts = dtype, [TrainedPart(part, dtype) for part in self.layer.parts]
+        self.registered = nn.ModuleList(self.parts)
         bias = torch.zeros(layer.out_features, device=layer.parts[0]["qweight"].device)
         if layer.bias is not None:
             bias += layer.bias.float()
@@ -167,8 +171,9 @@ class RefinedLinear(nn.Module):
 
     def take(self, layer: QuantizedLayer) -> None:
         """Become another layer of the same sizes; what was trained or shared is forgotten."""
-        other = RefinedLinear(layer, self.parts[0].dtype, self.bits)
-        self.layer, self.parts, self.bias, self.bias_unit = other.layer, other.parts, other.bias, other.bias_unit
+        other = RefinedLinear(layer, self.dtype, self.bits)
+        self.layer, self.bias, self.bias_unit = other.layer, other.bias, other.bias_unit
+        self.parts, self.registered = other.parts, other.registered
 
     @torch.no_grad()
     def stored(self, name: str) -> QuantizedLayer:
