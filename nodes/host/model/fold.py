@@ -80,6 +80,7 @@ def fold_gelus(model: nn.Module, where: str) -> int:
         linear.gelu = where
         setattr(owner, name, FoldedGELU(linear))
         count += 1
+    block: Any  # FLUX's single blocks
     for block in model.modules():
         if not _is_gelu(getattr(block, "mlp_act", None)):
             continue

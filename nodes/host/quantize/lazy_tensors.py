@@ -64,7 +64,7 @@ class LazyTensor(Tensor):
         return made
 
     @property
-    def values(self) -> Values:
+    def written(self) -> Values:
         """As they are now."""
         return Values(self.make, tuple(self.writes))
 
@@ -111,7 +111,7 @@ def _note_write(target: LazyTensor, index: Any, value: Any) -> None:
     with torch._C.DisableTorchFunctionSubclass():
         place = target.as_subclass(Tensor)[index]
     values = value.expand(place.shape) if isinstance(value, LazyTensor) and value.shape != place.shape else value
-    root.writes.append(Insertion(tuple(place.shape), place.stride(), place.storage_offset(), _as_now(values)))
+    root.writes.append(Insertion(tuple(place.shape), place.stride(), int(place.storage_offset()), _as_now(values)))
 
 
 class LazyWeights(Mapping[str, Tensor]):
@@ -144,7 +144,7 @@ class LazyWeights(Mapping[str, Tensor]):
 
 
 def _as_now(value: Any) -> Any:
-    return value.values if isinstance(value, LazyTensor) else value
+    return value.written if isinstance(value, LazyTensor) else value
 
 
 def _read(value: Any) -> Any:
