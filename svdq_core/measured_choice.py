@@ -29,7 +29,7 @@ from ..kernels.paths.contest import (
 from ..kernels.paths.measured_order import Sizes, sizes_of, try_first
 from .gpu_machine import describe_gpu
 from .layer import Part, QuantizedLayer
-from .measurements import Record, keep, recall
+from .measurements import Record, attempt, keep, recall
 from .quantized_model import QuantizedModel
 from .runtime import resolve_compute, with_derived
 
@@ -102,8 +102,10 @@ def resolve_for_model(
     found, when = _recalled(record, name), "earlier"
     if found is None and choice == "auto":
         when = "now"
-        make_room(ROOM)
-        found = measure(samples, device, model.half_dtype, record, mode, title=model.architecture.title)
+        with attempt(record, device) as allowed:
+            if allowed:
+                make_room(ROOM)
+                found = measure(samples, device, model.half_dtype, record, mode, title=model.architecture.title)
     if found is None:
         return mode, reason if choice != "auto" else f"{reason}; measuring found nothing better"
     _install(found, samples, device)

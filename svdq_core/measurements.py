@@ -11,12 +11,17 @@ with it. A file that cannot be read counts as none and is replaced; where none c
 as long as the process.
 """
 
+import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..kernels.ladder import logger, say_once
 from .gpu_machine import state_folder
@@ -24,6 +29,7 @@ from .gpu_machine import state_folder
 FORMAT = 1
 FILE_NAME = "measurements.json"
 PARTS = ("times", "out", "choices")
+MOST_DEATHS = 2  # so often a process may die while it measures: a driver that falls over must not do so at every load
 
 
 @dataclass
@@ -113,6 +119,35 @@ def keep(record: Record, path: Path | None = None, *, on_disk: bool = True) -> N
         _replace(path, json.dumps({"format": FORMAT, "machines": every}, indent=1))
     except OSError as error:
         say_once("What was measured cannot be kept in %s (%s); the next start measures again.", path, error)
+
+
+@contextmanager
+def attempt(record: Record, device: torch.device) -> Iterator[bool]:
+    """Whether a machine may be measured, with a note on disk until that has come to its end.
+
+    The note stays where the process dies, or where the GPU no longer answers: nothing that it says then can be trusted.
+    """
+    note = default_path().with_name(f"measuring-{hashlib.sha256(record.key.encode()).hexdigest()[:16]}")
+    deaths = note.stat().st_size if note.is_file() else 0
+    if deaths >= MOST_DEATHS:
+        say_once("Measuring did not come to its end %d times: the table decides. To try again, delete %s", deaths, note)
+        yield False
+        return
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_bytes(b"." * (deaths + 1))
+    except OSError as error:
+        logger.debug("no note in %s (%s)", note, error)
+    try:
+        yield True
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError:  # CUDA's
+        raise
+    except BaseException:  # somebody stopped it
+        note.unlink(missing_ok=True)
+        raise
+    note.unlink(missing_ok=True)
 
 
 def _replace(path: Path, text: str) -> None:

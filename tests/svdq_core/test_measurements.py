@@ -4,9 +4,10 @@ import json
 import logging
 
 import pytest
+import torch
 
 from svdquant_pack.svdq_core import measurements
-from svdquant_pack.svdq_core.measurements import Record, keep, recall
+from svdquant_pack.svdq_core.measurements import MOST_DEATHS, Record, attempt, keep, recall
 
 MACHINE = {"gpu": "Some GPU", "driver": "580.65", "torch": "2.9", "pack": "1.0"}
 TIMES = {"int4 64>64 r16": {"w4a8 with int8 tensor cores": 0.001}}
@@ -105,3 +106,32 @@ def test_a_folder_that_cannot_be_written_is_said_and_the_process_remembers(path,
     with caplog.at_level(logging.INFO, "svdquant"):
         keep(Record(MACHINE, dict(TIMES)), path)
     assert "cannot be kept" in caplog.text and recall(MACHINE, path).times == TIMES
+
+
+def _measure(error=None):
+    with attempt(Record(MACHINE), torch.device("cpu")) as allowed:
+        if error is not None:
+            raise error
+    return allowed
+
+
+def test_a_gpu_that_falls_over_is_not_measured_at_every_load(path, monkeypatch, caplog):
+    monkeypatch.setattr(measurements, "default_path", lambda: path)
+    for _ in range(MOST_DEATHS):
+        with pytest.raises(RuntimeError, match="illegal"):
+            _measure(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with caplog.at_level(logging.INFO):
+        assert not _measure()
+    (note,) = path.parent.iterdir()
+    assert str(note) in caplog.text
+    note.unlink()
+    assert _measure() and not list(path.parent.iterdir())
+
+
+def test_what_came_to_its_end_or_was_stopped_leaves_no_note(path, monkeypatch):
+    monkeypatch.setattr(measurements, "default_path", lambda: path)
+    for _ in range(MOST_DEATHS + 1):
+        with pytest.raises(KeyboardInterrupt):
+            _measure(KeyboardInterrupt())
+        assert _measure()
+    assert not list(path.parent.iterdir())
