@@ -21,7 +21,7 @@ from ....svdq_core.quantize.statistics import InputStatistics, named_generator
 from .experts import find_experts
 from .noise_conditions import Request
 from .noise_forward import NoiseForward
-from .replica import CONVOLUTIONS, replicate
+from .replica import replicate, route
 from .watch import block_of
 
 logger = logging.getLogger("svdquant")
@@ -157,11 +157,7 @@ class NoiseInputs:
             lambda name: self.weights[name] if name in self.weights else own[name].detach(),
             self.device,
         )
-        for name, module in twin.diffusion_model.named_modules():
-            if isinstance(module, nn.Linear):
-                module.__dict__["forward"] = self._linear(name)
-            elif isinstance(module, CONVOLUTIONS):
-                module.__dict__["forward"] = self._convolution(name, module)
+        route(twin, self._linear, self._tensors)
         return twin
 
     def _linear(self, name: str) -> Callable:
@@ -169,19 +165,6 @@ class NoiseInputs:
             assert self.running is not None
             self.running.take_in(name, x)
             return nn.functional.linear(x, *self._tensors(name, x))
-
-        return forward
-
-    def _convolution(self, name: str, module: nn.Module) -> Callable:
-        bare = next(kind for kind in CONVOLUTIONS if isinstance(module, kind))
-
-        def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
-            weight, bias = self._tensors(name, x)
-            if hasattr(bare, "_conv_forward"):
-                return bare._conv_forward(module, x, weight, bias)  # type: ignore[attr-defined]
-            transposed = getattr(nn.functional, f"conv_transpose{weight.ndim - 2}d")
-            stride, padding, rest = module.stride, module.padding, module.output_padding
-            return transposed(x, weight, bias, stride, padding, rest, module.groups, module.dilation)
 
         return forward
 

@@ -15,7 +15,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
 from ....svdq_core.errors import SVDQuantError
-from .replica import CONVOLUTIONS, replicate
+from .replica import replicate, route
 from .waiting_forward import WaitingForward
 
 _NO_LINEARS: dict[str, nn.Module] = {}
@@ -126,14 +126,11 @@ class HostRuns:
             return (self.weights[name] if name in self.weights else own[name].detach()).clone()
 
         twin = replicate(model, tensor, device)
-        for name, module in twin.diffusion_model.named_modules():
+        for module in twin.diffusion_model.modules():
             for key, value in list(module.__dict__.items()):
                 if isinstance(value, Tensor):
                     module.__dict__[key] = _with_gradients(value)
-            if isinstance(module, nn.Linear):
-                module.__dict__["forward"] = self._linear(name)
-            elif isinstance(module, CONVOLUTIONS):
-                module.__dict__["forward"] = self._convolution(name, module)
+        route(twin, self._linear, lambda name, x: self._tensors(name, x, x.dtype))
         return twin
 
     def _linear(self, name: str) -> Callable:
@@ -144,17 +141,6 @@ class HostRuns:
             dtype = self.dtype if self._block else x.dtype
             weight, bias = self._tensors(name, x, dtype)
             return nn.functional.linear(x.to(dtype), weight, bias).to(x.dtype)
-
-        return forward
-
-    def _convolution(self, name: str, module: nn.Module) -> Callable:
-        bare = next(kind for kind in CONVOLUTIONS if isinstance(module, kind))
-
-        def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
-            weight, bias = self._tensors(name, x, x.dtype)
-            if hasattr(bare, "_conv_forward"):
-                return bare._conv_forward(module, x, weight, bias)  # type: ignore[attr-defined]
-            raise SVDQuantError(f"{name}: models with transposed convolutions are not refined. Choose method best.")
 
         return forward
 

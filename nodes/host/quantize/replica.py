@@ -6,6 +6,7 @@ with it that a run could change, so no hook and no cast ever touches what the us
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import comfy.model_base
 import torch
@@ -90,3 +91,36 @@ def values_or_noise(network: nn.Module) -> Callable[[str], Tensor]:
         return torch.rand(own.shape, generator=generator)
 
     return tensor
+
+
+def route(
+    twin: comfy.model_base.BaseModel,
+    linear: Callable[[str], Callable],
+    tensors: Callable[[str, Tensor], tuple[Tensor, Tensor | None]],
+) -> None:
+    """Let a copy's Linears and convolutions run on weights that lie elsewhere.
+
+    Args:
+        linear: makes the forward of a Linear, by its name. tensors: weight and bias of a convolution for an input.
+    """
+    for name, module in twin.diffusion_model.named_modules():
+        if isinstance(module, nn.Linear):
+            module.__dict__["forward"] = linear(name)
+        elif isinstance(module, CONVOLUTIONS):
+            module.__dict__["forward"] = _convolution(name, module, tensors)
+
+
+def _convolution(
+    name: str, module: nn.Module, tensors: Callable[[str, Tensor], tuple[Tensor, Tensor | None]]
+) -> Callable:
+    bare = next(kind for kind in CONVOLUTIONS if isinstance(module, kind))
+
+    def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        weight, bias = tensors(name, x)
+        if hasattr(bare, "_conv_forward"):
+            return bare._conv_forward(module, x, weight, bias)  # type: ignore[attr-defined]
+        transposed = getattr(nn.functional, f"conv_transpose{weight.ndim - 2}d")
+        stride, padding, rest = module.stride, module.padding, module.output_padding
+        return transposed(x, weight, bias, stride, padding, rest, module.groups, module.dilation)
+
+    return forward
