@@ -139,7 +139,7 @@ def test_errors_of_the_hosts_own_code_are_sentences(model, apply, monkeypatch):
         raise IndexError("list index out of range")
 
     monkeypatch.setattr(comfy.lora, "load_lora", broken)
-    with pytest.raises(LoraError, match=r"some\.safetensors: cannot be applied to this Flux model \(IndexError"):
+    with pytest.raises(LoraError, match=r"some\.safetensors: cannot be applied to this FLUX\.1 model \(IndexError"):
         apply(model, diffusers_lora(5))
 
 
