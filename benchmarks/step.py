@@ -163,7 +163,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--allocator", choices=("comfyui", "torch"), default="comfyui", help="torch: its own one")
     parser.add_argument("--commit", help="what to print for the commit where git is not (default: ask git)")
     parser.add_argument("--seconds", type=float, default=0, help="begin nothing new after so many seconds")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.blocks is not None and options.blocks < 2:
+        parser.error("--blocks: at least 2, since layers to quantize are found by blocks that repeat")
+    return options
 
 
 def main(argv: list[str]) -> int:

@@ -99,3 +99,7 @@ def test_weights_that_are_unpacked_in_each_call(monkeypatch, device):
         moved, expected = linear.to(device), torch.nn.functional.linear(x, dense, bias)
         torch.testing.assert_close(moved.dense_weight(torch.float32).cpu(), dense, atol=1e-6, rtol=near)
         torch.testing.assert_close(moved(x.to(device)).cpu(), expected, atol=100 * near, rtol=near)
+
+
+def test_one_block_is_refused():
+    assert "--blocks: at least 2" in run("--blocks", "1", fails=True)
