@@ -65,7 +65,7 @@ def test_without_a_gpu_it_says_so(tmp_path):
     [
         "FileNotFoundError: /home/ada/.triton/cache/x.so",
         r"OSError: C:\Users\ada\AppData\Local\x.pyd failed",
-        "error in '/tmp/ada/file.py', line 3",
+        "error in '/srv/ada/file.py', line 3",
         "on the machine lovelace-pc, user ada",
     ],
 )
